@@ -22,8 +22,11 @@
 #![deny(unsafe_code)]
 
 pub mod error;
+pub mod interrupt;
 pub mod kernel;
+pub mod options;
 pub mod pstree;
+pub mod scripts;
 
 mod sys;
 
