@@ -22,11 +22,9 @@
 #![deny(unsafe_code)]
 
 pub mod error;
-pub mod interrupt;
+pub mod infect;
 pub mod kernel;
-pub mod options;
 pub mod pstree;
-pub mod scripts;
 
 mod sys;
 

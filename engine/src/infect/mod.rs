@@ -1,0 +1,3 @@
+//! Getting into a running process and out again without a trace.
+
+pub mod blob;
