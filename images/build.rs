@@ -1,20 +1,71 @@
 //! Compiles `proto/*.proto` without a protoc binary: protox parses, prost-build generates, and the
 //! descriptor set is kept for reflection (human form, required fields).
+//!
+//! File names, command names and the like are `string` in the schema, but Linux lets them hold any
+//! byte, and so do images. On the wire `string` and `bytes` are the same, so the generated Rust types
+//! of the fields in [`OS_STRINGS`] are `Vec<u8>`; the kept descriptors still say `string`.
 
 use std::{env, fs, path::PathBuf};
 
 use prost::Message;
+use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
+
+/// `message.field` pairs whose value comes from the kernel as arbitrary bytes.
+const OS_STRINGS: &[(&str, &str)] = &[
+    ("reg_file_entry", "name"),
+    ("memfd_inode_entry", "name"),
+    ("ghost_file_entry", "symlnk_target"),
+    ("unix_sk_entry", "name_dir"),
+    ("fh_entry", "path"),
+    ("irmap_cache_entry", "path"),
+    ("fanotify_mount_mark_entry", "path"),
+    ("task_core_entry", "comm"),
+    ("thread_core_entry", "comm"),
+    ("mnt_entry", "root"),
+    ("mnt_entry", "mountpoint"),
+    ("mnt_entry", "source"),
+    ("mnt_entry", "options"),
+    ("mnt_entry", "fsname"),
+    ("cgroup_prop_entry", "value"),
+    ("cgroup_dir_entry", "dir_name"),
+    ("cg_member_entry", "name"),
+    ("cg_member_entry", "path"),
+    ("utsns_entry", "nodename"),
+    ("utsns_entry", "domainname"),
+    ("sysctl_entry", "sarg"),
+];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
+    println!("cargo:rerun-if-changed=build.rs");
     let mut files: Vec<PathBuf> =
         fs::read_dir("proto")?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
     files.sort();
-    let set = protox::compile(&files, ["proto"])?;
+    let mut set = protox::compile(&files, ["proto"])?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
     fs::write(out.join("descriptors.bin"), set.encode_to_vec())?;
+    let changed = os_strings_to_bytes(&mut set);
+    assert!(changed.is_empty(), "OS_STRINGS names fields that are not in the schema: {changed:?}");
     let mut config = prost_build::Config::new();
-    config.out_dir(&out);
+    config.out_dir(&out).enable_type_names();
     config.compile_fds(set)?;
     Ok(())
+}
+
+/// Turns the listed `string` fields into `bytes`; returns the pairs that were not found.
+fn os_strings_to_bytes(set: &mut FileDescriptorSet) -> Vec<(&'static str, &'static str)> {
+    let mut missing = OS_STRINGS.to_vec();
+    for message in set.file.iter_mut().flat_map(|f| &mut f.message_type) {
+        let name = message.name().to_owned();
+        for field in &mut message.field {
+            let Some(at) = missing.iter().position(|(m, f)| *m == name && *f == field.name()) else {
+                continue;
+            };
+            if field.r#type() == Type::String {
+                field.set_type(Type::Bytes);
+                missing.swap_remove(at);
+            }
+        }
+    }
+    missing
 }

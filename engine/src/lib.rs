@@ -23,8 +23,11 @@
 
 pub mod error;
 pub mod infect;
+pub mod interrupt;
 pub mod kernel;
+pub mod options;
 pub mod pstree;
+pub mod scripts;
 
 mod sys;
 
