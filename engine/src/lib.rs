@@ -26,6 +26,7 @@ pub mod infect;
 pub mod interrupt;
 pub mod kernel;
 pub mod options;
+pub mod process;
 pub mod pstree;
 pub mod scripts;
 

@@ -74,6 +74,12 @@ impl LogFd {
         self.0.load(Ordering::Relaxed)
     }
 
+    /// Writes `bytes` whole; false if the kernel refused. One call, one line: lines of several processes that
+    /// share the file do not mix.
+    pub fn write(&self, bytes: &[u8]) -> bool {
+        crate::sys::fd::write_all(self.get(), bytes)
+    }
+
     /// The logger of this process writes to `fd` from now on.
     pub fn set(&self, fd: RawFd) {
         self.0.store(fd, Ordering::Relaxed);

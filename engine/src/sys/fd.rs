@@ -23,3 +23,48 @@ pub(crate) fn duplicate(fd: RawFd) -> Result<OwnedFd> {
     // SAFETY: the kernel just gave us this number.
     Ok(unsafe { OwnedFd::from_raw_fd(new) })
 }
+
+/// Ownership of `fd`, which must be open and nobody else's.
+pub(crate) fn take(fd: RawFd) -> Result<OwnedFd> {
+    set_cloexec(fd, true)?;
+    // SAFETY: the kernel just confirmed that it is open; the caller promises that nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Whether `fd` is open.
+pub(crate) fn is_open(fd: RawFd) -> bool {
+    // SAFETY: no pointers.
+    unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
+}
+
+/// Sets or clears close-on-exec; tells whether that changed anything.
+pub(crate) fn set_cloexec(fd: RawFd, on: bool) -> Result<bool> {
+    // SAFETY: no pointers.
+    let old = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if old < 0 {
+        return Err(last("fcntl(F_GETFD)", fd));
+    }
+    let new = if on { old | libc::FD_CLOEXEC } else { old & !libc::FD_CLOEXEC };
+    // SAFETY: no pointers.
+    if new != old && unsafe { libc::fcntl(fd, libc::F_SETFD, new) } < 0 {
+        return Err(last("fcntl(F_SETFD)", fd));
+    }
+    Ok(new != old)
+}
+
+/// Writes all of `bytes`, retrying after signals; false if the kernel refused.
+///
+/// For the log: it must work in every state of the process and has nobody to report to.
+pub(crate) fn write_all(fd: RawFd, mut bytes: &[u8]) -> bool {
+    while !bytes.is_empty() {
+        // SAFETY: the slice is valid for its length; a wrong fd gives EBADF.
+        let n = unsafe { libc::write(fd, bytes.as_ptr().cast(), bytes.len()) };
+        match usize::try_from(n) {
+            Ok(0) => return false,
+            Ok(n) => bytes = &bytes[n.min(bytes.len())..],
+            Err(_) if std::io::Error::last_os_error().kind() == std::io::ErrorKind::Interrupted => {}
+            Err(_) => return false,
+        }
+    }
+    true
+}

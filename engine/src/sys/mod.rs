@@ -2,3 +2,4 @@
 
 pub(crate) mod fd;
 pub(crate) mod probe;
+pub(crate) mod signal;
