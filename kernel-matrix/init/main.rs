@@ -1,0 +1,72 @@
+//! PID 1 of a guest of the kernel matrix: mounts what tests need, prints what the kernel offers, runs
+//! every test binary below `/tests` in the order of their names, prints one verdict line and powers off.
+//!
+//! Lines for the runner on the console: `FACT name on|off`, `RUN name`, `RESULT name status`,
+//! `VERDICT pass|fail`. Everything else is output of the tests.
+
+use std::{fs, io, path::Path, process::Command};
+
+use nix::mount::{MsFlags, mount};
+use nix::sys::reboot::{RebootMode, reboot};
+use rcriu_engine::kernel::Kernel;
+
+fn main() {
+    let verdict = match run() {
+        Ok(true) => "pass",
+        Ok(false) => "fail",
+        Err(e) => {
+            println!("kernel-matrix: {e}");
+            "fail"
+        }
+    };
+    println!("VERDICT {verdict}");
+    nix::unistd::sync();
+    // PID 1 that returns panics the kernel, so there is nothing better to do with a failure here.
+    let _ = reboot(RebootMode::RB_POWER_OFF);
+}
+
+fn run() -> io::Result<bool> {
+    for (what, at, kind, data) in [
+        ("proc", "/proc", "proc", None),
+        ("sysfs", "/sys", "sysfs", None),
+        ("devtmpfs", "/dev", "devtmpfs", None),
+        ("devpts", "/dev/pts", "devpts", Some("ptmxmode=0666")),
+        ("tmpfs", "/dev/shm", "tmpfs", None),
+        ("tmpfs", "/tmp", "tmpfs", None),
+        ("cgroup2", "/sys/fs/cgroup", "cgroup2", None),
+    ] {
+        fs::create_dir_all(at)?;
+        mount(Some(what), at, Some(kind), MsFlags::empty(), data)?;
+    }
+    // As a container or an ordinary boot would have them.
+    for (link, to) in [("fd", "/proc/self/fd"), ("stdin", "fd/0"), ("stdout", "fd/1"), ("stderr", "fd/2")] {
+        let path = Path::new("/dev").join(link);
+        if !path.exists() {
+            std::os::unix::fs::symlink(to, path)?;
+        }
+    }
+    nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
+
+    let kernel = Kernel::probe().map_err(|e| io::Error::other(e.to_string()))?;
+    for (name, on) in kernel.facts() {
+        println!("FACT {name} {}", if on { "on" } else { "off" });
+    }
+
+    let mut tests: Vec<_> = fs::read_dir("/tests")?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
+    tests.sort();
+    let mut good = true;
+    for test in tests {
+        let name = test.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        println!("RUN {name}");
+        let status = Command::new(&test)
+            .arg("--test-threads=1")
+            .env("PATH", "/bin:/usr/bin")
+            .env("HOME", "/tmp")
+            .env("RCRIU_BIN", "/bin/rcriu")
+            .env("RCRIU_TEST_PROGRAM", "/bin/rcriu-test-program")
+            .status()?;
+        println!("RESULT {name} {status}");
+        good &= status.success();
+    }
+    Ok(good)
+}

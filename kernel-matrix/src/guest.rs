@@ -1,0 +1,191 @@
+//! One guest: what is packed for it, how it is booted, and what its console says.
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, BufWriter, Cursor};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::sync::mpsc;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use cpio::newc::{self, Builder};
+
+use crate::Kernel;
+use crate::package::run;
+
+/// What a guest said on its console.
+#[derive(Default)]
+pub(crate) struct Report {
+    facts: Vec<(String, bool)>,
+    /// Tests that passed.
+    pub passed: usize,
+    /// Tests that failed.
+    pub failed: usize,
+    /// Tests that could not run there and said why.
+    pub skipped: usize,
+    /// One line for each failure.
+    pub failures: Vec<String>,
+    /// The guest's own verdict.
+    pub good: bool,
+}
+
+impl Report {
+    /// Lines naming every feature that is not as the table states.
+    pub fn compare(&self, kernel: &Kernel) -> Vec<String> {
+        let is = |name: &str| self.facts.iter().find(|(n, _)| n == name).map(|(_, on)| *on);
+        let expect = |names: &[String], want: bool| {
+            names
+                .iter()
+                .filter(|n| is(n) != Some(want))
+                .map(|n| format!("feature {n}: expected {want}, found {:?}", is(n)))
+                .collect::<Vec<_>>()
+        };
+        let mut wrong = expect(&kernel.on, true);
+        wrong.extend(expect(&kernel.off, false));
+        wrong
+    }
+
+    fn line(&mut self, line: &str) {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("FACT") => {
+                if let (Some(name), Some(state)) = (words.next(), words.next()) {
+                    self.facts.push((name.to_owned(), state == "on"));
+                }
+            }
+            Some("VERDICT") => self.good = words.next() == Some("pass"),
+            // The summary line of the test runner and its lines for single tests.
+            Some("test") if line.ends_with("FAILED") => self.failures.push(line.to_owned()),
+            Some("test") if line.starts_with("test result:") => {
+                let number = |what: &str| {
+                    line.split(';')
+                        .find_map(|part| {
+                            part.trim().strip_suffix(what)?.split_whitespace().last()?.parse().ok()
+                        })
+                        .unwrap_or(0usize)
+                };
+                self.passed += number(" passed");
+                self.failed += number(" failed");
+            }
+            Some("SKIP" | "SKIPPED") => self.skipped += 1,
+            _ if line.contains("Kernel panic") => self.failures.push(line.to_owned()),
+            _ => {}
+        }
+    }
+}
+
+/// Builds the guest's binaries and packs them; returns the initial RAM disk.
+pub(crate) fn initrd(cache: &Path, with_tests: bool) -> Result<PathBuf> {
+    let target = cache.join("build");
+    let cargo = |args: &[&str]| {
+        let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+        command
+            .args(args)
+            .args(["--target", "x86_64-unknown-linux-gnu", "--target-dir"])
+            .arg(&target)
+            .env("RUSTFLAGS", "-Ctarget-feature=+crt-static -Cstrip=debuginfo");
+        command
+    };
+    let built = target.join("x86_64-unknown-linux-gnu/debug");
+    run(&mut cargo(&["build", "-p", "kernel-matrix", "-p", "rcriu", "-p", "rcriu-tests", "--bins"]))?;
+    let mut files = vec![
+        ("init".to_owned(), built.join("kernel-matrix-init")),
+        ("bin/rcriu".to_owned(), built.join("rcriu")),
+        ("bin/rcriu-test-program".to_owned(), built.join("rcriu-test-program")),
+    ];
+    if with_tests {
+        // cargo names the test binaries on stderr, one "Executable ... (PATH)" line each.
+        let out = cargo(&["test", "-p", "rcriu-tests", "--tests", "--no-run"]).output()?;
+        let messages = String::from_utf8_lossy(&out.stderr).into_owned();
+        if !out.status.success() {
+            bail!("building the tests: {messages}");
+        }
+        for line in messages.lines().filter(|l| l.trim_start().starts_with("Executable")) {
+            let Some(path) = line.rsplit_once('(').and_then(|(_, p)| p.strip_suffix(')')) else { continue };
+            let path = PathBuf::from(path);
+            let name = path.file_name().context("test binary without a name")?.to_string_lossy().into_owned();
+            files.push((format!("tests/{name}"), path));
+        }
+    }
+    let path = cache.join("initrd.cpio");
+    let mut out = BufWriter::new(File::create(&path)?);
+    let mut inode = 0;
+    let mut entry = |name: &str, mode: u32| {
+        inode += 1;
+        Builder::new(name).ino(inode).mode(mode).nlink(1)
+    };
+    for dir in ["bin", "usr", "usr/bin", "tests", "proc", "sys", "dev", "tmp", "etc", "root"] {
+        entry(dir, 0o040_755).write(&mut out, 0).finish()?;
+    }
+    for (name, source) in &files {
+        let data = std::fs::read(source).with_context(|| format!("{}", source.display()))?;
+        let size = u32::try_from(data.len()).context("a binary over 4 GiB")?;
+        let mut writer = entry(name, 0o100_755).write(&mut out, size);
+        std::io::copy(&mut Cursor::new(data), &mut writer)?;
+        writer.finish()?;
+    }
+    newc::trailer(out)?;
+    Ok(path)
+}
+
+/// Ends the emulator whatever happens to the runner's error handling.
+struct Emulator(Child);
+
+impl Drop for Emulator {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// Boots `kernel` with `initrd` and reads its console until it powers off.
+pub(crate) fn boot(kernel: &Path, initrd: &Path, timeout: Duration, verbose: bool) -> Result<Report> {
+    let mut emulator = Emulator(
+        Command::new("qemu-system-x86_64")
+            .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3G"])
+            .args(["-nodefaults", "-display", "none", "-serial", "stdio", "-no-reboot"])
+            .arg("-kernel")
+            .arg(kernel)
+            .arg("-initrd")
+            .arg(initrd)
+            .args(["-append", "console=ttyS0 rdinit=/init panic=-1 quiet loglevel=1"])
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .spawn()
+            .context("qemu-system-x86_64 (install it: package qemu-system-x86)")?,
+    );
+    let console = emulator.0.stdout.take().context("no console")?;
+    let (send, lines) = mpsc::channel();
+    std::thread::spawn(move || {
+        for line in BufReader::new(console).split(b'\n').map_while(std::result::Result::ok) {
+            if send.send(String::from_utf8_lossy(&line).trim_end().to_owned()).is_err() {
+                break;
+            }
+        }
+    });
+    let deadline = Instant::now() + timeout;
+    let mut report = Report::default();
+    let mut last = Vec::new();
+    loop {
+        match lines.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) => {
+                if verbose {
+                    eprintln!("{line}");
+                }
+                report.line(&line);
+                last.push(line);
+                if last.len() > 40 {
+                    last.remove(0);
+                }
+            }
+            Err(mpsc::RecvTimeoutError::Timeout) => {
+                bail!("the guest did not end within {timeout:?}; its last lines:\n{}", last.join("\n"))
+            }
+            Err(mpsc::RecvTimeoutError::Disconnected) => break,
+        }
+    }
+    if report.facts.is_empty() {
+        bail!("the guest never came up; its last lines:\n{}", last.join("\n"));
+    }
+    Ok(report)
+}

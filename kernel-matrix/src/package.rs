@@ -1,0 +1,144 @@
+//! Kernels from Debian packages: found in a suite's index on the archive this machine's own package
+//! sources name, fetched with curl, unpacked with dpkg-deb.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::Kernel;
+
+/// A kernel ready to boot.
+pub(crate) struct Image {
+    /// The bzImage.
+    pub path: PathBuf,
+    /// Its release, as in the package's name.
+    pub release: String,
+}
+
+/// Fetches the kernel of a row, once; later calls find it in `cache`.
+pub(crate) fn fetch(kernel: &Kernel, cache: &Path) -> Result<Image> {
+    let dir = cache.join(format!("linux-{}", kernel.name));
+    if let Some(image) = find(&dir)? {
+        return Ok(image);
+    }
+    let archive = archive()?;
+    let index = output(
+        Command::new("sh")
+            .arg("-c")
+            .arg("curl -sSfL \"$1/dists/$2/main/binary-amd64/Packages.xz\" | xz -dc")
+            .args(["sh", &archive, &kernel.suite]),
+    )?;
+    let path = newest(&index, &kernel.version)
+        .with_context(|| format!("suite {} has no cloud kernel {}*", kernel.suite, kernel.version))?;
+    let scratch = tempfile::tempdir_in(cache)?;
+    let deb = scratch.path().join("kernel.deb");
+    run(Command::new("curl").args(["-sSfL", "-o"]).arg(&deb).arg(format!("{archive}/{path}")))?;
+    let tree = scratch.path().join("tree");
+    run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&tree))?;
+    std::fs::create_dir_all(&dir)?;
+    // boot/vmlinuz-RELEASE up to 6.x, usr/lib/modules/RELEASE/vmlinuz since.
+    for entry in std::fs::read_dir(tree.join("boot")).into_iter().flatten() {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with("vmlinuz-") {
+            std::fs::copy(entry.path(), dir.join(entry.file_name()))?;
+        }
+    }
+    for entry in std::fs::read_dir(tree.join("usr/lib/modules")).into_iter().flatten() {
+        let entry = entry?;
+        let kernel = entry.path().join("vmlinuz");
+        if kernel.exists() {
+            std::fs::copy(kernel, dir.join(format!("vmlinuz-{}", entry.file_name().display())))?;
+        }
+    }
+    find(&dir)?.context("the package has no vmlinuz")
+}
+
+fn find(dir: &Path) -> Result<Option<Image>> {
+    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(None) };
+    for entry in entries {
+        let entry = entry?;
+        if let Some(release) = entry.file_name().to_string_lossy().strip_prefix("vmlinuz-") {
+            return Ok(Some(Image { path: entry.path(), release: release.to_owned() }));
+        }
+    }
+    Ok(None)
+}
+
+/// Base address of the Debian archive that this machine installs from.
+fn archive() -> Result<String> {
+    let list = output(Command::new("apt-get").args([
+        "indextargets",
+        "Created-By: Packages",
+        "Origin: Debian",
+        "--format",
+        "$(REPO_URI)",
+    ]))?;
+    list.lines()
+        .map(|l| l.trim_end_matches('/'))
+        .find(|l| l.ends_with("/debian"))
+        .map(str::to_owned)
+        .context("apt knows no Debian archive (run apt-get update first)")
+}
+
+/// File name of the newest signed cloud kernel with a version that starts with `version`.
+fn newest(index: &str, version: &str) -> Option<String> {
+    let mut best: Option<((Vec<u64>, bool), String)> = None;
+    for stanza in index.split("\n\n") {
+        let field = |name: &str| stanza.lines().find_map(|l| l.strip_prefix(name));
+        let Some(package) = field("Package: ") else { continue };
+        // Since 7.x the image package only depends on the one that holds the kernel.
+        let Some((binary, release)) = ["linux-binary-", "linux-image-"]
+            .iter()
+            .find_map(|p| package.strip_prefix(p).map(|release| (*p == "linux-binary-", release)))
+        else {
+            continue;
+        };
+        if !release.starts_with(version) || !release.ends_with("-cloud-amd64") {
+            continue;
+        }
+        let key: (Vec<u64>, bool) =
+            (release.split(|c: char| !c.is_ascii_digit()).filter_map(|n| n.parse().ok()).collect(), binary);
+        let Some(file) = field("Filename: ") else { continue };
+        if best.as_ref().is_none_or(|(k, _)| *k < key) {
+            best = Some((key, file.to_owned()));
+        }
+    }
+    best.map(|(_, file)| file)
+}
+
+/// Runs a command that must succeed.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let status = command.status().with_context(|| format!("{command:?}"))?;
+    if !status.success() {
+        bail!("{command:?}: {status}");
+    }
+    Ok(())
+}
+
+/// Standard output of a command that must succeed.
+pub(crate) fn output(command: &mut Command) -> Result<String> {
+    let out = command.output().with_context(|| format!("{command:?}"))?;
+    if !out.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&out.stderr).trim());
+    }
+    Ok(String::from_utf8_lossy(&out.stdout).into_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::newest;
+
+    #[test]
+    fn the_newest_signed_cloud_kernel_of_a_version_is_taken() {
+        let index = "Package: linux-image-6.1.0-9-cloud-amd64\nFilename: a\n\n\
+                     Package: linux-image-6.1.0-30-cloud-amd64\nFilename: b\n\n\
+                     Package: linux-image-6.1.0-31-cloud-amd64-unsigned\nFilename: c\n\n\
+                     Package: linux-image-6.12.1-cloud-amd64\nFilename: d\n\n\
+                     Package: linux-image-7.3.4-cloud-amd64\nFilename: e\n\n\
+                     Package: linux-binary-7.3.4-cloud-amd64\nFilename: f\n";
+        assert_eq!(newest(index, "6.1.").as_deref(), Some("b"));
+        assert_eq!(newest(index, "7.3.").as_deref(), Some("f"));
+        assert_eq!(newest(index, "5.10."), None);
+    }
+}
