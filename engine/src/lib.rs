@@ -27,6 +27,7 @@ pub mod interrupt;
 pub mod kernel;
 pub mod options;
 pub mod process;
+pub mod procfs;
 pub mod pstree;
 pub mod scripts;
 
