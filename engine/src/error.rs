@@ -137,6 +137,16 @@ impl fmt::Display for Error {
 
 impl std::error::Error for Error {}
 
+/// Failed system calls on images keep their `errno`; everything else is about the image's content.
+impl From<rcriu_images::Error> for Error {
+    fn from(e: rcriu_images::Error) -> Self {
+        match e.cause() {
+            rcriu_images::Cause::Sys { call, error } => Self::io(*call, error).during(e.image()),
+            _ => Self::image(e.to_string()),
+        }
+    }
+}
+
 /// Adds context to results on their way up.
 pub trait Context<T> {
     /// Names the object that was worked on; evaluated only on failure.

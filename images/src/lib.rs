@@ -6,14 +6,18 @@
 //! | [`catalog`] | which images there are, their names, magics and entry types |
 //! | [`frame`] | header and entries of one image |
 //! | [`dir`] | an image folder: opening, creating, the chain of parents |
+//! | [`pagemap`] | which memory pages are stored, and where |
+//! | [`extra`] | payloads behind entries |
 //! | [`required`] | fields that must be there |
 //! | [`schema`] | the descriptors of all messages at run time |
 
 pub mod catalog;
 pub mod dir;
 pub mod error;
+pub mod extra;
 pub mod frame;
 pub mod magic;
+pub mod pagemap;
 pub mod required;
 pub mod schema;
 pub mod wire;

@@ -1,0 +1,157 @@
+//! Finding and reading pages through the chain of parents.
+
+use std::{fs::File, os::unix::fs::FileExt};
+
+use super::{PAGE_SIZE, Pagemap, Place};
+use crate::{
+    catalog::ImageKind,
+    dir::ImageDir,
+    error::{Error, Result},
+};
+
+/// Where the bytes of a run are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Source {
+    /// At this byte of the pages file of a level; level 0 is the newest set.
+    Stored { level: usize, offset: u64 },
+    /// With the server that answers page faults.
+    Lazy,
+    /// Not in the images.
+    Absent,
+    /// A pagemap says the parent has it, and the parent does not.
+    Missing,
+}
+
+/// Consecutive bytes with one source.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    pub vaddr: u64,
+    /// Length in bytes.
+    pub len: u64,
+    pub source: Source,
+}
+
+/// The pages of one task or shared memory object, over all sets of an incremental dump.
+#[derive(Debug)]
+pub struct PageReader {
+    levels: Vec<Level>,
+}
+
+#[derive(Debug)]
+struct Level {
+    map: Pagemap,
+    /// None if the pages file is absent, as it is when nothing is stored.
+    pages: Option<File>,
+    name: String,
+}
+
+impl PageReader {
+    /// Opens the pagemap of `id` and of its parents; `None` if the newest set has none. The chain ends
+    /// at the first parent without this pagemap.
+    pub fn open(dir: &ImageDir, kind: ImageKind, id: u64) -> Result<Option<Self>> {
+        let mut levels = Vec::new();
+        for dir in dir.chain()? {
+            let Some(map) = Pagemap::read(&dir, kind, id)? else { break };
+            let pages_id = map.pages_id.into();
+            let pages = dir.open_raw(ImageKind::Pages, pages_id)?;
+            levels.push(Level { map, pages, name: ImageKind::Pages.file_name(pages_id) });
+        }
+        Ok(if levels.is_empty() { None } else { Some(Self { levels }) })
+    }
+
+    /// How many sets take part.
+    pub fn levels(&self) -> usize {
+        self.levels.len()
+    }
+
+    /// The pagemap of a level.
+    pub fn pagemap(&self, level: usize) -> Option<&Pagemap> {
+        self.levels.get(level).map(|l| &l.map)
+    }
+
+    /// The pages file of a level.
+    pub fn pages(&self, level: usize) -> Option<&File> {
+        self.levels.get(level)?.pages.as_ref()
+    }
+
+    /// What the range consists of, in order and without gaps. Neighbours in the same file are one run.
+    pub fn runs(&self, start: u64, end: u64) -> Vec<Run> {
+        let mut runs = Vec::new();
+        self.resolve(0, start, end, &mut runs);
+        runs
+    }
+
+    fn resolve(&self, level: usize, start: u64, end: u64, runs: &mut Vec<Run>) {
+        let none = if level == 0 { Source::Absent } else { Source::Missing };
+        let mut at = start;
+        let regions = self.levels.get(level).map_or(&[][..], |l| l.map.from(start));
+        for region in regions.iter().take_while(|r| r.vaddr < end) {
+            if at < region.vaddr {
+                push(runs, at, region.vaddr, none);
+                at = region.vaddr;
+            }
+            let upto = region.end().min(end);
+            match region.place {
+                Place::Present { first } => {
+                    let offset = first * PAGE_SIZE + (at - region.vaddr);
+                    push(runs, at, upto, Source::Stored { level, offset });
+                }
+                Place::Parent => self.resolve(level + 1, at, upto, runs),
+                Place::Lazy => push(runs, at, upto, Source::Lazy),
+            }
+            at = upto;
+        }
+        push(runs, at, end, none);
+    }
+
+    /// The bytes at `vaddr`; `None` if not all of them are stored. Memory is asked for as they are found,
+    /// so a wrong `len` costs nothing.
+    pub fn read(&self, vaddr: u64, len: u64) -> Result<Option<Vec<u8>>> {
+        let Some(end) = vaddr.checked_add(len) else { return Ok(None) };
+        let runs = self.runs(vaddr, end);
+        if !runs.iter().all(|r| matches!(r.source, Source::Stored { .. })) {
+            return Ok(None);
+        }
+        let mut bytes = Vec::new();
+        for run in runs {
+            let Source::Stored { level, offset } = run.source else { return Ok(None) };
+            let level = &self.levels[level];
+            let cut = |left| {
+                Error::invalid(
+                    &level.name,
+                    format!("truncated: {} bytes at {offset} wanted, {left} left", run.len),
+                )
+            };
+            let Some(pages) = &level.pages else { return Err(cut(0)) };
+            let size = pages.metadata().map_err(|e| Error::sys(&level.name, "fstat", e))?.len();
+            if size.saturating_sub(offset) < run.len {
+                return Err(cut(size.saturating_sub(offset)));
+            }
+            let from = bytes.len();
+            bytes.resize(from + run.len as usize, 0);
+            pages
+                .read_exact_at(&mut bytes[from..], offset)
+                .map_err(|e| Error::sys(&level.name, "pread", e))?;
+        }
+        Ok(Some(bytes))
+    }
+}
+
+fn push(runs: &mut Vec<Run>, start: u64, end: u64, source: Source) {
+    if start >= end {
+        return;
+    }
+    if let Some(last) = runs.last_mut() {
+        let follows = match (last.source, source) {
+            (Source::Stored { level: a, offset }, Source::Stored { level: b, offset: next }) => {
+                a == b && offset + last.len == next
+            }
+            (a, b) => a == b,
+        };
+        if follows {
+            last.len += end - start;
+            return;
+        }
+    }
+    runs.push(Run { vaddr: start, len: end - start, source });
+}
