@@ -168,6 +168,8 @@ fn flatten(bytes: &[u8]) -> Result<Flat> {
     let mut rw = None;
     for p in &elf.program_headers {
         match p.p_type {
+            // GNU ld keeps a data segment that nothing went into.
+            ph::PT_LOAD if p.p_memsz == 0 => {}
             ph::PT_LOAD if p.p_flags == ph::PF_R | ph::PF_X && rx.is_none() && rw.is_none() => rx = Some(p),
             ph::PT_LOAD if p.p_flags == ph::PF_R | ph::PF_W && rx.is_some() && rw.is_none() => rw = Some(p),
             ph::PT_LOAD => return Err(format!("unexpected segment with flags {:#x}", p.p_flags).into()),

@@ -30,7 +30,6 @@ pub mod process;
 pub mod procfs;
 pub mod pstree;
 pub mod scripts;
-
-mod sys;
+pub mod sys;
 
 pub use error::{Error, Kind, Result};

@@ -1,5 +1,18 @@
 //! System calls that nix lacks: each file small, documented, the only door to the kernel for its area.
 
+pub mod clone3;
+pub mod errno;
 pub(crate) mod fd;
+pub mod futex;
+pub mod kcmp;
+pub mod pagemap_scan;
+pub mod pidfd;
 pub(crate) mod probe;
+pub mod ptrace;
+pub mod rlimit;
+pub mod robust_list;
+pub mod rseq;
 pub(crate) mod signal;
+pub mod userfaultfd;
+pub mod vm;
+pub mod wait;

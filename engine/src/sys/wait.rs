@@ -1,0 +1,133 @@
+//! Waiting for threads that we trace, with a deadline.
+//!
+//! nix's waitpid cannot be used: it fails on a stop for a real-time signal. The kernel offers no wait
+//! with a timeout, and a signal that interrupts a blocking wait would need process-wide settings that
+//! a library must not touch; so this polls, yielding the processor first (injected calls take
+//! microseconds) and sleeping longer and longer afterwards.
+//!
+//! # Safety
+//! waitpid(2) writes to one local integer.
+#![allow(unsafe_code)]
+
+use std::time::{Duration, Instant};
+
+use crate::{
+    error::{Error, Kind, Result},
+    pstree::RealPid,
+    sys::errno,
+    sys::ptrace::EVENT_STOP,
+};
+
+/// What a traced thread did.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Status {
+    /// Ended with this exit code.
+    Exited(i32),
+    /// Ended by this signal.
+    Killed(i32),
+    /// Stopped before a signal is delivered.
+    Signal(i32),
+    /// Stopped at entry to or exit from a system call.
+    Syscall,
+    /// Stopped for `PTRACE_EVENT_STOP`; the signal is SIGTRAP, or the stop signal of a process that is
+    /// stopped by job control.
+    EventStop(i32),
+    /// Stopped for another `PTRACE_EVENT_*`.
+    Event(i32),
+    /// Neither (a continued child).
+    Other(i32),
+}
+
+impl Status {
+    /// Decodes the integer of waitpid(2) for a tracee attached with `PTRACE_O_TRACESYSGOOD`.
+    pub fn from_raw(raw: i32) -> Self {
+        if libc::WIFEXITED(raw) {
+            return Status::Exited(libc::WEXITSTATUS(raw));
+        }
+        if libc::WIFSIGNALED(raw) {
+            return Status::Killed(libc::WTERMSIG(raw));
+        }
+        if !libc::WIFSTOPPED(raw) {
+            return Status::Other(raw);
+        }
+        let signal = libc::WSTOPSIG(raw);
+        match raw >> 16 {
+            0 if signal == libc::SIGTRAP | 0x80 => Status::Syscall,
+            0 => Status::Signal(signal),
+            EVENT_STOP => Status::EventStop(signal),
+            event => Status::Event(event),
+        }
+    }
+
+    /// Whether the thread is gone.
+    pub fn is_end(self) -> bool {
+        matches!(self, Status::Exited(_) | Status::Killed(_))
+    }
+}
+
+/// The next change of state of `tid` if there is one already.
+///
+/// # Errors
+/// ECHILD becomes [`Kind::TaskDied`]: a tracee we do not wait for elsewhere can only vanish by being
+/// reaped as part of an exec or by its group's end.
+pub fn poll(tid: RealPid) -> Result<Option<Status>> {
+    let mut raw = 0;
+    loop {
+        // SAFETY: raw is a local of the right type.
+        let ret = unsafe { libc::waitpid(tid.0, &mut raw, libc::__WALL | libc::WNOHANG) };
+        match ret {
+            0 => return Ok(None),
+            r if r > 0 => return Ok(Some(Status::from_raw(raw))),
+            _ => match errno::last() {
+                libc::EINTR => {}
+                libc::ECHILD => return Err(Error::new(Kind::TaskDied(tid.0))),
+                e => return Err(Error::sys("waitpid", e)),
+            },
+        }
+    }
+}
+
+/// The next change of state of `tid`, or `None` when `deadline` passes first.
+pub fn until(tid: RealPid, deadline: Instant) -> Result<Option<Status>> {
+    const YIELDS: u32 = 64;
+    const LONGEST: Duration = Duration::from_millis(2);
+    for _ in 0..YIELDS {
+        if let Some(status) = poll(tid)? {
+            return Ok(Some(status));
+        }
+        std::thread::yield_now();
+    }
+    let mut nap = Duration::from_micros(20);
+    loop {
+        if let Some(status) = poll(tid)? {
+            return Ok(Some(status));
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Ok(None);
+        }
+        std::thread::sleep(nap.min(left));
+        nap = (nap * 2).min(LONGEST);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn raw_statuses_are_told_apart() {
+        assert_eq!(Status::from_raw(3 << 8), Status::Exited(3));
+        assert_eq!(Status::from_raw(9), Status::Killed(9));
+        assert_eq!(Status::from_raw(0x7f | libc::SIGTRAP << 8), Status::Signal(libc::SIGTRAP));
+        // A real-time signal, which nix refuses.
+        assert_eq!(Status::from_raw(0x7f | 42 << 8), Status::Signal(42));
+        assert_eq!(Status::from_raw(0x7f | (libc::SIGTRAP | 0x80) << 8), Status::Syscall);
+        assert_eq!(
+            Status::from_raw(0x7f | libc::SIGSTOP << 8 | EVENT_STOP << 16),
+            Status::EventStop(libc::SIGSTOP)
+        );
+        assert_eq!(Status::from_raw(0x7f | libc::SIGTRAP << 8 | 3 << 16), Status::Event(3));
+        assert_eq!(Status::from_raw(0xffff), Status::Other(0xffff));
+    }
+}
