@@ -1,0 +1,16 @@
+//! Memory of tasks: mappings, pages, and what the kernel keeps with them.
+//!
+//! ```text
+//! vma      smaps line -> vma_entry (kind, protection, madvise bits); files go through `files`
+//! pagemap  which pages of a range have content of their own
+//! pages    content -> pages-N.img with pagemap-M.img
+//! shmem    content of shared memory files, once each
+//! task     mm-PID.img: all of it for one task
+//! ```
+
+pub mod pagemap;
+pub mod pages;
+pub mod shmem;
+pub mod status;
+pub mod task;
+pub mod vma;

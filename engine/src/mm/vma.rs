@@ -1,0 +1,346 @@
+//! Mappings: what a line of smaps means for the images.
+//!
+//! Every mapping falls in exactly one class; what has none, and every flag that could not be given back,
+//! is refused by name. Files are opened through `/proc/PID/map_files`, which reaches deleted ones and
+//! other mount namespaces; the same file mapped often is opened once.
+
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{AtFlags, OFlag, openat, readlinkat},
+    sys::stat::{Mode, fstatat},
+};
+use rcriu_images::pb;
+
+use super::status as st;
+use crate::{
+    error::{Context, Error, Result, SysContext},
+    procfs::{
+        ProcDir, excerpt,
+        maps::{Map, VmFlags},
+    },
+    pstree::FileId,
+};
+
+/// First address that no process can map: of 4-level page tables. With 5 levels the kernel gives higher
+/// ones only to programs that ask for them.
+pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+
+/// A mapping on its way into the images.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Vma {
+    pub entry: pb::VmaEntry,
+    /// Kept in extra images: the name set by PR_SET_VMA_ANON_NAME, where there is one.
+    pub name: Option<Vec<u8>>,
+    /// Resident or swapped memory, where smaps tells; a mapping without any need not be scanned.
+    pub touched: bool,
+}
+
+impl Vma {
+    /// Whether all bits of `status` are set.
+    pub fn is(&self, status: u32) -> bool {
+        self.entry.status & status == status
+    }
+
+    /// Private memory, whose pages are dumped with the task.
+    pub fn is_private(&self) -> bool {
+        (self.is(st::REGULAR)
+            && (self.is(st::ANON_PRIVATE) || self.is(st::FILE_PRIVATE))
+            && self.entry.end <= TASK_SIZE)
+            || self.is(st::SHADOW_STACK)
+            || self.is(st::AIO_RING)
+    }
+
+    /// Whether pages of it go into the images: the kernel fills vvar, droppable memory is lost by design.
+    pub fn has_pages(&self) -> bool {
+        self.is_private() && !self.is(st::VVAR) && self.entry.flags & MAP_DROPPABLE == 0
+    }
+
+    /// All pages are dumped, resident or not: the restorer compares the vdso with its own.
+    pub fn dumps_all(&self) -> bool {
+        self.is(st::VDSO) || self.is(st::AIO_RING)
+    }
+
+    /// Private anonymous memory whose pages a lazy restore may fetch later.
+    pub fn may_be_lazy(&self) -> bool {
+        let flags = self.entry.flags;
+        flags & ANON_PRIVATE_FLAGS == ANON_PRIVATE_FLAGS
+            && flags & (libc::MAP_LOCKED | libc::MAP_HUGETLB) as u32 == 0
+            && self.entry.status & (st::VDSO | st::VVAR | st::VSYSCALL) == 0
+    }
+
+    /// Absent pages read as zero, so pages full of zeros need not be kept.
+    pub fn zero_is_absent(&self) -> bool {
+        self.is(st::ANON_PRIVATE) && !self.dumps_all() && self.entry.flags & libc::MAP_HUGETLB as u32 == 0
+    }
+
+    /// Whether process_vm_readv(2) can read it.
+    pub fn readable(&self) -> bool {
+        self.entry.prot & libc::PROT_READ as u32 != 0
+    }
+}
+
+/// `MAP_DROPPABLE` (Linux 6.11).
+const MAP_DROPPABLE: u32 = 0x08;
+const ANON_PRIVATE_FLAGS: u32 = (libc::MAP_ANONYMOUS | libc::MAP_PRIVATE) as u32;
+
+/// The file behind mappings, as far as the class depends on it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MappedFile {
+    pub id: FileId,
+    /// Lives on the kernel's own tmpfs: a memfd or anonymous shared memory.
+    pub shmem: bool,
+}
+
+/// Gives mapped files their ids: the part of `files` that mappings need.
+pub trait MappedFiles {
+    /// The id of the file that `fd` (opened with O_PATH through map_files) refers to.
+    fn mapped(&mut self, fd: OwnedFd) -> Result<FileId>;
+}
+
+/// Options that decide about mappings.
+#[derive(Debug, Clone, Copy)]
+pub struct VmaRules {
+    /// `--allow-uprobes`.
+    pub allow_uprobes: bool,
+    /// `st_dev` of the kernel's own tmpfs.
+    pub shmem_dev: u64,
+}
+
+/// All mappings of the task behind `dir`, in order, as entries of the mm image.
+pub fn collect(dir: &ProcDir, maps: &[Map], rules: VmaRules, files: &mut dyn MappedFiles) -> Result<Vec<Vma>> {
+    let map_files = dir.file("map_files", OFlag::O_PATH | OFlag::O_DIRECTORY)?;
+    let mut seen: HashMap<(u32, u32, u64, &[u8]), MappedFile> = HashMap::new();
+    let mut vmas: Vec<Vma> = Vec::with_capacity(maps.len());
+    for map in maps {
+        let during = || format!("mapping {:x}-{:x} {}", map.start, map.end, excerpt(&map.name));
+        let (file, fdflags) = if is_file(map) {
+            let range = format!("{:x}-{:x}", map.start, map.end);
+            let flags = open_mode(&map_files, &range).during(during)?;
+            let key = (map.dev.0, map.dev.1, map.ino, map.name.as_slice());
+            let file = match seen.get(&key) {
+                Some(file) => *file,
+                None => {
+                    let file = open_file(&map_files, &range, map, rules, files).during(during)?;
+                    seen.insert(key, file);
+                    file
+                }
+            };
+            (Some(file), flags)
+        } else {
+            (None, None)
+        };
+        let Some(vma) = classify(map, file, fdflags, rules).during(during)? else { continue };
+        // The data pages of the vdso are one entry, however many mappings the kernel makes of them.
+        if let Some(last) = vmas.last_mut()
+            && vma.is(st::VVAR)
+            && last.is(st::VVAR)
+        {
+            if last.entry.end != vma.entry.start {
+                return Err(Error::unsupported("the vvar mappings were torn apart")).during(during);
+            }
+            last.entry.end = vma.entry.end;
+            continue;
+        }
+        vmas.push(vma);
+    }
+    Ok(vmas)
+}
+
+/// Whether a file object stands behind the mapping. Named anonymous memory and the kernel's own mappings
+/// have inode 0.
+fn is_file(map: &Map) -> bool {
+    map.ino != 0 || map.name.starts_with(b"/") || map.name.starts_with(b"anon_inode:") || map.dev != (0, 0)
+}
+
+/// Access mode the file was opened with, from the permissions of the link in map_files.
+fn open_mode(map_files: impl AsFd, range: &str) -> Result<Option<u32>> {
+    match fstatat(map_files, range, AtFlags::AT_SYMLINK_NOFOLLOW) {
+        Ok(stat) => Ok(Some(match stat.st_mode & 0o600 {
+            0o200 => libc::O_WRONLY,
+            0o600 => libc::O_RDWR,
+            _ => libc::O_RDONLY,
+        } as u32)),
+        Err(Errno::ENOENT) => Ok(None),
+        Err(e) => Err(e).call("fstatat(map_files)"),
+    }
+}
+
+fn open_file(
+    map_files: impl AsFd,
+    range: &str,
+    map: &Map,
+    rules: VmaRules,
+    files: &mut dyn MappedFiles,
+) -> Result<MappedFile> {
+    let fd = openat(&map_files, range, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open(map_files)")?;
+    let stat = nix::sys::stat::fstat(&fd).call("fstat")?;
+    let shmem = stat.st_dev == rules.shmem_dev;
+    if map.name.starts_with(b"/[aio]") {
+        return Err(Error::unsupported("native AIO contexts (io_setup) are not supported"));
+    }
+    if shmem && map.name.starts_with(b"/SYSV") {
+        return Err(Error::unsupported(
+            "System V shared memory of the host's ipc namespace cannot be restored with the same key and id",
+        )
+        .remedy("run the program in an ipc namespace of its own"));
+    }
+    if map.flags.any(VmFlags::HUGETLB) {
+        return Err(Error::unsupported("huge pages (hugetlbfs) are not supported")
+            .remedy("use transparent huge pages"));
+    }
+    match stat.st_mode & libc::S_IFMT {
+        libc::S_IFREG => {}
+        libc::S_IFCHR if stat.st_rdev == nix::sys::stat::makedev(1, 5) => {}
+        kind => {
+            let link = readlinkat(&map_files, range).unwrap_or_default();
+            let what = match kind {
+                libc::S_IFCHR => "device",
+                libc::S_IFSOCK => "socket",
+                libc::S_IFBLK => "block device",
+                _ => "kernel object",
+            };
+            return Err(Error::unsupported(format!("mapping a {what} ({}) is not supported", link.display())));
+        }
+    }
+    Ok(MappedFile { id: files.mapped(fd)?, shmem })
+}
+
+/// What the mapping is in images; `None` for one that is left to the kernel.
+pub fn classify(
+    map: &Map,
+    file: Option<MappedFile>,
+    fdflags: Option<u32>,
+    rules: VmaRules,
+) -> Result<Option<Vma>> {
+    let mut status = match map.name.as_slice() {
+        b"[vsyscall]" => st::VSYSCALL,
+        b"[vdso]" if has(map, libc::PROT_READ | libc::PROT_EXEC) => st::REGULAR | st::VDSO,
+        b"[vvar]" | b"[vvar_vclock]" if has(map, libc::PROT_READ) => st::REGULAR | st::VVAR,
+        b"[heap]" => st::REGULAR | st::HEAP,
+        b"[uprobes]" if rules.allow_uprobes => return Ok(None),
+        b"[uprobes]" => {
+            return Err(Error::unsupported("a probe of perf or bpf is set in this program")
+                .remedy("remove the probe, or give --allow-uprobes to leave it out"));
+        }
+        _ => st::REGULAR,
+    };
+    check_flags(map, status)?;
+    let mut flags = if map.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
+    let mut shmid = 0;
+    match file {
+        Some(file) => {
+            status |= if map.shared { st::FILE_SHARED } else { st::FILE_PRIVATE };
+            if file.shmem {
+                status |= st::MEMFD;
+            }
+            shmid = u64::from(file.id.0);
+        }
+        None if map.shared => {
+            return Err(Error::unsupported("shared memory without a file behind it is not supported"));
+        }
+        None => {
+            status |= st::ANON_PRIVATE;
+            flags |= libc::MAP_ANONYMOUS;
+        }
+    }
+    for (bit, flag) in [
+        (VmFlags::GROWS_DOWN, libc::MAP_GROWSDOWN),
+        (VmFlags::LOCKED, libc::MAP_LOCKED),
+        (VmFlags::NO_RESERVE, libc::MAP_NORESERVE),
+    ] {
+        if map.flags.any(bit) {
+            flags |= flag;
+        }
+    }
+    let mut flags = flags as u32;
+    if map.flags.any(VmFlags::DROPPABLE) {
+        // A mapping type of its own, in place of MAP_PRIVATE.
+        flags = flags & !(libc::MAP_PRIVATE as u32) | MAP_DROPPABLE;
+    }
+    let madv = MADVISE.iter().filter(|(bit, _)| map.flags.any(*bit)).map(|(_, advice)| 1u64 << advice).sum();
+    let name = map
+        .name
+        .strip_prefix(b"[anon:")
+        .or_else(|| map.name.strip_prefix(b"[anon_shmem:"))
+        .and_then(|n| n.strip_suffix(b"]"))
+        .map(<[u8]>::to_vec);
+    Ok(Some(Vma {
+        entry: pb::VmaEntry {
+            start: map.start,
+            end: map.end,
+            pgoff: map.pgoff,
+            shmid,
+            prot: map.prot,
+            flags,
+            status,
+            fd: -1,
+            madv: (madv != 0).then_some(madv),
+            fdflags,
+        },
+        name,
+        touched: map.touched,
+    }))
+}
+
+/// madvise(2) numbers of the flags it sets.
+const MADVISE: [(u64, i32); 8] = [
+    (VmFlags::SEQ_READ, libc::MADV_SEQUENTIAL),
+    (VmFlags::RAND_READ, libc::MADV_RANDOM),
+    (VmFlags::DONT_COPY, libc::MADV_DONTFORK),
+    (VmFlags::DONT_DUMP, libc::MADV_DONTDUMP),
+    (VmFlags::MERGEABLE, libc::MADV_MERGEABLE),
+    (VmFlags::HUGE_PAGE, libc::MADV_HUGEPAGE),
+    (VmFlags::NO_HUGE_PAGE, libc::MADV_NOHUGEPAGE),
+    (VmFlags::WIPE_ON_FORK, libc::MADV_WIPEONFORK),
+];
+
+/// Refuses what could not be given back, and warns of what the format cannot say.
+fn check_flags(map: &Map, status: u32) -> Result<()> {
+    let kernels = status & (st::VSYSCALL | st::VDSO | st::VVAR) != 0;
+    let refuse = |what: &str| Err(Error::unsupported(what.to_owned()));
+    if map.flags.any(VmFlags::IO | VmFlags::PFNMAP) && !kernels {
+        return refuse("memory of a device cannot be dumped");
+    }
+    if map.flags.any(VmFlags::UFFD_MISSING | VmFlags::UFFD_WP | VmFlags::UFFD_MINOR) {
+        return Err(Error::unsupported("the range is registered with a userfaultfd, which cannot be kept")
+            .remedy("unregister it for the time of the dump"));
+    }
+    if map.flags.any(VmFlags::SHADOW_STACK) {
+        return Err(Error::unsupported("user shadow stacks are not supported")
+            .remedy("start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"));
+    }
+    if map.flags.any(VmFlags::NON_LINEAR) {
+        return refuse("non-linear mappings (remap_file_pages) are not supported");
+    }
+    if map.flags.any(VmFlags::SYNC) {
+        return refuse("MAP_SYNC mappings are not supported");
+    }
+    if let Some(code) = map.flags.unknown.iter().find(|c| *c != b"??") {
+        return Err(Error::unsupported(format!(
+            "mapping flag {:?} of this kernel is not known, it might be lost",
+            String::from_utf8_lossy(code)
+        )));
+    }
+    if map.pkey != 0 {
+        return Err(Error::unsupported(format!("memory protection key {} cannot be kept", map.pkey)));
+    }
+    if map.flags.any(VmFlags::SEALED) && !kernels {
+        log::warn!("Mapping {:x}-{:x} is sealed (mseal); the seal is not kept", map.start, map.end);
+    }
+    if map.flags.any(VmFlags::LOCK_ON_FAULT) {
+        log::warn!("Mapping {:x}-{:x} is locked on fault; it will be locked at once", map.start, map.end);
+    }
+    Ok(())
+}
+
+fn has(map: &Map, prot: i32) -> bool {
+    map.prot & prot as u32 == prot as u32
+}
+
+#[cfg(test)]
+mod tests;
