@@ -26,6 +26,7 @@ pub mod error;
 pub mod infect;
 pub mod interrupt;
 pub mod kernel;
+pub mod mm;
 pub mod options;
 pub mod process;
 pub mod procfs;

@@ -63,6 +63,8 @@ features! {
     kcmp => probe::kcmp,
     /// `ioctl(PAGEMAP_SCAN)`, Linux 6.7.
     pagemap_scan => probe::pagemap_scan,
+    /// Guard pages in `ioctl(PAGEMAP_SCAN)`, Linux 6.15.
+    pagemap_scan_guards => probe::pagemap_scan_guards,
     /// `MAP_FIXED_NOREPLACE`, Linux 4.17.
     map_fixed_noreplace => probe::map_fixed_noreplace,
     /// Soft-dirty bits in pagemap, Linux 3.11 with `CONFIG_MEM_SOFT_DIRTY`.

@@ -5,12 +5,10 @@
 //! pagemap  which pages of a range have content of their own
 //! pages    content -> pages-N.img with pagemap-M.img
 //! shmem    content of shared memory files, once each
-//! task     mm-PID.img: all of it for one task
 //! ```
 
 pub mod pagemap;
 pub mod pages;
 pub mod shmem;
 pub mod status;
-pub mod task;
 pub mod vma;

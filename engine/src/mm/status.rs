@@ -1,4 +1,4 @@
-//! Numbers of `vma_entry.status` and of pagemaps: the part of the image format that is not in the schema.
+//! Bits of `vma_entry.status`: a part of the image format that is not in the schema.
 
 /// Its content is dumped and restored (mappings of the kernel are not).
 pub const REGULAR: u32 = 1 << 0;
@@ -32,13 +32,3 @@ pub const MEMFD: u32 = 1 << 14;
 pub const SHADOW_STACK: u32 = 1 << 15;
 /// No mapping: a range of guard pages (MADV_GUARD_INSTALL) inside others.
 pub const GUARD: u32 = 1 << 16;
-
-/// `pagemap_entry.flags`: the pages are in the parent images.
-pub const PE_PARENT: u32 = 1 << 0;
-/// The pages may be fetched after the restore.
-pub const PE_LAZY: u32 = 1 << 1;
-/// The pages are in the pages image.
-pub const PE_PRESENT: u32 = 1 << 2;
-
-/// Bytes of a page.
-pub const PAGE: u64 = 4096;

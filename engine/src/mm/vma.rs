@@ -112,7 +112,12 @@ pub struct VmaRules {
 }
 
 /// All mappings of the task behind `dir`, in order, as entries of the mm image.
-pub fn collect(dir: &ProcDir, maps: &[Map], rules: VmaRules, files: &mut dyn MappedFiles) -> Result<Vec<Vma>> {
+pub fn collect(
+    dir: &ProcDir,
+    maps: &[Map],
+    rules: VmaRules,
+    files: &mut dyn MappedFiles,
+) -> Result<Vec<Vma>> {
     let map_files = dir.file("map_files", OFlag::O_PATH | OFlag::O_DIRECTORY)?;
     let mut seen: HashMap<(u32, u32, u64, &[u8]), MappedFile> = HashMap::new();
     let mut vmas: Vec<Vma> = Vec::with_capacity(maps.len());
@@ -177,7 +182,8 @@ fn open_file(
     rules: VmaRules,
     files: &mut dyn MappedFiles,
 ) -> Result<MappedFile> {
-    let fd = openat(&map_files, range, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open(map_files)")?;
+    let fd =
+        openat(&map_files, range, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open(map_files)")?;
     let stat = nix::sys::stat::fstat(&fd).call("fstat")?;
     let shmem = stat.st_dev == rules.shmem_dev;
     if map.name.starts_with(b"/[aio]") {
@@ -204,7 +210,10 @@ fn open_file(
                 libc::S_IFBLK => "block device",
                 _ => "kernel object",
             };
-            return Err(Error::unsupported(format!("mapping a {what} ({}) is not supported", link.display())));
+            return Err(Error::unsupported(format!(
+                "mapping a {what} ({}) is not supported",
+                link.display()
+            )));
         }
     }
     Ok(MappedFile { id: files.mapped(fd)?, shmem })

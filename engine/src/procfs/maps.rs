@@ -32,6 +32,8 @@ pub struct Map {
     pub flags: VmFlags,
     /// Memory protection key; 0 is the default one.
     pub pkey: u32,
+    /// Some page is resident or swapped; always true in `maps`, which does not say.
+    pub touched: bool,
 }
 
 impl Map {
@@ -173,7 +175,8 @@ pub fn parse(mut source: impl BufRead, name: &str, flags: bool) -> Result<Vec<Ma
         let text = line.strip_suffix(b"\n").unwrap_or(&line);
         match text {
             [b'0'..=b'9' | b'a'..=b'f', ..] => {
-                let map = header(text).ok_or_else(|| strange(text))?;
+                let mut map = header(text).ok_or_else(|| strange(text))?;
+                map.touched = !flags;
                 if open || maps.last().is_some_and(|last| last.end > map.start) {
                     return Err(strange(text));
                 }
@@ -204,6 +207,10 @@ pub fn parse(mut source: impl BufRead, name: &str, flags: bool) -> Result<Vec<Ma
             ] => {
                 let last = maps.last_mut().ok_or_else(|| strange(text))?;
                 last.pkey = number(super::trim(rest)).ok_or_else(|| strange(text))?;
+            }
+            [b'R', b's', b's', b':', rest @ ..] | [b'S', b'w', b'a', b'p', b':', rest @ ..] => {
+                let last = maps.last_mut().ok_or_else(|| strange(text))?;
+                last.touched |= words(rest).next() != Some(b"0");
             }
             _ => {}
         }
@@ -258,7 +265,7 @@ mod tests {
         Size:                  4 kB\nRss:                   4 kB\nTHPeligible:           0\nProtectionKey:         3\n\
         VmFlags: rd mr mw me sd \n\
         7f2f1aa2b000-7f2f1aa31000 rw-s 00000000 00:01 77 /dev/zero\\012 (deleted)\nVmFlags: rd wr sh mr mw me ms zz sd zy \n\
-        7f2f1aa31000-7f2f1aa33000 ---p 00000000 00:00 0 \nVmFlags: mr mw me nr lo\n\
+        7f2f1aa31000-7f2f1aa33000 ---p 00000000 00:00 0 \nRss: 0 kB\nSwap:  4 kB\nVmFlags: mr mw me nr lo\n\
         ffffffffff600000-ffffffffff601000 --xp 00000000 00:00 0                  [vsyscall]\nVmFlags: ex \n";
 
     #[test]
@@ -268,6 +275,7 @@ mod tests {
         assert_eq!((maps[0].start, maps[0].end, maps[0].prot), (0x55f2_9e35_0000, 0x55f2_9e35_1000, 1));
         assert_eq!((maps[0].dev, maps[0].ino, maps[0].pgoff), ((0xfe, 1), 1234, 0x1000));
         assert_eq!((maps[0].pkey, maps[1].pkey), (3, 0));
+        assert!(maps[0].touched && !maps[1].touched && maps[2].touched);
         assert_eq!(maps[0].name, b"/bin/a b (deleted)");
         assert_eq!(maps[1].name, b"/dev/zero\\012 (deleted)");
         assert!(maps[1].shared && maps[1].flags.any(VmFlags::SHARED));

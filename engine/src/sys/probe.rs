@@ -132,6 +132,17 @@ pub(crate) fn pagemap_scan() -> Result<bool> {
     }
 }
 
+pub(crate) fn pagemap_scan_guards() -> Result<bool> {
+    use crate::sys::pagemap_scan::{Category, Query, Region, scan};
+    let file = std::fs::File::open("/proc/self/pagemap").call("open(/proc/self/pagemap)")?;
+    let query = Query { all_of: Category::GUARD, returned: Category::GUARD, ..Query::default() };
+    match scan(&file, 0, 4096, &query, &mut [Region::default()]) {
+        Ok(_) => Ok(true),
+        Err(e) if matches!(e.errno(), Some(libc::EINVAL | libc::ENOTTY)) => Ok(false),
+        Err(e) => Err(e.during("kernel probe")),
+    }
+}
+
 pub(crate) fn map_fixed_noreplace() -> Result<bool> {
     // Asks for an address that is taken: a kernel that knows the flag says EEXIST, an older one
     // treats the address as a hint and answers with another one.

@@ -29,7 +29,10 @@ fn every_class_has_its_status() {
     assert_eq!((anon.status, anon.flags, anon.madv), (st::REGULAR | st::ANON_PRIVATE, 0x22, None));
     assert_eq!(anon.fdflags, None);
     let file = entry("7000-9000 r-xp 00002000 fe:01 9 /bin/x", "rd ex mr mw me", FILE);
-    assert_eq!((file.status, file.flags, file.shmid, file.pgoff), (st::REGULAR | st::FILE_PRIVATE, 2, 5, 0x2000));
+    assert_eq!(
+        (file.status, file.flags, file.shmid, file.pgoff),
+        (st::REGULAR | st::FILE_PRIVATE, 2, 5, 0x2000)
+    );
     assert_eq!(file.fdflags, Some(0));
     let shared = entry("7000-9000 rw-s 0 00:01 9 /dev/zero (deleted)", "rd wr sh", SHMEM);
     assert_eq!((shared.status, shared.flags), (st::REGULAR | st::FILE_SHARED | st::MEMFD, 1));
@@ -49,10 +52,7 @@ fn flags_become_mmap_and_madvise_bits() {
     assert_eq!(stack.flags, 0x122);
     let all = entry(ANON, "rd lo nr sr rr dc dd mg hg nh wf", None);
     assert_eq!(all.flags, 0x22 | 0x2000 | 0x4000);
-    assert_eq!(
-        all.madv,
-        Some(1 << 2 | 1 << 1 | 1 << 10 | 1 << 16 | 1 << 12 | 1 << 14 | 1 << 15 | 1 << 18)
-    );
+    assert_eq!(all.madv, Some(1 << 2 | 1 << 1 | 1 << 10 | 1 << 16 | 1 << 12 | 1 << 14 | 1 << 15 | 1 << 18));
     let droppable = classify(&map(ANON, "rd wr wf dp"), None, None, RULES).unwrap().unwrap();
     assert_eq!(droppable.entry.flags, 0x20 | 0x08);
     assert!(droppable.is_private() && !droppable.has_pages());
@@ -80,7 +80,10 @@ fn what_cannot_be_kept_is_refused_by_name() {
     keyed.pkey = 3;
     assert!(classify(&keyed, None, None, RULES).unwrap_err().to_string().contains("protection key 3"));
     let allowed = VmaRules { allow_uprobes: true, ..RULES };
-    assert_eq!(classify(&map("7000-9000 --xp 0 00:00 0 [uprobes]", "ex io"), None, None, allowed).unwrap(), None);
+    assert_eq!(
+        classify(&map("7000-9000 --xp 0 00:00 0 [uprobes]", "ex io"), None, None, allowed).unwrap(),
+        None
+    );
 }
 
 #[test]

@@ -1,0 +1,261 @@
+//! Which pages of a task have content of their own.
+//!
+//! Private memory that was never written, or that still shows its file, is left out: a restore gets it from
+//! the kernel again. PAGEMAP_SCAN answers for whole ranges at once and costs only what is touched; before
+//! Linux 6.7 `/proc/PID/pagemap` is read in large pieces, mappings that hold nothing are skipped.
+
+use std::{fs::File, os::unix::fs::FileExt};
+
+use nix::fcntl::OFlag;
+use rcriu_images::pagemap::PAGE_SIZE;
+
+use super::vma::{TASK_SIZE, Vma};
+use crate::{
+    error::{Context, Error, Result, SysContext},
+    kernel::Kernel,
+    procfs::ProcDir,
+    sys::pagemap_scan::{self, Category, Query, Region},
+};
+
+/// Regions asked for at once: 96 KiB of them.
+const REGIONS: usize = 4096;
+/// Words of pagemap read at once: half a megabyte, a quarter of a gigabyte of memory.
+const WORDS: u64 = 1 << 16;
+
+/// Bits of a word of `/proc/PID/pagemap`.
+mod word {
+    pub const PRESENT: u64 = 1 << 63;
+    pub const SWAPPED: u64 = 1 << 62;
+    pub const FILE: u64 = 1 << 61;
+    pub const GUARD: u64 = 1 << 58;
+}
+
+/// Finds pages of one task.
+#[derive(Debug)]
+pub struct Scanner {
+    pagemap: File,
+    scan: bool,
+    guards: bool,
+    regions: Vec<Region>,
+}
+
+impl Scanner {
+    /// For the task of `dir`, which must not run meanwhile.
+    pub fn new(dir: &ProcDir, kernel: &Kernel) -> Result<Self> {
+        Ok(Scanner {
+            pagemap: dir.file("pagemap", OFlag::O_RDONLY)?.into(),
+            scan: kernel.pagemap_scan,
+            guards: kernel.pagemap_scan_guards,
+            regions: vec![Region::default(); REGIONS],
+        })
+    }
+
+    /// Calls `found(vma, start, end)` for every run of pages of `vmas` whose content must be kept, in order of
+    /// addresses. Gives how many pages were looked at, for the statistics.
+    pub fn pages(
+        &mut self,
+        vmas: &[Vma],
+        mut found: impl FnMut(&Vma, u64, u64) -> Result<()>,
+    ) -> Result<u64> {
+        let mut looked = 0;
+        let mut rest = vmas;
+        while let Some((first, _)) = rest.split_first() {
+            if first.dumps_all() && first.has_pages() {
+                looked += (first.entry.end - first.entry.start) / PAGE_SIZE;
+                found(first, first.entry.start, first.entry.end)?;
+            } else if wanted(first) {
+                // One question for all that follow each other: gaps between mappings cost nothing.
+                let run = if self.scan { rest.iter().take_while(|v| wanted(v)).count() } else { 1 };
+                let (these, others) = rest.split_at(run);
+                looked += if self.scan {
+                    self.by_scan(these, &mut found)?
+                } else {
+                    self.by_words(first, &mut found)?
+                };
+                rest = others;
+                continue;
+            }
+            rest = &rest[1..];
+        }
+        Ok(looked)
+    }
+
+    /// `vmas` is not empty and ascends.
+    fn by_scan(&mut self, vmas: &[Vma], found: &mut impl FnMut(&Vma, u64, u64) -> Result<()>) -> Result<u64> {
+        let content = Category::PRESENT | Category::SWAPPED;
+        let plain = Category::PFNZERO | Category::FILE;
+        let guard = if self.guards { Category::GUARD } else { Category::empty() };
+        let query = Query {
+            inverted: plain,
+            all_of: plain,
+            any_of: content,
+            returned: content | guard,
+            ..Query::default()
+        };
+        let end = vmas[vmas.len() - 1].entry.end;
+        let mut at = vmas[0].entry.start;
+        let mut looked = 0;
+        let mut rest = vmas;
+        while at < end {
+            let (count, walked) = pagemap_scan::scan(&self.pagemap, at, end, &query, &mut self.regions)?;
+            for region in self.regions[..count].iter().filter(|r| !r.categories().intersects(Category::GUARD))
+            {
+                looked += (region.end - region.start) / PAGE_SIZE;
+                split(&mut rest, region.start, region.end, found)?;
+            }
+            if walked <= at {
+                return Err(Error::bug("PAGEMAP_SCAN does not advance"));
+            }
+            at = walked;
+        }
+        Ok(looked)
+    }
+
+    fn by_words(&mut self, vma: &Vma, found: &mut impl FnMut(&Vma, u64, u64) -> Result<()>) -> Result<u64> {
+        if !vma.touched {
+            return Ok(0);
+        }
+        let (start, end) = (vma.entry.start, vma.entry.end);
+        let mut run: Option<u64> = None;
+        let mut at = start;
+        let mut bytes = Vec::new();
+        while at < end {
+            let pages = ((end - at) / PAGE_SIZE).min(WORDS);
+            bytes.resize(pages as usize * 8, 0);
+            self.pagemap
+                .read_exact_at(&mut bytes, at / PAGE_SIZE * 8)
+                .call("pread(pagemap)")
+                .during(|| format!("range {start:x}-{end:x}"))?;
+            for chunk in bytes.chunks_exact(8) {
+                let word = u64::from_ne_bytes(chunk.try_into().unwrap_or_default());
+                let content =
+                    word & (word::PRESENT | word::SWAPPED) != 0 && word & (word::FILE | word::GUARD) == 0;
+                match run {
+                    None if content => run = Some(at),
+                    Some(from) if !content => {
+                        found(vma, from, at)?;
+                        run = None;
+                    }
+                    _ => {}
+                }
+                at += PAGE_SIZE;
+            }
+        }
+        if let Some(from) = run {
+            found(vma, from, end)?;
+        }
+        Ok((end - start) / PAGE_SIZE)
+    }
+
+    /// Ranges of guard pages (MADV_GUARD_INSTALL), in order. Empty where the kernel cannot tell.
+    pub fn guards(&mut self) -> Result<Vec<(u64, u64)>> {
+        let mut all = Vec::new();
+        if !self.guards {
+            return Ok(all);
+        }
+        let query = Query { all_of: Category::GUARD, returned: Category::GUARD, ..Query::default() };
+        let mut at = 0;
+        while at < TASK_SIZE {
+            let (count, walked) =
+                pagemap_scan::scan(&self.pagemap, at, TASK_SIZE, &query, &mut self.regions)?;
+            for region in &self.regions[..count] {
+                match all.last_mut() {
+                    Some((_, end)) if *end == region.start => *end = region.end,
+                    _ => all.push((region.start, region.end)),
+                }
+            }
+            if walked <= at {
+                return Err(Error::bug("PAGEMAP_SCAN does not advance"));
+            }
+            at = walked;
+        }
+        Ok(all)
+    }
+}
+
+fn wanted(vma: &Vma) -> bool {
+    vma.has_pages() && !vma.dumps_all()
+}
+
+/// Hands the part of `[start, end)` in each mapping to `found`; `rest` loses those that end before.
+fn split(
+    rest: &mut &[Vma],
+    mut start: u64,
+    end: u64,
+    found: &mut impl FnMut(&Vma, u64, u64) -> Result<()>,
+) -> Result<()> {
+    while start < end {
+        let Some(vma) = rest.first() else { return Ok(()) };
+        if vma.entry.end <= start {
+            *rest = &rest[1..];
+            continue;
+        }
+        let from = start.max(vma.entry.start);
+        let to = end.min(vma.entry.end);
+        if from < to {
+            found(vma, from, to)?;
+        }
+        start = to.max(start + PAGE_SIZE);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{mm::status as st, pstree::RealPid};
+    use rcriu_images::pb::VmaEntry;
+
+    fn vma(start: u64, end: u64, status: u32) -> Vma {
+        let entry = VmaEntry { start, end, status, flags: 0x22, prot: 3, ..VmaEntry::default() };
+        Vma { entry, name: None, touched: true }
+    }
+
+    #[test]
+    fn regions_are_split_at_mappings() {
+        let anon = st::REGULAR | st::ANON_PRIVATE;
+        let vmas = [vma(0x1000, 0x3000, anon), vma(0x3000, 0x4000, anon), vma(0x8000, 0x9000, anon)];
+        let mut rest = &vmas[..];
+        let mut runs = Vec::new();
+        let mut found = |v: &Vma, a, b| {
+            runs.push((v.entry.start, a, b));
+            Ok(())
+        };
+        split(&mut rest, 0x2000, 0x4000, &mut found).unwrap();
+        split(&mut rest, 0x8000, 0x9000, &mut found).unwrap();
+        assert_eq!(runs, [(0x1000, 0x2000, 0x3000), (0x3000, 0x3000, 0x4000), (0x8000, 0x8000, 0x9000)]);
+    }
+
+    /// Both ways of asking find the same pages of our own memory.
+    #[test]
+    fn touched_pages_are_found_either_way() {
+        let page = PAGE_SIZE as usize;
+        let mut memory = memmap2::MmapOptions::new().len(64 * page).map_anon().unwrap();
+        memory.advise(memmap2::Advice::NoHugePage).unwrap();
+        for n in [3, 4, 5, 40] {
+            memory[n * page] = 1;
+        }
+        let base = memory.as_ptr() as u64;
+        let anon = st::REGULAR | st::ANON_PRIVATE;
+        // As two mappings, so that a run is split between them.
+        let vmas =
+            [vma(base, base + 4 * PAGE_SIZE, anon), vma(base + 4 * PAGE_SIZE, base + 64 * PAGE_SIZE, anon)];
+        let dir = ProcDir::open(RealPid(std::process::id() as i32)).unwrap();
+        let mut kernel = Kernel::probe().unwrap();
+        let mut answers = Vec::new();
+        for scan in [kernel.pagemap_scan, false] {
+            kernel.pagemap_scan = scan;
+            let mut runs = Vec::new();
+            Scanner::new(&dir, &kernel)
+                .unwrap()
+                .pages(&vmas, |_, a, b| {
+                    runs.push(((a - base) / PAGE_SIZE, (b - base) / PAGE_SIZE));
+                    Ok(())
+                })
+                .unwrap();
+            answers.push(runs);
+        }
+        assert_eq!(answers[0], [(3, 4), (4, 6), (40, 41)]);
+        assert_eq!(answers[0], answers[1]);
+    }
+}

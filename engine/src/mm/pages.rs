@@ -1,0 +1,355 @@
+//! Content of pages: from a task's memory to `pages-N.img`, with the pagemap that says what they are.
+//!
+//! Runs are gathered into one large read of many pieces and one large write. Pages full of zeros in memory
+//! that reads as zero when absent are not written: that also covers the huge zero page, which the kernel
+//! does not report as such.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicU32, AtomicU64, Ordering},
+};
+
+use nix::sys::uio::RemoteIoVec;
+use rcriu_images::{
+    ImageDir, ImageKind, ImageWriter,
+    pagemap::{PAGE_SIZE, PagemapWriter, Place, Region},
+};
+
+use super::vma::Vma;
+use crate::{
+    error::{Error, Result},
+    interrupt,
+    pstree::RealPid,
+    sys::vm::{self, MemFile},
+};
+
+/// Bytes gathered before they are read and written.
+const BATCH: u64 = 4 << 20;
+
+/// Where pages go: the image folder, the numbers of page files, and what was counted.
+#[derive(Debug, Clone)]
+pub struct PageStore {
+    pub images: ImageDir,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    next: AtomicU32,
+    counts: Counts,
+}
+
+/// Pages looked at and written, of tasks and of shared memory.
+#[derive(Debug, Default)]
+pub struct Counts {
+    pub scanned: AtomicU64,
+    pub written: AtomicU64,
+    pub shmem_scanned: AtomicU64,
+    pub shmem_written: AtomicU64,
+}
+
+impl PageStore {
+    pub fn new(images: ImageDir) -> Self {
+        let shared = Shared { next: AtomicU32::new(1), counts: Counts::default() };
+        PageStore { images, shared: Arc::new(shared) }
+    }
+
+    /// What was counted so far.
+    pub fn counts(&self) -> &Counts {
+        &self.shared.counts
+    }
+
+    /// Begins the pagemap `kind` of object `id` and the page file that belongs to it.
+    pub fn create(&self, kind: ImageKind, id: u64) -> Result<PagesOut> {
+        let pages_id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+        Ok(PagesOut {
+            pagemap: PagemapWriter::create(&self.images, kind, id, pages_id)?,
+            pages: self.images.writer(ImageKind::Pages, pages_id.into()),
+            open: None,
+            written: 0,
+        })
+    }
+}
+
+/// A pagemap and its pages, being written.
+#[derive(Debug)]
+pub struct PagesOut {
+    pagemap: PagemapWriter,
+    pages: ImageWriter,
+    /// The region that may still grow.
+    open: Option<Region>,
+    written: u64,
+}
+
+impl PagesOut {
+    /// Appends whole pages that lie at `vaddr`; addresses must ascend.
+    pub fn add(&mut self, vaddr: u64, bytes: &[u8], lazy: bool) -> Result<()> {
+        self.pages.write_raw(bytes)?;
+        let pages = bytes.len() as u64 / PAGE_SIZE;
+        self.written += pages;
+        match &mut self.open {
+            Some(open) if open.end() == vaddr && open.lazy == lazy => open.pages += pages,
+            open => {
+                let new = Region { vaddr, pages, place: Place::Present { first: 0 }, lazy };
+                if let Some(done) = open.replace(new) {
+                    self.pagemap.add(&done)?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Like [`PagesOut::add`], but leaves out pages that are zero.
+    pub fn add_nonzero(&mut self, vaddr: u64, bytes: &[u8], lazy: bool) -> Result<()> {
+        let page = PAGE_SIZE as usize;
+        let mut at = 0;
+        while at < bytes.len() {
+            let zero = is_zero(&bytes[at..at + page]);
+            let run = bytes[at..].chunks(page).take_while(|p| is_zero(p) == zero).count() * page;
+            if !zero {
+                self.add(vaddr + at as u64, &bytes[at..at + run], lazy)?;
+            }
+            at += run;
+        }
+        Ok(())
+    }
+
+    /// Completes both images; gives the number of pages written.
+    pub fn finish(mut self) -> Result<u64> {
+        if let Some(open) = self.open.take() {
+            self.pagemap.add(&open)?;
+        }
+        self.pages.finish()?;
+        self.pagemap.finish()?;
+        Ok(self.written)
+    }
+}
+
+/// Whether all bytes are 0.
+fn is_zero(page: &[u8]) -> bool {
+    // Words first: most pages differ early.
+    let (head, words, tail) = page
+        .as_chunks::<8>()
+        .0
+        .split_first()
+        .map_or((0, &[][..], page), |(h, w)| (u64::from_ne_bytes(*h), w, page.as_chunks::<8>().1));
+    head == 0 && words.iter().all(|w| u64::from_ne_bytes(*w) == 0) && tail.iter().all(|b| *b == 0)
+}
+
+/// Copies pages of one task, gathered into large batches.
+pub struct Copier<'a> {
+    tid: RealPid,
+    out: &'a mut PagesOut,
+    /// Stack pointers of all threads, as page addresses in order: those pages cannot be lazy.
+    stacks: &'a [u64],
+    pieces: Vec<Piece>,
+    bytes: u64,
+    buf: Vec<u8>,
+    mem: Option<MemFile>,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Piece {
+    start: u64,
+    len: u64,
+    lazy: bool,
+    skip_zero: bool,
+    readable: bool,
+}
+
+impl<'a> Copier<'a> {
+    /// Reads through `tid`, a live thread of the task; `stacks` must be sorted page addresses.
+    pub fn new(tid: RealPid, out: &'a mut PagesOut, stacks: &'a [u64]) -> Self {
+        Copier { tid, out, stacks, pieces: Vec::new(), bytes: 0, buf: Vec::new(), mem: None }
+    }
+
+    /// Takes `[start, end)` of `vma`; addresses must ascend.
+    pub fn add(&mut self, vma: &Vma, start: u64, end: u64) -> Result<()> {
+        if !vma.may_be_lazy() {
+            return self.piece(vma, start, end, false);
+        }
+        let mut at = start;
+        let from = self.stacks.partition_point(|s| *s < start);
+        for stack in self.stacks[from..].iter().take_while(|s| **s < end) {
+            self.piece(vma, at, *stack, true)?;
+            self.piece(vma, *stack, stack + PAGE_SIZE, false)?;
+            at = stack + PAGE_SIZE;
+        }
+        self.piece(vma, at, end, true)
+    }
+
+    fn piece(&mut self, vma: &Vma, start: u64, end: u64, lazy: bool) -> Result<()> {
+        let mut at = start;
+        while at < end {
+            let len = (end - at).min(BATCH - self.bytes);
+            self.pieces.push(Piece {
+                start: at,
+                len,
+                lazy,
+                skip_zero: vma.zero_is_absent(),
+                readable: vma.readable(),
+            });
+            self.bytes += len;
+            at += len;
+            if self.bytes == BATCH || self.pieces.len() == vm::MAX_PIECES {
+                self.flush()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reads and writes what was gathered. To be called at the end.
+    pub fn flush(&mut self) -> Result<()> {
+        interrupt::check()?;
+        self.buf.resize(self.bytes as usize, 0);
+        let mut at = 0;
+        for group in self.pieces.chunk_by(|a, b| a.readable == b.readable) {
+            let len: u64 = group.iter().map(|p| p.len).sum();
+            let part = &mut self.buf[at..at + len as usize];
+            if group[0].readable {
+                read_pieces(self.tid, group, part)?;
+            } else {
+                let mem = match &mut self.mem {
+                    Some(mem) => mem,
+                    none => none.insert(MemFile::open(self.tid)?),
+                };
+                let mut part = part;
+                for piece in group {
+                    let (this, others) = part.split_at_mut(piece.len as usize);
+                    mem.read(piece.start, this).map_err(|e| unreadable(piece, e))?;
+                    part = others;
+                }
+            }
+            at += len as usize;
+        }
+        let mut rest = &self.buf[..];
+        for piece in &self.pieces {
+            let (this, others) = rest.split_at(piece.len as usize);
+            if piece.skip_zero {
+                self.out.add_nonzero(piece.start, this, piece.lazy)?;
+            } else {
+                self.out.add(piece.start, this, piece.lazy)?;
+            }
+            rest = others;
+        }
+        self.pieces.clear();
+        self.bytes = 0;
+        Ok(())
+    }
+}
+
+fn read_pieces(tid: RealPid, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
+    let remote: Vec<_> =
+        pieces.iter().map(|p| RemoteIoVec { base: p.start as usize, len: p.len as usize }).collect();
+    let got = vm::read_pieces(tid, &remote, buf)? as u64;
+    if got == buf.len() as u64 {
+        return Ok(());
+    }
+    let mut before = 0;
+    let piece = pieces.iter().find(|p| {
+        before += p.len;
+        before > got
+    });
+    let error = Error::sys("process_vm_readv", libc::EFAULT);
+    Err(piece.map_or(error.clone(), |p| unreadable(p, error)))
+}
+
+fn unreadable(piece: &Piece, e: Error) -> Error {
+    e.during(format!("content of {:x}-{:x}", piece.start, piece.start + piece.len))
+        .remedy("guard pages of madvise need Linux 6.15 or later to be recognised")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mm::status as st;
+    use rcriu_images::pagemap::PageReader;
+
+    fn store() -> (tempfile::TempDir, PageStore) {
+        let dir = tempfile::tempdir().unwrap();
+        let store = PageStore::new(ImageDir::open(dir.path()).unwrap());
+        (dir, store)
+    }
+
+    #[test]
+    fn zero_is_told_from_nonzero() {
+        let mut page = vec![0u8; 4096];
+        assert!(is_zero(&page));
+        for at in [0, 7, 8, 4095] {
+            page[at] = 1;
+            assert!(!is_zero(&page));
+            page[at] = 0;
+        }
+    }
+
+    #[test]
+    fn neighbours_join_and_zero_pages_vanish() {
+        let (dir, store) = store();
+        let mut out = store.create(ImageKind::Pagemap, 7).unwrap();
+        let mut bytes = vec![0u8; 4 * 4096];
+        bytes[0] = 1;
+        bytes[3 * 4096] = 2;
+        out.add_nonzero(0x1000, &bytes, true).unwrap();
+        out.add(0x5000, &bytes[..4096], true).unwrap();
+        out.add(0x6000, &bytes[4096..8192], false).unwrap();
+        assert_eq!(out.finish().unwrap(), 4);
+        let reader = PageReader::open(&store.images, ImageKind::Pagemap, 7).unwrap().unwrap();
+        let regions = &reader.pagemap(0).unwrap().regions;
+        let seen: Vec<_> = regions.iter().map(|r| (r.vaddr, r.pages, r.lazy)).collect();
+        assert_eq!(seen, [(0x1000, 1, true), (0x4000, 2, true), (0x6000, 1, false)]);
+        assert_eq!(std::fs::metadata(dir.path().join("pages-1.img")).unwrap().len(), 4 * 4096);
+        assert_eq!(reader.read(0x4000, 4096).unwrap().unwrap(), bytes[3 * 4096..]);
+    }
+
+    #[test]
+    fn memory_is_copied_whatever_its_protection() {
+        let (_dir, store) = store();
+        let page = 4096;
+        let len = (BATCH as usize) + 3 * page;
+        let mut memory = memmap2::MmapOptions::new().len(len).map_anon().unwrap();
+        for (n, chunk) in memory.chunks_mut(page).enumerate() {
+            chunk[..8].copy_from_slice(&(n as u64 + 1).to_ne_bytes());
+        }
+        let base = memory.as_ptr() as u64;
+        let me = RealPid(std::process::id() as i32);
+        for prot in [3, 0] {
+            let entry = rcriu_images::pb::VmaEntry {
+                start: base,
+                end: base + len as u64,
+                status: st::REGULAR | st::ANON_PRIVATE,
+                flags: 0x22,
+                prot,
+                ..Default::default()
+            };
+            let vma = Vma { entry, name: None, touched: true };
+            let mut out = store.create(ImageKind::Pagemap, u64::from(prot)).unwrap();
+            let stack = [base + 5 * PAGE_SIZE];
+            let mut copier = Copier::new(me, &mut out, &stack);
+            copier.add(&vma, base, base + len as u64).unwrap();
+            copier.flush().unwrap();
+            assert_eq!(out.finish().unwrap() as usize, len / page);
+            let reader = PageReader::open(&store.images, ImageKind::Pagemap, prot.into()).unwrap().unwrap();
+            let lazy: Vec<_> = reader.pagemap(0).unwrap().regions.iter().map(|r| (r.pages, r.lazy)).collect();
+            assert_eq!(lazy, [(5, true), (1, false), (len as u64 / PAGE_SIZE - 6, true)]);
+            assert_eq!(reader.read(base, len as u64).unwrap().unwrap(), &memory[..]);
+        }
+    }
+
+    #[test]
+    fn memory_that_is_gone_is_named() {
+        let (_dir, store) = store();
+        let entry = rcriu_images::pb::VmaEntry {
+            start: 0x1000,
+            end: 0x2000,
+            status: st::REGULAR | st::ANON_PRIVATE,
+            prot: 1,
+            ..Default::default()
+        };
+        let vma = Vma { entry, name: None, touched: true };
+        let mut out = store.create(ImageKind::Pagemap, 1).unwrap();
+        let mut copier = Copier::new(RealPid(std::process::id() as i32), &mut out, &[]);
+        copier.add(&vma, 0x1000, 0x2000).unwrap();
+        let e = copier.flush().unwrap_err().to_string();
+        assert!(e.starts_with("content of 1000-2000: process_vm_readv"), "{e}");
+    }
+}
