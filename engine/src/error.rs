@@ -27,6 +27,13 @@ pub enum Kind {
     Host(String),
     /// A task ended while it was worked on.
     TaskDied(i32),
+    /// The error of a task being restored, as it told it; complete.
+    Told {
+        /// The whole line.
+        text: String,
+        /// `errno` of the failed call, 0 if none failed.
+        errno: i32,
+    },
     /// The caller asked for something that makes no sense.
     Usage(String),
     /// A signal asked us to stop.
@@ -108,6 +115,7 @@ impl Error {
     pub fn errno(&self) -> Option<i32> {
         match self.inner.kind {
             Kind::Sys { errno, .. } => Some(errno),
+            Kind::Told { errno, .. } => Some(errno).filter(|e| *e != 0),
             _ => None,
         }
     }
@@ -123,6 +131,7 @@ impl fmt::Display for Error {
             Kind::Sys { call, errno } => {
                 write!(f, "{call}: {}", std::io::Error::from_raw_os_error(*errno))?;
             }
+            Kind::Told { text, .. } => f.write_str(text)?,
             Kind::TaskDied(pid) => write!(f, "task {pid} ended meanwhile")?,
             Kind::Interrupted(sig) => write!(f, "interrupted by signal {sig}")?,
             Kind::TimedOut => f.write_str("the time given with --timeout is over")?,

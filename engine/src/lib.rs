@@ -21,7 +21,6 @@
 
 #![deny(unsafe_code)]
 
-pub mod arch;
 pub mod error;
 pub mod infect;
 pub mod interrupt;
@@ -31,6 +30,7 @@ pub mod options;
 pub mod process;
 pub mod procfs;
 pub mod pstree;
+pub mod restore;
 pub mod scripts;
 pub mod sys;
 

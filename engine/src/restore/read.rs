@@ -1,0 +1,333 @@
+//! Images into a [`Snapshot`]: plain data, checked once, so that nothing later has to doubt it.
+//!
+//! After [`Snapshot::read`] these hold: pids and tids are positive and unique, every parent stands before
+//! its children and the first task is the root, each task has its leader among its threads, living tasks
+//! have memory, ids and a core per thread, dead ones have no more than their exit code, and every
+//! descriptor refers to an open file that is there.
+
+use std::collections::{BTreeMap, HashMap, HashSet};
+
+use rcriu_images::{ImageDir, ImageKind, pb};
+
+use crate::error::{Context, Error, Result};
+use crate::pstree::{FileId, TaskState, VirtPid};
+
+/// Largest pid Linux can be configured to give (`PID_MAX_LIMIT`).
+const PID_MAX_LIMIT: u32 = 4 << 20;
+
+/// Index of a task in [`Snapshot::tasks`] and in the plan's tree, where helpers follow the tasks.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct TaskIx(pub u32);
+
+impl TaskIx {
+    /// The root task.
+    pub const ROOT: TaskIx = TaskIx(0);
+
+    /// For slices.
+    pub fn at(self) -> usize {
+        self.0 as usize
+    }
+}
+
+/// Everything the images say about tasks and their open files.
+#[derive(Debug)]
+pub struct Snapshot {
+    /// The folder, for what is read later (pages, queues, ghost files).
+    pub dir: ImageDir,
+    /// `inventory.img`.
+    pub inventory: pb::InventoryEntry,
+    /// Parents before their children; the root is first.
+    pub tasks: Vec<TaskImage>,
+    /// Every open file, by its number.
+    pub files: BTreeMap<FileId, pb::FileEntry>,
+    /// Descriptor tables by `files_id`, each sorted by descriptor.
+    pub fd_tables: BTreeMap<u32, Vec<pb::FdinfoEntry>>,
+    by_pid: HashMap<VirtPid, TaskIx>,
+}
+
+/// One task of the tree.
+#[derive(Debug)]
+pub struct TaskImage {
+    /// Its pid.
+    pub pid: VirtPid,
+    /// Its parent; `None` for the root.
+    pub parent: Option<TaskIx>,
+    /// Process group.
+    pub pgid: VirtPid,
+    /// Session.
+    pub sid: VirtPid,
+    /// Tids, the leader (equal to `pid`) first.
+    pub threads: Vec<VirtPid>,
+    /// Whether it lives.
+    pub state: TaskState,
+    /// The leader's core; its part about the task stands in `tc`.
+    pub core: pb::CoreEntry,
+    /// The part of the core about the task as a whole.
+    pub tc: pb::TaskCoreEntry,
+    /// Cores of the other threads: number `i` belongs to `threads[i + 1]`.
+    pub thread_cores: Vec<pb::CoreEntry>,
+    /// Which kernel objects it shares with whom; dead tasks have those of their parent.
+    pub ids: pb::TaskKobjIdsEntry,
+    /// Memory; there for all living tasks.
+    pub mm: Option<pb::MmEntry>,
+    /// Working folder, root folder, umask; there for all living tasks.
+    pub fs: Option<pb::FsEntry>,
+}
+
+impl TaskImage {
+    /// The name for messages, as `task 12 (worker)`.
+    pub fn name(&self) -> String {
+        format!("task {} ({})", self.pid, self.comm())
+    }
+
+    /// Command name, printable.
+    pub fn comm(&self) -> String {
+        let end = self.tc.comm.iter().position(|b| *b == 0).unwrap_or(self.tc.comm.len());
+        String::from_utf8_lossy(&self.tc.comm[..end]).escape_debug().to_string()
+    }
+
+    /// Core of thread number `i` (0 is the leader).
+    pub fn thread_core(&self, i: usize) -> Option<&pb::CoreEntry> {
+        match i.checked_sub(1) {
+            None => Some(&self.core),
+            Some(i) => self.thread_cores.get(i),
+        }
+    }
+
+    /// Whether it has memory, descriptors and registers.
+    pub fn is_alive(&self) -> bool {
+        self.state.is_alive()
+    }
+}
+
+impl Snapshot {
+    /// Reads and checks all images that describe tasks and open files.
+    ///
+    /// # Errors
+    /// Missing, damaged or contradicting images, each named.
+    pub fn read(dir: &ImageDir) -> Result<Snapshot> {
+        let inventory = read_inventory(dir)?;
+        let entries: Vec<pb::PstreeEntry> = dir.require(ImageKind::Pstree, 0)?.all()?;
+        let by_pid = check_tree(&entries)?;
+        let mut tasks: Vec<TaskImage> = Vec::with_capacity(entries.len());
+        for entry in &entries {
+            crate::interrupt::check()?;
+            let task =
+                read_task(dir, entry, &tasks, &by_pid).during(|| format!("images of task {}", entry.pid))?;
+            tasks.push(task);
+        }
+        let mut snapshot = Snapshot {
+            dir: dir.clone(),
+            inventory,
+            tasks,
+            files: read_files(dir)?,
+            fd_tables: BTreeMap::new(),
+            by_pid,
+        };
+        snapshot.read_fd_tables()?;
+        Ok(snapshot)
+    }
+
+    /// A task by number; `None` for helpers.
+    pub fn get(&self, ix: TaskIx) -> Option<&TaskImage> {
+        self.tasks.get(ix.at())
+    }
+
+    /// The root task.
+    pub fn root(&self) -> &TaskImage {
+        &self.tasks[0]
+    }
+
+    /// The task whose leader is `pid`.
+    pub fn by_pid(&self, pid: VirtPid) -> Option<TaskIx> {
+        self.by_pid.get(&pid).copied()
+    }
+
+    /// Living tasks with their numbers.
+    pub fn alive(&self) -> impl Iterator<Item = (TaskIx, &TaskImage)> {
+        self.all().filter(|(_, t)| t.is_alive())
+    }
+
+    /// All tasks with their numbers.
+    pub fn all(&self) -> impl Iterator<Item = (TaskIx, &TaskImage)> {
+        self.tasks.iter().enumerate().map(|(i, t)| (TaskIx(i as u32), t))
+    }
+
+    /// Descriptors of a task, sorted; none for dead tasks.
+    pub fn fds(&self, task: &TaskImage) -> &[pb::FdinfoEntry] {
+        if !task.is_alive() {
+            return &[];
+        }
+        self.fd_tables.get(&task.ids.files_id).map_or(&[], Vec::as_slice)
+    }
+
+    fn read_fd_tables(&mut self) -> Result<()> {
+        for task in self.tasks.iter().filter(|t| t.is_alive()) {
+            let id = task.ids.files_id;
+            if self.fd_tables.contains_key(&id) {
+                continue;
+            }
+            let mut fds: Vec<pb::FdinfoEntry> = self.dir.read_all(ImageKind::Fdinfo, u64::from(id))?;
+            fds.sort_by_key(|e| e.fd);
+            let bad = |what: String| Error::image(format!("fdinfo-{id}.img: {what}"));
+            if let Some(pair) = fds.windows(2).find(|p| p[0].fd == p[1].fd) {
+                return Err(bad(format!("descriptor {} stands there twice", pair[0].fd)));
+            }
+            for e in &fds {
+                if e.fd > i32::MAX as u32 {
+                    return Err(bad(format!("there can be no descriptor {}", e.fd)));
+                }
+                match self.files.get(&FileId(e.id)) {
+                    Some(file) if file.r#type == e.r#type => {}
+                    Some(_) => {
+                        return Err(bad(format!("descriptor {} and file {:#x} differ in type", e.fd, e.id)));
+                    }
+                    None => return Err(bad(format!("descriptor {}: there is no file {:#x}", e.fd, e.id))),
+                }
+            }
+            self.fd_tables.insert(id, fds);
+        }
+        Ok(())
+    }
+}
+
+fn read_inventory(dir: &ImageDir) -> Result<pb::InventoryEntry> {
+    let inventory: pb::InventoryEntry = dir.read_one(ImageKind::Inventory, 0).map_err(|e| {
+        Error::from(e).remedy("only a dump that finished has an inventory; give its folder with -D")
+    })?;
+    match inventory.img_version {
+        1 | 2 => Ok(inventory),
+        v => Err(Error::image(format!("inventory.img: format version {v} is not known"))),
+    }
+}
+
+fn read_files(dir: &ImageDir) -> Result<BTreeMap<FileId, pb::FileEntry>> {
+    let mut files = BTreeMap::new();
+    let Some(mut reader) = dir.reader(ImageKind::Files, 0)? else { return Ok(files) };
+    while let Some(file) = reader.next::<pb::FileEntry>()? {
+        let id = FileId(file.id);
+        if files.insert(id, file).is_some() {
+            return Err(reader.bad(format!("file {id} stands there twice")).into());
+        }
+    }
+    Ok(files)
+}
+
+/// Pids unique and in range, parents before children, one root, the leader among the threads.
+fn check_tree(entries: &[pb::PstreeEntry]) -> Result<HashMap<VirtPid, TaskIx>> {
+    let bad = |what: String| Error::image(format!("pstree.img: {what}"));
+    if entries.is_empty() {
+        return Err(bad("there is no task in it".into()));
+    }
+    let mut seen = HashSet::new();
+    let mut leaders = HashMap::with_capacity(entries.len());
+    for (at, e) in entries.iter().enumerate() {
+        let pid = number(e.pid).ok_or_else(|| bad(format!("entry {at}: there can be no pid {}", e.pid)))?;
+        for (what, id) in [("process group", e.pgid), ("session", e.sid)] {
+            // 0 stands for a leader outside the pid namespace that was dumped.
+            if id != 0 && number(id).is_none() {
+                return Err(bad(format!("task {pid}: there can be no {what} {id}")));
+            }
+        }
+        if at == 0 && e.ppid != 0 {
+            return Err(bad(format!("the first task, {pid}, is not the root: it has parent {}", e.ppid)));
+        }
+        if at > 0 && !number(e.ppid).is_some_and(|p| leaders.contains_key(&p)) {
+            return Err(bad(format!("parent {} of task {pid} is not there before it", e.ppid)));
+        }
+        if e.threads.is_empty() || !e.threads.contains(&e.pid) {
+            return Err(bad(format!("task {pid} is not among its own threads")));
+        }
+        for tid in &e.threads {
+            let tid = number(*tid).ok_or_else(|| bad(format!("task {pid}: there can be no thread {tid}")))?;
+            if !seen.insert(tid) {
+                return Err(bad(format!("the number {tid} is given to two threads")));
+            }
+        }
+        leaders.insert(pid, TaskIx(at as u32));
+    }
+    Ok(leaders)
+}
+
+fn number(pid: u32) -> Option<VirtPid> {
+    (1..=PID_MAX_LIMIT).contains(&pid).then_some(VirtPid(pid as i32))
+}
+
+fn read_task(
+    dir: &ImageDir,
+    entry: &pb::PstreeEntry,
+    before: &[TaskImage],
+    by_pid: &HashMap<VirtPid, TaskIx>,
+) -> Result<TaskImage> {
+    let pid = VirtPid(entry.pid as i32);
+    let parent = by_pid.get(&VirtPid(entry.ppid as i32)).copied();
+    let (core, tc) = read_leader(dir, entry.pid)?;
+    let state = TaskState::from_image(tc.task_state)
+        .ok_or_else(|| Error::image(format!("core-{pid}.img: there is no task state {}", tc.task_state)))?;
+    let mut threads = vec![pid];
+    threads.extend(entry.threads.iter().map(|t| VirtPid(*t as i32)).filter(|t| *t != pid));
+    let parents_ids = parent.and_then(|p| before.get(p.at())).map(|p| &p.ids);
+    let ids = dir.read_opt::<pb::TaskKobjIdsEntry>(ImageKind::Ids, u64::from(entry.pid))?.or(core.ids);
+    let mut task = TaskImage {
+        pid,
+        parent,
+        pgid: VirtPid(entry.pgid as i32),
+        sid: VirtPid(entry.sid as i32),
+        threads,
+        state,
+        ids: pb::TaskKobjIdsEntry::default(),
+        core,
+        tc,
+        thread_cores: Vec::new(),
+        mm: None,
+        fs: None,
+    };
+    if !state.is_alive() {
+        if task.threads.len() > 1 {
+            return Err(Error::image("pstree.img: a zombie cannot have threads"));
+        }
+        task.ids = ids.or_else(|| parents_ids.cloned()).unwrap_or_default();
+        return Ok(task);
+    }
+    task.ids = ids.ok_or_else(|| Error::image(format!("ids-{pid}.img is missing")))?;
+    check_thread(pid, &task.core)?;
+    for tid in &task.threads[1..] {
+        let core = read_core(dir, tid.0 as u32)?;
+        check_thread(*tid, &core)?;
+        task.thread_cores.push(core);
+    }
+    task.mm = Some(dir.read_one(ImageKind::Mm, u64::from(entry.pid))?);
+    task.fs = Some(dir.read_one(ImageKind::Fs, u64::from(entry.pid))?);
+    Ok(task)
+}
+
+fn read_leader(dir: &ImageDir, pid: u32) -> Result<(pb::CoreEntry, pb::TaskCoreEntry)> {
+    let mut core = read_core(dir, pid)?;
+    let tc = core
+        .tc
+        .take()
+        .ok_or_else(|| Error::image(format!("core-{pid}.img: the part about the task (tc) is missing")))?;
+    Ok((core, tc))
+}
+
+fn read_core(dir: &ImageDir, tid: u32) -> Result<pb::CoreEntry> {
+    let core: pb::CoreEntry = dir.read_one(ImageKind::Core, u64::from(tid))?;
+    if core.mtype() != pb::core_entry::March::X8664 {
+        return Err(Error::unsupported(format!(
+            "core-{tid}.img: the dump comes from another architecture ({:?}), this is x86_64",
+            core.mtype()
+        )));
+    }
+    Ok(core)
+}
+
+fn check_thread(tid: VirtPid, core: &pb::CoreEntry) -> Result<()> {
+    let missing = |what| Err(Error::image(format!("core-{tid}.img: {what} is missing")));
+    if core.thread_info.is_none() {
+        return missing("thread_info (registers)");
+    }
+    if core.thread_core.is_none() {
+        return missing("thread_core");
+    }
+    Ok(())
+}

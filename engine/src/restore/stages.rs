@@ -1,0 +1,371 @@
+//! The stages all tasks of a restore pass together, and the first error: one mapping shared by the engine
+//! and everything it forks, the only mutable thing they share.
+//!
+//! The engine opens a stage; tasks (and later their threads, from the blob) report that they have reached its
+//! end; when nobody is left the engine opens the next. A task that fails writes the first error and turns the
+//! stage into [`Stage::Fail`], at which everybody who waits gives up.
+//!
+//! # Safety
+//! The mapping is as long as [`Shared::size`] says, page aligned, zeroed by the kernel, and lives as long as
+//! the [`Area`]; its fields are atomics but for two words written before the area can be shared.
+#![allow(unsafe_code)]
+
+use std::ptr::{NonNull, null_mut};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::{Duration, Instant};
+
+use restorer::{Shared, Stage, TaskSlot, report, shared::ERROR_TEXT};
+
+use crate::error::{Error, Kind, Result};
+use crate::interrupt;
+use crate::pstree::{RealPid, VirtPid};
+use crate::restore::read::TaskIx;
+use crate::sys::{errno, futex};
+
+/// How often a waiting task looks whether the engine still lives.
+const LOOK: Duration = Duration::from_secs(1);
+/// How soon and how seldom the engine looks whether tasks still live while it waits for them.
+const WATCH: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
+
+/// What only engine code uses of a task while the tree is made.
+#[repr(C)]
+struct Birth {
+    /// 1 once the task has made the process group of its number. A futex word.
+    group: AtomicU32,
+    /// How many others have joined that group. A futex word.
+    joined: AtomicU32,
+}
+
+/// The shared mapping.
+#[derive(Debug)]
+pub struct Area {
+    head: NonNull<Shared>,
+    births: NonNull<Birth>,
+    tasks: u32,
+    engine: RealPid,
+}
+
+fn map(len: usize) -> Result<NonNull<libc::c_void>> {
+    let (prot, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+    // SAFETY: a new mapping where the kernel likes it.
+    let p = unsafe { libc::mmap(null_mut(), len, prot, flags, -1, 0) };
+    match NonNull::new(p) {
+        Some(p) if p.as_ptr() != libc::MAP_FAILED => Ok(p),
+        _ => Err(Error::sys("mmap", errno::last()).during("area shared by tasks")),
+    }
+}
+
+impl Area {
+    /// Maps the area for so many nodes of the plan. To be called before anything is forked.
+    pub fn new(tasks: u32) -> Result<Area> {
+        let too_many = || Error::image(format!("pstree.img: {tasks} tasks are too many"));
+        let births = (tasks as usize).checked_mul(size_of::<Birth>()).ok_or_else(too_many)?;
+        let head = map(Shared::size(tasks).ok_or_else(too_many)?)?.cast::<Shared>();
+        let births = map(births.max(1))?.cast::<Birth>();
+        // SAFETY: the mapping is as large as the structure, zeroed, and nobody else has it yet.
+        unsafe {
+            (*head.as_ptr()).build = restorer::BUILD;
+            (*head.as_ptr()).tasks = tasks;
+        }
+        Ok(Area { head, births, tasks, engine: RealPid(std::process::id() as i32) })
+    }
+
+    /// Address and length in bytes, for the one who takes the mapping along into the blob.
+    pub fn range(&self) -> (u64, u64) {
+        let len = Shared::size(self.tasks).unwrap_or(0);
+        (self.head.as_ptr().expose_provenance() as u64, len as u64)
+    }
+
+    /// The head.
+    pub fn shared(&self) -> &Shared {
+        // SAFETY: mapped as long as self lives; everything that is written through it is atomic.
+        unsafe { self.head.as_ref() }
+    }
+
+    /// What the engine must know of a task.
+    pub fn slot(&self, ix: TaskIx) -> Result<&TaskSlot> {
+        // SAFETY: the area has this many slots and lives as long as self.
+        unsafe { Shared::slot(self.head.as_ptr(), ix.0) }.ok_or_else(|| no_such(ix))
+    }
+
+    fn birth(&self, ix: TaskIx) -> Result<&Birth> {
+        if ix.0 >= self.tasks {
+            return Err(no_such(ix));
+        }
+        // SAFETY: inside the second mapping, which has one for each task.
+        Ok(unsafe { self.births.add(ix.at()).as_ref() })
+    }
+
+    // Engine side.
+
+    /// Opens `stage`, to be reported by `left` reporters.
+    pub fn open(&self, stage: Stage, left: u32) -> Result<()> {
+        log::info!("Opening stage {} for {left}", stage.name());
+        let shared = self.shared();
+        shared.left[stage as usize].store(left, Ordering::Release);
+        let open = |now: u32| (now != Stage::Fail as u32).then_some(stage as u32);
+        match shared.stage.fetch_update(Ordering::AcqRel, Ordering::Acquire, open) {
+            Ok(_) => futex::wake_all(&shared.stage).map(drop),
+            Err(_) => Err(self.failure()),
+        }
+    }
+
+    /// Waits until everybody has reported `stage`. `watch` is asked from time to time whether all tasks live.
+    ///
+    /// # Errors
+    /// The first error of any task, what `watch` finds, an interruption.
+    pub fn await_all(&self, stage: Stage, mut watch: impl FnMut() -> Result<()>) -> Result<()> {
+        let word = &self.shared().left[stage as usize];
+        let mut nap = WATCH.0;
+        loop {
+            let left = word.load(Ordering::Acquire);
+            if self.failed() {
+                return Err(self.failure());
+            }
+            if left == 0 {
+                return Ok(());
+            }
+            interrupt::check()?;
+            if !wait(word, left, Instant::now() + interrupt::remaining(nap))? {
+                watch()?;
+                nap = (nap * 2).min(WATCH.1);
+            }
+        }
+    }
+
+    /// Whether somebody has failed.
+    pub fn failed(&self) -> bool {
+        self.shared().current() == Stage::Fail || self.shared().error.is_claimed()
+    }
+
+    /// Stops everybody at the next moment they look.
+    pub fn stop(&self) {
+        let shared = self.shared();
+        shared.stage.store(Stage::Fail as u32, Ordering::Release);
+        let _ = futex::wake_all(&shared.stage);
+        for word in &shared.left {
+            let _ = futex::wake_all(word);
+        }
+    }
+
+    /// The first error, once somebody has failed.
+    pub fn failure(&self) -> Error {
+        let error = &self.shared().error;
+        let deadline = Instant::now() + LOOK;
+        while !error.is_written() && Instant::now() < deadline {
+            std::thread::yield_now();
+        }
+        if !error.is_written() {
+            return Error::host("a task failed without saying why");
+        }
+        self.read_error()
+    }
+
+    fn read_error(&self) -> Error {
+        let slot = &self.shared().error;
+        let mut buf = [0u8; ERROR_TEXT];
+        let len = slot.text(&mut buf);
+        let text = String::from_utf8_lossy(&buf[..len]).into_owned();
+        let errno = slot.errno.load(Ordering::Relaxed);
+        let kind = slot.kind.load(Ordering::Relaxed);
+        if kind != 0 {
+            return Error::new(kind_of(kind, text, errno));
+        }
+        let number = |n: &AtomicU32| n.load(Ordering::Relaxed);
+        let (a, b) = (slot.a.load(Ordering::Relaxed), slot.b.load(Ordering::Relaxed));
+        let object = report::Object::text(number(&slot.object)).unwrap_or("something");
+        let call = report::Call::text(number(&slot.call)).unwrap_or("a call");
+        let (pid, tid) = (slot.pid.load(Ordering::Relaxed), slot.tid.load(Ordering::Relaxed));
+        let stage = Stage::from_word(number(&slot.stage)).name();
+        Error::sys(call, errno)
+            .during(format!("{object} {a:#x}, {b:#x}"))
+            .during(format!("task {pid}, thread {tid}, restorer at {stage}"))
+    }
+
+    // Task side.
+
+    /// Reports that the caller has reached the end of `stage`.
+    pub fn reach(&self, stage: Stage) {
+        let word = &self.shared().left[stage as usize];
+        if word.fetch_sub(1, Ordering::AcqRel) == 1 {
+            let _ = futex::wake_all(word);
+        }
+    }
+
+    /// Waits until the engine opens `stage`.
+    ///
+    /// # Errors
+    /// Somebody else failed, or the engine is gone; either way there is nothing to tell any more.
+    pub fn wait_open(&self, stage: Stage) -> Result<()> {
+        self.wait_for(&self.shared().stage, |_| self.shared().is_open(stage))
+    }
+
+    /// Tells that the caller has made the process group of its number.
+    pub fn group_made(&self, ix: TaskIx) -> Result<()> {
+        let birth = self.birth(ix)?;
+        birth.group.store(1, Ordering::Release);
+        futex::wake_all(&birth.group).map(drop)
+    }
+
+    /// Waits until node `ix` has made the group of its number.
+    pub fn wait_group(&self, ix: TaskIx) -> Result<()> {
+        self.wait_for(&self.birth(ix)?.group, |made| made == 1)
+    }
+
+    /// Tells that the caller has joined the group of node `ix`.
+    pub fn group_joined(&self, ix: TaskIx) -> Result<()> {
+        let birth = self.birth(ix)?;
+        birth.joined.fetch_add(1, Ordering::AcqRel);
+        futex::wake_all(&birth.joined).map(drop)
+    }
+
+    /// Waits until `joiners` have joined the group of node `ix`.
+    pub fn wait_joined(&self, ix: TaskIx, joiners: u32) -> Result<()> {
+        self.wait_for(&self.birth(ix)?.joined, |joined| joined >= joiners)
+    }
+
+    fn wait_for(&self, word: &AtomicU32, done: impl Fn(u32) -> bool) -> Result<()> {
+        loop {
+            let value = word.load(Ordering::Acquire);
+            if done(value) {
+                return Ok(());
+            }
+            if self.failed() {
+                return Err(Error::host("another task failed"));
+            }
+            if !wait(word, value, Instant::now() + LOOK)? {
+                self.engine_lives()?;
+            }
+        }
+    }
+
+    /// Without the engine nobody would ever end the wait.
+    fn engine_lives(&self) -> Result<()> {
+        match nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.engine.0), None) {
+            Err(nix::errno::Errno::ESRCH) => Err(Error::new(Kind::TaskDied(self.engine.0))),
+            _ => Ok(()),
+        }
+    }
+
+    /// Makes `error` of the task `pid` the error of the restore, unless there is one already, and stops all.
+    pub fn fail(&self, pid: VirtPid, error: &Error) {
+        let slot = &self.shared().error;
+        if slot.claim() {
+            slot.stage.store(self.shared().stage.load(Ordering::Relaxed), Ordering::Relaxed);
+            slot.pid.store(pid.0, Ordering::Relaxed);
+            slot.errno.store(error.errno().unwrap_or(0), Ordering::Relaxed);
+            slot.kind.store(tag_of(error.kind()), Ordering::Relaxed);
+            slot.set_text(text_of(error).as_bytes());
+            slot.publish();
+        }
+        self.stop();
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        let (_, len) = self.range();
+        // SAFETY: both were mapped by new with these lengths and nothing borrowed from self is left.
+        unsafe {
+            libc::munmap(self.head.as_ptr().cast(), len as usize);
+            libc::munmap(self.births.as_ptr().cast(), (self.tasks as usize * size_of::<Birth>()).max(1));
+        }
+    }
+}
+
+/// Waits while `word` is `value`; a signal counts as the deadline.
+fn wait(word: &AtomicU32, value: u32, deadline: Instant) -> Result<bool> {
+    match futex::wait_while(word, value, deadline) {
+        Err(e) if e.errno() == Some(libc::EINTR) => Ok(false),
+        other => other,
+    }
+}
+
+fn no_such(ix: TaskIx) -> Error {
+    Error::bug(format!("the plan has no node {}", ix.0))
+}
+
+fn tag_of(kind: &Kind) -> u32 {
+    match kind {
+        Kind::Unsupported(_) => 1,
+        Kind::Image(_) => 2,
+        Kind::Host(_) => 3,
+        Kind::Usage(_) => 4,
+        Kind::Bug(_) => 5,
+        _ => 6,
+    }
+}
+
+/// The whole line, without what [`kind_of`] will add again.
+fn text_of(error: &Error) -> String {
+    let text = error.to_string();
+    match error.kind() {
+        Kind::Bug(_) => text.replacen("internal error: ", "", 1),
+        _ => text,
+    }
+}
+
+fn kind_of(tag: u32, text: String, errno: i32) -> Kind {
+    match tag {
+        1 => Kind::Unsupported(text),
+        2 => Kind::Image(text),
+        3 => Kind::Host(text),
+        4 => Kind::Usage(text),
+        5 => Kind::Bug(text),
+        _ => Kind::Told { text, errno },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::error::{Context, SysContext};
+
+    #[test]
+    fn an_error_crosses_as_it_was() {
+        let area = Area::new(3).unwrap();
+        let e = Err::<(), _>(nix::errno::Errno::ENOENT)
+            .call("openat")
+            .during(|| "task 7 (x)".into())
+            .unwrap_err();
+        area.fail(VirtPid(7), &e);
+        area.fail(VirtPid(8), &Error::bug("a consequence"));
+        let got = area.await_all(Stage::Restore, || Ok(())).unwrap_err();
+        assert_eq!(got.to_string(), e.to_string());
+        assert_eq!(got.errno(), Some(libc::ENOENT));
+        assert!(area.wait_open(Stage::Forking).is_err());
+        assert!(area.open(Stage::Restore, 1).is_err());
+    }
+
+    #[test]
+    fn an_error_of_the_blob_is_spelled_out() {
+        let area = Area::new(1).unwrap();
+        let slot = &area.shared().error;
+        assert!(slot.claim());
+        slot.call.store(report::Call::Mremap as u32, Ordering::Relaxed);
+        slot.object.store(report::Object::Vma as u32, Ordering::Relaxed);
+        slot.errno.store(libc::ENOMEM, Ordering::Relaxed);
+        slot.pid.store(9, Ordering::Relaxed);
+        slot.a.store(0x1000, Ordering::Relaxed);
+        slot.publish();
+        let text = area.failure().to_string();
+        assert!(text.contains("task 9") && text.contains("mremap") && text.contains("0x1000"), "{text}");
+    }
+
+    #[test]
+    fn stages_open_when_all_have_reported() {
+        let area = Area::new(2).unwrap();
+        area.open(Stage::Forking, 2).unwrap();
+        area.wait_open(Stage::Forking).unwrap();
+        area.reach(Stage::Forking);
+        let mut asked = 0;
+        area.await_all(Stage::Forking, || {
+            asked += 1;
+            area.reach(Stage::Forking);
+            Ok(())
+        })
+        .unwrap();
+        assert_eq!(asked, 1);
+        assert!(area.slot(TaskIx(1)).is_ok() && area.slot(TaskIx(2)).is_err());
+    }
+}
