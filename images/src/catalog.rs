@@ -52,10 +52,10 @@ pub struct Row {
     pub kind: ImageKind,
     /// The name of its magic, as the human form prints it.
     pub tag: &'static str,
-    /// File name up to the number.
+    /// File name up to the number. Service files have no `.img` at the end.
     pub stem: &'static str,
     pub id: IdFormat,
-    /// Between the number and `.img`.
+    /// Between the number and the extension.
     pub suffix: &'static str,
     pub head: Head,
     /// Meaningless for [`Head::Raw`].
@@ -63,6 +63,12 @@ pub struct Row {
     /// Message of an entry; empty where there are none. Pagemaps open with one `pagemap_head`.
     pub message: &'static str,
     pub extra: Extra,
+}
+
+impl Row {
+    fn extension(&self) -> &'static str {
+        if self.head == Head::Service { "" } else { ".img" }
+    }
 }
 
 macro_rules! catalog {
@@ -185,19 +191,20 @@ impl ImageKind {
     /// File name inside the image folder; `id` counts only where the name has a number.
     pub fn file_name(self, id: u64) -> String {
         let row = self.row();
-        match row.id {
-            IdFormat::No => format!("{}{}.img", row.stem, row.suffix),
-            IdFormat::Dec => format!("{}{id}{}.img", row.stem, row.suffix),
-            IdFormat::Hex => format!("{}{id:x}{}.img", row.stem, row.suffix),
-        }
+        let id = match row.id {
+            IdFormat::No => String::new(),
+            IdFormat::Dec => id.to_string(),
+            IdFormat::Hex => format!("{id:x}"),
+        };
+        format!("{}{id}{}{}", row.stem, row.suffix, row.extension())
     }
 
     /// The kind and number a file name stands for; `None` for names that are no image's.
     ///
     /// `pages-N.img` is always [`ImageKind::Pages`]: the older form differs only in its content.
     pub fn from_file_name(name: &str) -> Option<(ImageKind, u64)> {
-        let base = name.strip_suffix(".img")?;
         CATALOG.iter().filter(|r| r.kind != ImageKind::PagesOld).find_map(|row| {
+            let base = name.strip_suffix(row.extension())?;
             let middle = base.strip_prefix(row.stem)?.strip_suffix(row.suffix)?;
             let id = match row.id {
                 IdFormat::No => middle.is_empty().then_some(0)?,
@@ -250,6 +257,7 @@ mod tests {
             }
         }
         assert_eq!(ImageKind::GhostFile.file_name(31), "ghost-file-1f.img");
+        assert_eq!(ImageKind::StatsDump.file_name(0), "stats-dump");
         assert_eq!(ImageKind::TmpfsImg.file_name(7), "tmpfs-7.tar.gz.img");
         for odd in [
             "core-.img",
