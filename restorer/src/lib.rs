@@ -6,24 +6,19 @@
 //! offsets and addresses of the task being restored.
 #![cfg_attr(not(test), no_std)]
 
+pub mod args;
 pub mod report;
 pub mod shared;
 
+pub use args::{TaskArgs, ThreadArgs};
 pub use shared::{ErrorSlot, Shared, Stage, TaskSlot};
 
 use blobrt::abi::{FINGERPRINT_SEED, fingerprint};
 
 /// Number of this build; the engine and the blob must agree on it.
-pub const BUILD: u64 = fingerprint(FINGERPRINT_SEED, include_bytes!("lib.rs"));
-
-/// Head of the arguments.
-#[repr(C)]
-#[derive(Clone, Copy, Debug)]
-pub struct TaskArgs {
-    /// [`BUILD`] as the engine knows it.
-    pub build: u64,
-    /// [`BUILD`] as the blob knows it.
-    pub answer: u64,
-}
-
-const _: () = assert!(size_of::<TaskArgs>() == 16);
+pub const BUILD: u64 = {
+    let mut hash = fingerprint(FINGERPRINT_SEED, include_bytes!("lib.rs"));
+    hash = fingerprint(hash, include_bytes!("args.rs"));
+    hash = fingerprint(hash, include_bytes!("report.rs"));
+    fingerprint(hash, include_bytes!("shared.rs"))
+};

@@ -21,6 +21,8 @@
 
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 
+use blobrt::futex;
+
 /// Moments of a restore that all tasks pass together; the names are those that CRIU's log uses
 /// (`CR_STATE_*`).
 #[repr(u32)]
@@ -180,6 +182,10 @@ pub struct Shared {
     pub tasks: u32,
     /// How many have not reported each stage; set by the engine before it opens the stage. A futex word each.
     pub left: [AtomicU32; STAGES],
+    /// Held while a task writes `ns_last_pid` and forks or makes a thread by it: 0 free, 1 held, 2 held with
+    /// waiters. A futex word.
+    pub last_pid_lock: AtomicU32,
+    reserved: AtomicU32,
     /// The first error.
     pub error: ErrorSlot,
 }
@@ -187,7 +193,7 @@ pub struct Shared {
 const _: () = {
     assert!(size_of::<TaskSlot>() == 32);
     assert!(size_of::<ErrorSlot>() == 56 + ERROR_TEXT);
-    assert!(size_of::<Shared>() == 40 + size_of::<ErrorSlot>());
+    assert!(size_of::<Shared>() == 48 + size_of::<ErrorSlot>());
     assert!(align_of::<Shared>() == 8 && align_of::<TaskSlot>() == 8);
 };
 
@@ -216,6 +222,53 @@ impl Shared {
     /// The open stage.
     pub fn current(&self) -> Stage {
         Stage::from_word(self.stage.load(Ordering::Acquire))
+    }
+
+    /// Reports that the caller has passed `stage`; the last one wakes the engine.
+    pub fn reach(&self, stage: Stage) {
+        if let Some(left) = self.left.get(stage as usize)
+            && left.fetch_sub(1, Ordering::AcqRel) == 1
+        {
+            futex::wake_all(left);
+        }
+    }
+
+    /// Blocks until `stage` is open. `false`: the restore has failed.
+    pub fn await_open(&self, stage: Stage) -> bool {
+        loop {
+            let word = self.stage.load(Ordering::Acquire);
+            match Stage::from_word(word) {
+                Stage::Fail => return false,
+                now if now >= stage => return true,
+                _ => futex::wait_while(&self.stage, word),
+            }
+        }
+    }
+
+    /// Opens `stage` (or tells all that the restore failed). A failure is never taken back.
+    pub fn open(&self, stage: Stage) {
+        let (word, fail) = (&self.stage, Stage::Fail as u32);
+        let _ = word
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |now| (now != fail).then_some(stage as u32));
+        futex::wake_all(word);
+    }
+
+    /// Takes [`Shared::last_pid_lock`].
+    pub fn lock_last_pid(&self) {
+        let word = &self.last_pid_lock;
+        if word.compare_exchange(0, 1, Ordering::Acquire, Ordering::Acquire).is_ok() {
+            return;
+        }
+        while word.swap(2, Ordering::Acquire) != 0 {
+            futex::wait_while(word, 2);
+        }
+    }
+
+    /// Gives [`Shared::last_pid_lock`] back.
+    pub fn unlock_last_pid(&self) {
+        if self.last_pid_lock.swap(0, Ordering::Release) == 2 {
+            futex::wake_all(&self.last_pid_lock);
+        }
     }
 
     /// Whether `stage` (or a later one) is open. A failure opens nothing.
@@ -270,6 +323,49 @@ mod tests {
         assert!(!shared.is_open(Stage::Namespaces));
         shared.stage.store(77, Ordering::Relaxed);
         assert_eq!(shared.current(), Stage::Fail);
+    }
+
+    #[test]
+    fn a_stage_ends_with_the_last_report_and_a_failure_frees_the_waiters() {
+        let shared = zeroed();
+        let [first, second] =
+            [Stage::Restore, Stage::RestoreSigchld].map(|stage| &shared.left[stage as usize]);
+        first.store(3, Ordering::Relaxed);
+        second.store(3, Ordering::Relaxed);
+        std::thread::scope(|s| {
+            for _ in 0..3 {
+                s.spawn(|| {
+                    shared.reach(Stage::Restore);
+                    assert!(shared.await_open(Stage::RestoreSigchld));
+                    shared.reach(Stage::RestoreSigchld);
+                    assert!(!shared.await_open(Stage::Complete));
+                });
+            }
+            futex::wait_until(first, 0);
+            shared.open(Stage::RestoreSigchld);
+            futex::wait_until(second, 0);
+            shared.open(Stage::Fail);
+            shared.open(Stage::Complete);
+        });
+        assert_eq!(shared.current(), Stage::Fail);
+    }
+
+    #[test]
+    fn the_lock_excludes() {
+        let shared = zeroed();
+        let inside = AtomicU32::new(0);
+        std::thread::scope(|s| {
+            for _ in 0..4 {
+                s.spawn(|| {
+                    for _ in 0..1000 {
+                        shared.lock_last_pid();
+                        assert_eq!(inside.fetch_add(1, Ordering::Relaxed), 0);
+                        inside.fetch_sub(1, Ordering::Relaxed);
+                        shared.unlock_last_pid();
+                    }
+                });
+            }
+        });
     }
 
     #[test]
