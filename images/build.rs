@@ -35,6 +35,9 @@ const OS_STRINGS: &[(&str, &str)] = &[
     ("sysctl_entry", "sarg"),
 ];
 
+/// Registers of these are decoded but hardly ever there: boxed, to keep a core small.
+const OTHER_ARCHITECTURES: &[&str] = &["arm", "aarch64", "ppc64", "s390", "mips", "loongarch64", "riscv64"];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-changed=build.rs");
@@ -48,6 +51,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     assert!(changed.is_empty(), "OS_STRINGS names fields that are not in the schema: {changed:?}");
     let mut config = prost_build::Config::new();
     config.out_dir(&out).enable_type_names();
+    for arch in OTHER_ARCHITECTURES {
+        config.boxed(format!(".criu.core_entry.ti_{arch}"));
+    }
     config.compile_fds(set)?;
     Ok(())
 }

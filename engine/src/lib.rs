@@ -21,6 +21,7 @@
 
 #![deny(unsafe_code)]
 
+pub mod arch;
 pub mod error;
 pub mod infect;
 pub mod interrupt;

@@ -8,10 +8,12 @@
 //! | [`dir`] | an image folder: opening, creating, the chain of parents |
 //! | [`pagemap`] | which memory pages are stored, and where |
 //! | [`extra`] | payloads behind entries |
+//! | [`compat`] | older layouts seen as today's |
 //! | [`required`] | fields that must be there |
 //! | [`schema`] | the descriptors of all messages at run time |
 
 pub mod catalog;
+pub mod compat;
 pub mod dir;
 pub mod error;
 pub mod extra;

@@ -9,6 +9,7 @@
 //! Regions ascend; each present one takes the next pages of the pages file. What no region covers is
 //! not in the images at all: never touched, or to be mapped from its file.
 
+mod addressed;
 mod reader;
 
 use std::io::Read;

@@ -2,7 +2,7 @@
 
 use std::{fs::File, os::unix::fs::FileExt};
 
-use super::{PAGE_SIZE, Pagemap, Place};
+use super::{PAGE_SIZE, Pagemap, Place, addressed, addressed::ADDRESS};
 use crate::{
     catalog::ImageKind,
     dir::ImageDir,
@@ -43,6 +43,26 @@ struct Level {
     /// None if the pages file is absent, as it is when nothing is stored.
     pages: Option<File>,
     name: String,
+    layout: Layout,
+}
+
+/// How a pages file is laid out.
+#[derive(Debug, Clone, Copy)]
+enum Layout {
+    /// Page after page.
+    Plain,
+    /// As sets without pagemaps have it: behind `head` bytes, each page has its address before it.
+    Addressed { head: u64 },
+}
+
+impl Layout {
+    /// Byte offset of a stored page.
+    fn offset(self, page: u64) -> u64 {
+        match self {
+            Layout::Plain => page * PAGE_SIZE,
+            Layout::Addressed { head } => head + page * (PAGE_SIZE + ADDRESS) + ADDRESS,
+        }
+    }
 }
 
 impl PageReader {
@@ -51,10 +71,21 @@ impl PageReader {
     pub fn open(dir: &ImageDir, kind: ImageKind, id: u64) -> Result<Option<Self>> {
         let mut levels = Vec::new();
         for dir in dir.chain()? {
-            let Some(map) = Pagemap::read(&dir, kind, id)? else { break };
-            let pages_id = map.pages_id.into();
-            let pages = dir.open_raw(ImageKind::Pages, pages_id)?;
-            levels.push(Level { map, pages, name: ImageKind::Pages.file_name(pages_id) });
+            if let Some(map) = Pagemap::read(&dir, kind, id)? {
+                let pages_id = map.pages_id.into();
+                let pages = dir.open_raw(ImageKind::Pages, pages_id)?;
+                levels.push(Level {
+                    map,
+                    pages,
+                    name: ImageKind::Pages.file_name(pages_id),
+                    layout: Layout::Plain,
+                });
+            } else if let Some((map, pages, head)) = addressed::read(&dir, kind, id)? {
+                let name = addressed::kind_of(kind).file_name(id);
+                levels.push(Level { map, pages: Some(pages), name, layout: Layout::Addressed { head } });
+            } else {
+                break;
+            }
         }
         Ok(if levels.is_empty() { None } else { Some(Self { levels }) })
     }
@@ -93,8 +124,7 @@ impl PageReader {
             let upto = region.end().min(end);
             match region.place {
                 Place::Present { first } => {
-                    let offset = first * PAGE_SIZE + (at - region.vaddr);
-                    push(runs, at, upto, Source::Stored { level, offset });
+                    self.resolve_stored(level, first, at - region.vaddr, at, upto, runs);
                 }
                 Place::Parent => self.resolve(level + 1, at, upto, runs),
                 Place::Lazy => push(runs, at, upto, Source::Lazy),
@@ -102,6 +132,25 @@ impl PageReader {
             at = upto;
         }
         push(runs, at, end, none);
+    }
+
+    /// Bytes `at` to `upto`, which begin `into` bytes after the stored page `first`.
+    fn resolve_stored(&self, level: usize, first: u64, into: u64, at: u64, upto: u64, runs: &mut Vec<Run>) {
+        let layout = self.levels[level].layout;
+        if let Layout::Plain = layout {
+            let offset = layout.offset(first) + into;
+            return push(runs, at, upto, Source::Stored { level, offset });
+        }
+        let mut at = at;
+        let mut into = into;
+        while at < upto {
+            let in_page = into % PAGE_SIZE;
+            let next = upto.min(at + (PAGE_SIZE - in_page));
+            let offset = layout.offset(first + into / PAGE_SIZE) + in_page;
+            push(runs, at, next, Source::Stored { level, offset });
+            into += next - at;
+            at = next;
+        }
     }
 
     /// The bytes at `vaddr`; `None` if not all of them are stored. Memory is asked for as they are found,

@@ -126,3 +126,24 @@ fn pages_are_read_through_the_parents() {
     let cut = reader.read(0x2000, 8).unwrap_err().to_string();
     assert_eq!(cut, "pages-1.img: truncated: 8 bytes at 4096 wanted, 0 left");
 }
+
+#[test]
+fn pages_with_addresses_serve_sets_without_pagemaps() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = ImageDir::open(tmp.path()).unwrap();
+    let mut file = crate::magic::PAGEMAP.to_le_bytes().to_vec();
+    for (vaddr, fill) in [(0x1000u64, b'a'), (0x2000, b'b'), (0x5000, b'c')] {
+        file.extend(vaddr.to_le_bytes());
+        file.extend([fill; 4096]);
+    }
+    fs::write(tmp.path().join("pages-7.img"), &file).unwrap();
+    fs::write(tmp.path().join("pages-shmem-8.img"), &file[..file.len() - 1]).unwrap();
+    fs::write(tmp.path().join("pages-9.img"), [0; 4096]).unwrap();
+    let reader = PageReader::open(&dir, ImageKind::Pagemap, 7).unwrap().unwrap();
+    assert_eq!(reader.read(0x1fff, 3).unwrap().unwrap(), b"abb");
+    assert_eq!(reader.read(0x5001, 4095).unwrap().unwrap(), [b'c'; 4095]);
+    assert_eq!(reader.read(0x2fff, 2).unwrap(), None);
+    let cut = PageReader::open(&dir, ImageKind::ShmemPagemap, 8).unwrap_err().to_string();
+    assert_eq!(cut, "pages-shmem-8.img: truncated: 4103 bytes follow 2 whole pages");
+    assert!(PageReader::open(&dir, ImageKind::Pagemap, 9).unwrap().is_none());
+}

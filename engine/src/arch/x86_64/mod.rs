@@ -1,0 +1,32 @@
+//! x86_64: registers as ptrace(2), images and signal frames have them.
+//!
+//! Nothing here makes a system call except for asking the processor (CPUID) once; bytes come from and
+//! go to whoever is stopped.
+//!
+//! | form | general registers | x87, SSE, AVX ... |
+//! |---|---|---|
+//! | ptrace | 27 words, [`Regs`] | XSAVE area, not compacted, [`Xsave`] |
+//! | image | `user_x86_regs_entry` | `user_x86_fpregs_entry`, one field per component |
+//! | signal frame | 18 words and segments | XSAVE area between two magic numbers |
+
+mod layout;
+mod regs;
+mod sigframe;
+mod tls;
+mod xsave;
+
+pub use layout::Layout;
+pub use regs::{Interrupted, Regs};
+pub use sigframe::{AltStack, FRAME_ALIGN, SigFrame};
+pub use tls::{TLS_ENTRIES, tls_from_image, tls_to_image};
+pub use xsave::{Leftover, Xsave};
+
+/// The instruction that enters the kernel.
+pub const SYSCALL_INSN: [u8; 2] = [0x0f, 0x05];
+
+/// First address user space cannot have, with 4-level page tables. Mappings above exist only on
+/// request, with 5-level tables.
+pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;
+
+/// Bytes below the stack pointer that code may use without moving it.
+pub const RED_ZONE: u64 = 128;
