@@ -1,0 +1,70 @@
+//! Carries out one action of the command line, from parsed options to the exit code.
+
+use std::ffi::OsString;
+use std::process::ExitCode;
+
+use rcriu_engine::error::{Error, Result, SysContext};
+use rcriu_engine::process::{self, Inherited};
+
+use super::actions::Action;
+use super::checked::{self, Folders};
+use super::raw::Raw;
+use super::served;
+use crate::log::{self as logfile, To};
+
+/// Does `action`. `words` is what follows it on the command line.
+pub fn operate(action: Action, raw: &Raw, words: &[OsString]) -> Result<ExitCode> {
+    for fd in &raw.close {
+        drop(process::take_descriptor(*fd).map_err(|e| e.during("--close"))?);
+    }
+    let inherited = Inherited::hide()?;
+    process::prepare_signals()?;
+    process::raise_descriptor_limit();
+    excess(action, raw, words)?;
+    if action == Action::Exec {
+        return Err(Error::usage("the command exec was removed; use the compel tool of CRIU"));
+    }
+    let folders = Folders::open(raw)?;
+    nix::unistd::fchdir(&folders.work).call("fchdir").map_err(|e| e.during("work folder"))?;
+    open_log(raw)?;
+    if let Some(parent) = &raw.prev_images_dir {
+        ::log::info!("Will do snapshot from {}", parent.display());
+    }
+    process::check_privileges(raw.unprivileged)?;
+    served::check(action, raw)?;
+    match action {
+        Action::Check => Ok(crate::check::run(raw)),
+        Action::Dump | Action::PreDump => dump(action, raw, &folders),
+        Action::Restore => restore(raw, &folders, words, &inherited),
+        other => Err(Error::bug(format!("nobody serves {}", other.name()))),
+    }
+}
+
+fn excess(action: Action, raw: &Raw, words: &[OsString]) -> Result<()> {
+    if words.is_empty() || (action == Action::Restore && raw.exec_cmd) {
+        return Ok(());
+    }
+    let all: Vec<_> = words.iter().map(|w| w.to_string_lossy()).collect();
+    Err(Error::usage(format!("{} takes no further words, but got: {}", action.name(), all.join(" "))))
+}
+
+fn open_log(raw: &Raw) -> Result<()> {
+    let to = match raw.log_file.as_deref() {
+        None => To::Stderr,
+        Some(path) if path.as_os_str() == "-" => To::Stdout,
+        Some(path) => To::File(path),
+    };
+    logfile::open(to, raw.verbosity, raw.log_pid).call("open").map_err(|e| {
+        e.during(format!("log file {}", raw.log_file.as_deref().unwrap_or("-".as_ref()).display()))
+    })
+}
+
+fn dump(action: Action, raw: &Raw, folders: &Folders) -> Result<ExitCode> {
+    let _options = checked::dump(raw, folders, None)?;
+    Err(Error::unsupported(format!("the command {} is not supported yet", action.name())))
+}
+
+fn restore(raw: &Raw, folders: &Folders, words: &[OsString], _inherited: &Inherited) -> Result<ExitCode> {
+    let _options = checked::restore(raw, folders, words, None)?;
+    Err(Error::unsupported("the command restore is not supported yet"))
+}

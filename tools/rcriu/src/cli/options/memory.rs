@@ -1,0 +1,328 @@
+//! Options about memory: increments, post-copy, and how pages travel.
+
+use super::{Action, Group, Opt, Takes, on};
+use rcriu_engine::options::PreDumpMode;
+
+pub const OPTIONS: &[&Opt] = &[
+    &TRACK_MEM,
+    &PREV_IMAGES_DIR,
+    &AUTO_DEDUP,
+    &PRE_DUMP_MODE,
+    &LAZY_PAGES,
+    &STREAM,
+    &PAGE_SERVER,
+    &ADDRESS,
+    &PORT,
+    &PS_SOCKET,
+    &STATUS_FD,
+    &TLS,
+    &TLS_CACERT,
+    &TLS_CACRL,
+    &TLS_CERT,
+    &TLS_KEY,
+    &TLS_NO_CN_VERIFY,
+];
+
+static TRACK_MEM: Opt = Opt {
+    long: "track-mem",
+    short: None,
+    takes: Takes::Switch,
+    group: Group::Memory,
+    on: on::DUMP,
+    help: "Have the kernel note which memory changes from now on",
+    more: "A later dump with --prev-images-dir then writes only that.",
+    apply: |raw, v| {
+        raw.track_mem = v.on();
+        Ok(())
+    },
+};
+
+static PREV_IMAGES_DIR: Opt = Opt {
+    long: "prev-images-dir",
+    short: None,
+    takes: Takes::One("DIR"),
+    group: Group::Memory,
+    on: on::DUMP,
+    help: "Images to build upon, relative to -D",
+    more: "",
+    apply: |raw, v| {
+        raw.prev_images_dir = Some(v.path()?);
+        Ok(())
+    },
+};
+
+static AUTO_DEDUP: Opt = Opt {
+    long: "auto-dedup",
+    short: None,
+    takes: Takes::Switch,
+    group: Group::Memory,
+    on: on::BOTH,
+    help: "Free image space of pages that are superseded or restored",
+    more: "On dump it is the older copies in the images of --prev-images-dir; on restore every page once it is in \
+           place, so that the images are used up.",
+    apply: |raw, v| {
+        raw.auto_dedup = v.on();
+        Ok(())
+    },
+};
+
+static PRE_DUMP_MODE: Opt = Opt {
+    long: "pre-dump-mode",
+    short: None,
+    takes: Takes::One("MODE"),
+    group: Group::Memory,
+    on: &[Action::PreDump],
+    help: "How memory is read: splice [default] or read",
+    more: "splice holds the pages while the tasks are frozen; read copies them while the tasks run again, which \
+           freezes for less time.",
+    apply: |raw, v| {
+        raw.pre_dump_mode = match v.text()? {
+            "splice" => PreDumpMode::Splice,
+            "read" => PreDumpMode::Read,
+            _ => return Err(v.bad("give splice or read")),
+        };
+        Ok(())
+    },
+};
+
+static LAZY_PAGES: Opt = Opt {
+    long: "lazy-pages",
+    short: None,
+    takes: Takes::Nothing,
+    group: Group::Memory,
+    on: &[Action::Dump, Action::Restore, Action::PageServer],
+    help: "Move memory only when it is touched",
+    more: "A dump serves the pages instead of writing them; a restore starts the tasks without them and needs \
+           the command lazy-pages running in the same folder.",
+    apply: |raw, _| {
+        raw.lazy_pages = true;
+        Ok(())
+    },
+};
+
+static STREAM: Opt = Opt {
+    long: "stream",
+    short: None,
+    takes: Takes::Switch,
+    group: Group::Memory,
+    on: on::BOTH,
+    help: "Pass images through criu-image-streamer",
+    more: "",
+    apply: |raw, v| {
+        raw.stream = v.on();
+        Ok(())
+    },
+};
+
+static PAGE_SERVER: Opt = Opt {
+    long: "page-server",
+    short: None,
+    takes: Takes::Switch,
+    group: Group::Memory,
+    on: &[Action::Dump, Action::PreDump, Action::LazyPages],
+    help: "Send pages to the page server at --address and --port",
+    more: "",
+    apply: |raw, v| {
+        raw.page_server = v.on();
+        Ok(())
+    },
+};
+
+static ADDRESS: Opt = Opt {
+    long: "address",
+    short: None,
+    takes: Takes::One("ADDR"),
+    group: Group::Server,
+    on: &[Action::Dump, Action::PreDump, Action::PageServer, Action::LazyPages, Action::Service],
+    help: "Address of the page server, or path of the service socket",
+    more: "",
+    apply: |raw, v| {
+        raw.address = Some(v.text()?.to_owned());
+        Ok(())
+    },
+};
+
+static PORT: Opt = Opt {
+    long: "port",
+    short: None,
+    takes: Takes::One("PORT"),
+    group: Group::Server,
+    on: on::PAGES,
+    help: "Port of the page server",
+    more: "",
+    apply: |raw, v| match v.number() {
+        Ok(port) if port != 0 => {
+            raw.port = Some(port);
+            Ok(())
+        }
+        _ => Err(v.bad("give a port between 1 and 65535")),
+    },
+};
+
+static PS_SOCKET: Opt = Opt {
+    long: "ps-socket",
+    short: None,
+    takes: Takes::One("FD"),
+    group: Group::Server,
+    on: on::PAGES,
+    help: "Use this descriptor as the page server's socket",
+    more: "",
+    apply: |raw, v| {
+        raw.ps_socket = Some(v.number()?);
+        Ok(())
+    },
+};
+
+static STATUS_FD: Opt = Opt {
+    long: "status-fd",
+    short: None,
+    takes: Takes::One("FD"),
+    group: Group::Server,
+    on: &[Action::Dump, Action::PageServer, Action::LazyPages, Action::Service],
+    help: "Write a NUL byte to FD and close it when ready to serve",
+    more: "",
+    apply: |raw, v| {
+        raw.status_fd = Some(v.number()?);
+        Ok(())
+    },
+};
+
+static TLS: Opt = Opt {
+    long: "tls",
+    short: None,
+    takes: Takes::Switch,
+    group: Group::Server,
+    on: on::TLS,
+    help: "Encrypt connections to page servers",
+    more: "",
+    apply: |raw, v| {
+        raw.tls.enabled = v.on();
+        Ok(())
+    },
+};
+
+static TLS_CACERT: Opt = Opt {
+    long: "tls-cacert",
+    short: None,
+    takes: Takes::One("FILE"),
+    group: Group::Server,
+    on: on::TLS,
+    help: "Trust only certificates signed by this authority",
+    more: "",
+    apply: |raw, v| {
+        raw.tls.cacert = Some(v.path()?);
+        Ok(())
+    },
+};
+
+static TLS_CACRL: Opt = Opt {
+    long: "tls-cacrl",
+    short: None,
+    takes: Takes::One("FILE"),
+    group: Group::Server,
+    on: on::TLS,
+    help: "List of revoked certificates",
+    more: "",
+    apply: |raw, v| {
+        raw.tls.cacrl = Some(v.path()?);
+        Ok(())
+    },
+};
+
+static TLS_CERT: Opt = Opt {
+    long: "tls-cert",
+    short: None,
+    takes: Takes::One("FILE"),
+    group: Group::Server,
+    on: on::TLS,
+    help: "Our certificate",
+    more: "",
+    apply: |raw, v| {
+        raw.tls.cert = Some(v.path()?);
+        Ok(())
+    },
+};
+
+static TLS_KEY: Opt = Opt {
+    long: "tls-key",
+    short: None,
+    takes: Takes::One("FILE"),
+    group: Group::Server,
+    on: on::TLS,
+    help: "Its private key",
+    more: "",
+    apply: |raw, v| {
+        raw.tls.key = Some(v.path()?);
+        Ok(())
+    },
+};
+
+static TLS_NO_CN_VERIFY: Opt = Opt {
+    long: "tls-no-cn-verify",
+    short: None,
+    takes: Takes::Nothing,
+    group: Group::Server,
+    on: on::TLS,
+    help: "Do not compare the server's name with its certificate",
+    more: "",
+    apply: |raw, _| {
+        raw.tls.no_cn_verify = true;
+        Ok(())
+    },
+};
+
+#[cfg(test)]
+mod tests {
+    use super::super::try_it::{raw, refused};
+    use rcriu_engine::options::PreDumpMode;
+    use std::path::Path;
+
+    #[test]
+    fn increments_name_their_parent() {
+        let r = raw(&["--track-mem", "--prev-images-dir", "../1", "--auto-dedup"]);
+        assert!(r.track_mem && r.auto_dedup);
+        assert_eq!(r.prev_images_dir.as_deref(), Some(Path::new("../1")));
+    }
+
+    #[test]
+    fn pre_dump_mode_knows_two_words() {
+        assert_eq!(raw(&[]).pre_dump_mode, PreDumpMode::Splice);
+        assert_eq!(raw(&["--pre-dump-mode", "read"]).pre_dump_mode, PreDumpMode::Read);
+        assert!(refused(&["--pre-dump-mode=write"]).contains("write"));
+    }
+
+    #[test]
+    fn lazy_pages_and_stream_are_noted() {
+        let r = raw(&["--lazy-pages", "--stream"]);
+        assert!(r.lazy_pages && r.stream);
+        assert!(refused(&["--no-lazy-pages"]).contains("no-lazy-pages"));
+    }
+
+    #[test]
+    fn a_page_server_has_address_port_or_socket() {
+        let r = raw(&["--page-server", "--address", "::1", "--port=27", "--ps-socket", "7", "--status-fd=8"]);
+        assert!(r.page_server);
+        assert_eq!(
+            (r.address.as_deref(), r.port, r.ps_socket, r.status_fd),
+            (Some("::1"), Some(27), Some(7), Some(8))
+        );
+        assert!(refused(&["--port", "0"]).contains("port"));
+        assert!(refused(&["--port", "70000"]).contains("70000"));
+    }
+
+    #[test]
+    fn tls_has_its_files() {
+        let r = raw(&[
+            "--tls",
+            "--tls-cacert=a",
+            "--tls-cacrl=b",
+            "--tls-cert=c",
+            "--tls-key=d",
+            "--tls-no-cn-verify",
+        ]);
+        assert!(r.tls.enabled && r.tls.no_cn_verify);
+        for (got, want) in [(r.tls.cacert, "a"), (r.tls.cacrl, "b"), (r.tls.cert, "c"), (r.tls.key, "d")] {
+            assert_eq!(got.as_deref(), Some(Path::new(want)));
+        }
+    }
+}

@@ -1,0 +1,54 @@
+//! Commands that CRIU does not have. Each gets the words after its name and parses them itself.
+
+use std::ffi::OsString;
+use std::io::Write as _;
+use std::process::ExitCode;
+
+use super::help;
+
+/// One such command.
+pub struct Own {
+    /// As typed, as the first word.
+    pub name: &'static str,
+    /// One line for help.
+    pub help: &'static str,
+    /// Does it.
+    pub run: fn(&[OsString]) -> ExitCode,
+}
+
+/// All of them.
+pub const ALL: &[Own] = &[
+    Own { name: "man", help: "Print the man page", run: man },
+    Own {
+        name: "completions",
+        help: "Print completions for bash, zsh, fish, elvish, powershell",
+        run: completions,
+    },
+];
+
+fn man(_: &[OsString]) -> ExitCode {
+    match help::man() {
+        Ok(page) => print(&page),
+        Err(e) => fail(&e.to_string()),
+    }
+}
+
+fn completions(args: &[OsString]) -> ExitCode {
+    let shell = args.first().and_then(|a| a.to_str()).map(str::parse::<clap_complete::Shell>);
+    match shell {
+        Some(Ok(shell)) => print(&help::completions(shell)),
+        _ => fail("completions needs the name of a shell: bash, zsh, fish, elvish or powershell"),
+    }
+}
+
+fn print(text: &[u8]) -> ExitCode {
+    match std::io::stdout().write_all(text) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(_) => ExitCode::FAILURE,
+    }
+}
+
+fn fail(why: &str) -> ExitCode {
+    eprintln!("rcriu: {why}");
+    ExitCode::FAILURE
+}

@@ -1,0 +1,151 @@
+//! What the command line knows but the engine does not do yet.
+//!
+//! Everything CRIU accepts is parsed; what would have no effect is refused here by name instead of being
+//! ignored. When a feature lands, its line goes.
+
+use rcriu_engine::options::{External, ManageCgroups, NetworkLock};
+use rcriu_engine::{Error, Result};
+
+use super::actions::Action::{self, *};
+use super::raw::Raw;
+
+/// Actions not served at all.
+const ACTIONS: &[Action] = &[PreDump, PageServer, LazyPages, Dedup, CpuinfoDump, CpuinfoCheck];
+
+const DUMP: &[Action] = &[Dump, PreDump];
+const RESTORE: &[Action] = &[Restore];
+const BOTH: &[Action] = &[Dump, PreDump, Restore];
+
+/// Options not served by some actions, whatever their value.
+const OPTIONS: &[(&str, &[Action])] = &[
+    ("libdir", BOTH),
+    ("unprivileged", BOTH),
+    ("track-mem", DUMP),
+    ("prev-images-dir", DUMP),
+    ("auto-dedup", BOTH),
+    ("lazy-pages", BOTH),
+    ("stream", BOTH),
+    ("page-server", DUMP),
+    ("ps-socket", DUMP),
+    ("tls", BOTH),
+    ("file-locks", BOTH),
+    ("link-remap", BOTH),
+    ("evasive-devices", BOTH),
+    ("ghost-limit", DUMP),
+    ("force-irmap", BOTH),
+    ("irmap-scan-path", DUMP),
+    ("join-ns", RESTORE),
+    ("ext-unix-sk", BOTH),
+    ("ext-mount-map", BOTH),
+    ("enable-external-sharing", BOTH),
+    ("enable-external-masters", BOTH),
+    ("veth-pair", RESTORE),
+    ("tcp-established", BOTH),
+    ("tcp-close", BOTH),
+    ("skip-in-flight", DUMP),
+    ("empty-ns", BOTH),
+    ("weak-sysctls", RESTORE),
+    ("root", RESTORE),
+    ("skip-mnt", BOTH),
+    ("enable-fs", BOTH),
+    ("mntns-compat-mode", RESTORE),
+    ("cgroup-root", BOTH),
+    ("cgroup-props", DUMP),
+    ("cgroup-props-file", DUMP),
+    ("cgroup-dump-controller", DUMP),
+    ("cgroup-yard", BOTH),
+    ("lsm-mount-context", RESTORE),
+    ("allow-uprobes", BOTH),
+];
+
+/// Fails with the name of the first thing asked for that is not served.
+pub fn check(action: Action, raw: &Raw) -> Result<()> {
+    if ACTIONS.contains(&action) {
+        return Err(Error::unsupported(format!("the command {} is not supported yet", action.name())));
+    }
+    for (name, on) in OPTIONS {
+        if raw.given.contains(name) && on.contains(&action) {
+            return Err(refusal(action, &format!("--{name}")));
+        }
+    }
+    values(action, raw)
+}
+
+/// Options that are served for some values only.
+fn values(action: Action, raw: &Raw) -> Result<()> {
+    if !BOTH.contains(&action) {
+        return Ok(());
+    }
+    let asked = |name| raw.given.contains(name);
+    if asked("manage-cgroups") && !matches!(raw.cgroup.manage, ManageCgroups::Ignore | ManageCgroups::None) {
+        return Err(refusal(action, "--manage-cgroups, except ignore and none,"));
+    }
+    if asked("network-lock") && DUMP.contains(&action) && raw.network_lock != NetworkLock::Skip {
+        return Err(refusal(action, "--network-lock, except skip,"));
+    }
+    if raw.lsm_profile.as_ref().is_some_and(|p| action == Restore && !p.is_unconfined()) {
+        return Err(refusal(action, "--lsm-profile, except apparmor:unconfined,"));
+    }
+    if raw.external_mounts.auto {
+        return Err(refusal(action, "--external mnt[]"));
+    }
+    for external in &raw.external {
+        if !matches!(external, External::File { .. } | External::Tty { .. }) {
+            return Err(refusal(action, &format!("--external {external}")));
+        }
+    }
+    Ok(())
+}
+
+fn refusal(action: Action, what: &str) -> Error {
+    Error::unsupported(format!("{what} is not supported by {} yet", action.name()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::{self, try_it::raw};
+    use super::*;
+
+    #[test]
+    fn the_table_speaks_of_options_that_exist_for_the_action() {
+        for (name, on) in OPTIONS {
+            let opt = options::all().find(|o| o.long == *name).unwrap_or_else(|| panic!("--{name}"));
+            assert!(on.iter().any(|a| opt.on.contains(a)), "--{name}");
+        }
+    }
+
+    #[test]
+    fn an_unserved_option_is_named_with_its_action() {
+        let e = check(Dump, &raw(&["--tcp-established"])).unwrap_err().to_string();
+        assert_eq!(e, "--tcp-established is not supported by dump yet");
+        check(Dump, &raw(&["--tcp-established", "--no-tcp-established"])).unwrap();
+    }
+
+    #[test]
+    fn an_option_for_another_action_does_not_matter() {
+        check(Dump, &raw(&["--root", "/x"])).unwrap();
+        assert!(check(Restore, &raw(&["--root", "/x"])).is_err());
+    }
+
+    #[test]
+    fn some_values_are_served() {
+        check(Dump, &raw(&["--manage-cgroups=ignore", "--network-lock=skip"])).unwrap();
+        check(Dump, &raw(&["--external", "tty[1:2]"])).unwrap();
+        check(Restore, &raw(&["--lsm-profile", "apparmor:unconfined", "--network-lock=nftables"])).unwrap();
+        for args in [
+            &["--manage-cgroups"][..],
+            &["--network-lock=iptables"],
+            &["--external", "unix[1]"],
+            &["-M", "auto"],
+        ] {
+            assert!(check(Dump, &raw(args)).is_err(), "{args:?}");
+        }
+        assert!(check(Restore, &raw(&["--lsm-profile", "selinux:x"])).is_err());
+    }
+
+    #[test]
+    fn unserved_actions_are_named() {
+        assert!(check(Dedup, &raw(&[])).unwrap_err().to_string().contains("dedup"));
+        check(Check, &raw(&[])).unwrap();
+    }
+}
