@@ -7,7 +7,6 @@
 
 use std::{env, fs, path::PathBuf};
 
-use prost::Message;
 use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
 
 /// `message.field` pairs whose value comes from the kernel as arbitrary bytes.
@@ -44,9 +43,12 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut files: Vec<PathBuf> =
         fs::read_dir("proto")?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
     files.sort();
-    let mut set = protox::compile(&files, ["proto"])?;
+    let mut compiler = protox::Compiler::new(["proto"])?;
+    compiler.include_imports(true).open_files(&files)?;
     let out = PathBuf::from(env::var("OUT_DIR")?);
-    fs::write(out.join("descriptors.bin"), set.encode_to_vec())?;
+    // Encoded by the compiler itself: the plain types of the set do not hold the show hints.
+    fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
+    let mut set = compiler.file_descriptor_set();
     let changed = os_strings_to_bytes(&mut set);
     assert!(changed.is_empty(), "OS_STRINGS names fields that are not in the schema: {changed:?}");
     let mut config = prost_build::Config::new();

@@ -14,8 +14,8 @@ use prost::{Message, Name};
 use crate::{
     catalog::{Head, ImageKind},
     error::{Cause, Error, Result},
-    magic,
-    required::Table,
+    magic, required,
+    schema::{self, Shape},
 };
 
 /// A message of the schema that can be an entry.
@@ -36,7 +36,7 @@ pub struct EntryReader<R> {
     count: usize,
     entry_offset: u64,
     buf: Vec<u8>,
-    table: Option<(&'static str, &'static Table)>,
+    shape: Option<&'static Shape>,
 }
 
 impl<R: Read> EntryReader<R> {
@@ -51,7 +51,7 @@ impl<R: Read> EntryReader<R> {
             count: 0,
             entry_offset: 0,
             buf: Vec::new(),
-            table: None,
+            shape: None,
         }
     }
 
@@ -118,17 +118,13 @@ impl<R: Read> EntryReader<R> {
             return Ok(None);
         }
         let message = M::decode(&self.buf[..]).map_err(|e| self.here(Cause::Decode(e)))?;
-        let table = match self.table {
-            Some((name, table)) if name == M::NAME => table,
-            _ => match Table::of(M::NAME) {
-                Some(table) => {
-                    self.table = Some((M::NAME, table));
-                    table
-                }
-                None => return Err(self.bad(format!("{} is no message of the schema", M::NAME))),
-            },
+        let shape = match self.shape {
+            Some(shape) if shape.name == M::NAME => shape,
+            _ => schema::shape(M::NAME)
+                .ok_or_else(|| self.bad(format!("{} is no message of the schema", M::NAME)))?,
         };
-        match table.missing(&self.buf) {
+        self.shape = Some(shape);
+        match required::missing(shape, &self.buf) {
             Some(field) => Err(self.here(Cause::Required(field))),
             None => Ok(Some(message)),
         }
