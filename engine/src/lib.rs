@@ -33,6 +33,7 @@ pub mod procfs;
 pub mod pstree;
 pub mod restore;
 pub mod scripts;
+pub mod stats;
 pub mod sys;
 
 pub use error::{Error, Kind, Result};

@@ -7,6 +7,10 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use rcriu_images::dir::ImageDir;
+
+use crate::error::SysContext;
+
 /// An open folder and the path it was opened by. The path is for messages only.
 #[derive(Clone, Debug)]
 pub struct Dir {
@@ -30,6 +34,12 @@ impl Dir {
     /// How the user called it.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// The same folder as a set of images.
+    pub fn images(&self) -> crate::Result<ImageDir> {
+        let fd = self.fd.try_clone().call("fcntl(F_DUPFD_CLOEXEC)")?;
+        Ok(ImageDir::from_fd(fd, &self.path))
     }
 
     /// The descriptor by number, for tables of descriptors that must not be overwritten.
