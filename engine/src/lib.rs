@@ -35,5 +35,6 @@ pub mod restore;
 pub mod scripts;
 pub mod stats;
 pub mod sys;
+pub mod task;
 
 pub use error::{Error, Kind, Result};

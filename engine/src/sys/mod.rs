@@ -12,6 +12,7 @@ pub mod ptrace;
 pub mod rlimit;
 pub mod robust_list;
 pub mod rseq;
+pub mod sched;
 pub(crate) mod signal;
 pub mod userfaultfd;
 pub mod vm;
