@@ -1,20 +1,112 @@
-//! The parasite's root: entry point and dispatch. A plain, empty program unless built as a blob.
+//! The parasite's root: entry points and the way out. A plain, empty program unless built as a blob.
+//!
+//! # Safety
+//! Entered by the engine only, which sets `rdi` to the control block and `rsp` to the blob's stack.
 #![cfg_attr(blob, no_std)]
 #![cfg_attr(blob, no_main)]
 
 #[cfg(blob)]
 mod image {
-    use parasite::{BUILD, Control};
+    use core::{
+        arch::naked_asm,
+        mem::{offset_of, size_of},
+    };
 
-    blobrt::entry!(parasite_entry, run, "int3");
+    use parasite::Control;
+
+    /// Three places in one piece of code:
+    ///
+    /// - `parasite_entry`: runs the command, then leaves.
+    /// - `parasite_setup_entry`: entered once, while everything is still read-execute: makes the two
+    ///   ranges in `args[0..4]` (start, length) writable without touching memory, then leaves with the
+    ///   result in `r13`.
+    /// - `parasite_end`: the instruction after the call that ends a visit. Here the engine takes the
+    ///   thread back; if it is gone, the thread's own registers are loaded from the signal frame.
+    ///
+    /// # Safety
+    /// See the head of this file.
+    #[unsafe(naked)]
+    #[unsafe(no_mangle)]
+    #[unsafe(link_section = ".text.entry")]
+    pub unsafe extern "C" fn parasite_entry() {
+        naked_asm!(
+            // A landing pad costs nothing today and is needed where user IBT is on.
+            "endbr64",
+            "mov rbx, rdi",
+            "xor ebp, ebp",
+            "and rsp, -16",
+            "cld",
+            "call {run}",
+            "xor r13d, r13d",
+            "jmp 2f",
+
+            ".globl parasite_setup_entry",
+            "parasite_setup_entry:",
+            "endbr64",
+            "mov rbx, rdi",
+            "mov eax, {mprotect}",
+            "mov rdi, [rbx + {args}]",
+            "mov rsi, [rbx + {args} + 8]",
+            "mov edx, 3",
+            "syscall",
+            "mov r13, rax",
+            "test rax, rax",
+            "jnz 2f",
+            "mov eax, {mprotect}",
+            "mov rdi, [rbx + {args} + 16]",
+            "mov rsi, [rbx + {args} + 24]",
+            "mov edx, 3",
+            "syscall",
+            "mov r13, rax",
+
+            // tgkill(getpid(), gettid(), end_signal): a signal to this very thread.
+            "2:",
+            "mov eax, {getpid}",
+            "syscall",
+            "mov r12, rax",
+            "mov eax, {gettid}",
+            "syscall",
+            "mov rdi, r12",
+            "mov rsi, rax",
+            "mov rdx, [rbx + {end_signal}]",
+            "mov eax, {tgkill}",
+            "syscall",
+
+            ".globl parasite_end",
+            "parasite_end:",
+            // Nobody took the thread back.
+            "mov rax, [rbx + {rseq_cs_at}]",
+            "test rax, rax",
+            "jz 3f",
+            "mov rcx, [rbx + {rseq_cs}]",
+            "mov [rax], rcx",
+            "3:",
+            "mov rsp, [rbx + {frame_sp}]",
+            "mov eax, {rt_sigreturn}",
+            "syscall",
+            "ud2",
+            run = sym run,
+            args = const offset_of!(Control, args),
+            end_signal = const offset_of!(Control, end_signal),
+            rseq_cs_at = const offset_of!(Control, rseq_cs_at),
+            rseq_cs = const offset_of!(Control, rseq_cs),
+            frame_sp = const offset_of!(Control, frame_sp),
+            mprotect = const blobrt::syscall::nr::MPROTECT,
+            getpid = const blobrt::syscall::nr::GETPID,
+            gettid = const blobrt::syscall::nr::GETTID,
+            tgkill = const blobrt::syscall::nr::TGKILL,
+            rt_sigreturn = const blobrt::syscall::nr::RT_SIGRETURN,
+        )
+    }
 
     /// # Safety
-    /// `control` is the control page the engine prepared.
+    /// `control` is the control block the engine prepared.
     unsafe extern "C" fn run(control: *mut Control) {
-        // SAFETY: the engine passes its control page, which nobody else uses meanwhile.
-        let control = unsafe { &mut *control };
-        control.answer = BUILD;
+        // SAFETY: the engine passes its block, which nobody else uses meanwhile.
+        unsafe { parasite::run(control) }
     }
+
+    const _: () = assert!(size_of::<Control>() < 256);
 }
 
 #[cfg(not(blob))]

@@ -1,0 +1,136 @@
+//! What a thread can only be asked from inside.
+//!
+//! # Safety
+//! Read-only calls with addresses of locals.
+
+use blobrt::syscall::{nr, syscall0, syscall2, syscall5};
+
+use crate::{
+    plain,
+    task::{prctl, prctl_int, value},
+};
+
+plain! {
+    /// The calling thread. Fields that are `i64` hold a negative error number where the kernel has no
+    /// such call.
+    pub struct ThreadInfo[152] {
+        /// Its id in its own pid namespace.
+        pub tid: i64,
+        /// `PR_GET_TID_ADDRESS`: word cleared and woken at its end; 0 for none. `u64::MAX` where the
+        /// kernel cannot tell (no CONFIG_CHECKPOINT_RESTORE).
+        pub clear_tid: u64,
+        /// Alternate signal stack: lowest address.
+        pub altstack_sp: u64,
+        /// Its `SS_*` bits. `SS_ONSTACK` is never seen here: the blob runs on a stack of its own.
+        pub altstack_flags: u64,
+        /// Its length in bytes.
+        pub altstack_size: u64,
+        /// `PR_GET_PDEATHSIG`.
+        pub pdeath_sig: i64,
+        /// `PR_GET_SECUREBITS`.
+        pub securebits: i64,
+        /// `PR_GET_TIMERSLACK`, in nanoseconds.
+        pub timer_slack: i64,
+        /// `PR_GET_NO_NEW_PRIVS`.
+        pub no_new_privs: i64,
+        /// `PR_GET_TSC`: 1 allowed, 2 faults.
+        pub tsc: i64,
+        /// `PR_MCE_KILL_GET`.
+        pub mce_kill: i64,
+        /// `PR_GET_IO_FLUSHER` (Linux 5.6).
+        pub io_flusher: i64,
+        /// `PR_GET_SPECULATION_CTRL` of store bypass, indirect branches, L1D flush.
+        pub speculation: [i64; 3],
+        /// `ARCH_SHSTK_STATUS`: user shadow stack features that are on (Linux 6.6).
+        pub shadow_stack: i64,
+        /// `PR_GET_KEEPCAPS`.
+        pub keep_caps: i64,
+        /// Name, padded with zeroes.
+        pub name: [u8; 16],
+    }
+}
+
+const PR_GET_PDEATHSIG: usize = 2;
+const PR_GET_KEEPCAPS: usize = 7;
+const PR_GET_NAME: usize = 16;
+const PR_GET_TSC: usize = 25;
+const PR_GET_SECUREBITS: usize = 27;
+const PR_GET_TIMERSLACK: usize = 30;
+const PR_MCE_KILL_GET: usize = 34;
+const PR_GET_NO_NEW_PRIVS: usize = 39;
+const PR_GET_TID_ADDRESS: usize = 40;
+const PR_GET_SPECULATION_CTRL: usize = 52;
+const PR_GET_IO_FLUSHER: usize = 58;
+const ARCH_SHSTK_STATUS: usize = 0x5005;
+
+/// Asks everything.
+pub fn read() -> ThreadInfo {
+    let mut altstack = [0u64; 3];
+    let mut clear_tid = 0u64;
+    let mut name = [0u8; 16];
+    let mut features = 0u64;
+    // SAFETY: calls that only read into locals of the sizes they want: stack_t is three words, a name 16
+    // bytes, the others one word.
+    unsafe {
+        let altstack_ok = syscall2(nr::SIGALTSTACK, 0, altstack.as_mut_ptr() as usize);
+        if altstack_ok.is_err() {
+            altstack = [0; 3];
+        }
+        if syscall5(nr::PRCTL, PR_GET_TID_ADDRESS, (&raw mut clear_tid) as usize, 0, 0, 0).is_err() {
+            clear_tid = u64::MAX;
+        }
+        let _ = syscall5(nr::PRCTL, PR_GET_NAME, name.as_mut_ptr() as usize, 0, 0, 0);
+        let shadow_stack = match syscall2(nr::ARCH_PRCTL, ARCH_SHSTK_STATUS, (&raw mut features) as usize) {
+            Ok(_) => features as i64,
+            Err(e) => -i64::from(e.0),
+        };
+        let speculation = |which| value(syscall5(nr::PRCTL, PR_GET_SPECULATION_CTRL, which, 0, 0, 0));
+        ThreadInfo {
+            tid: value(syscall0(nr::GETTID)),
+            clear_tid,
+            altstack_sp: altstack[0],
+            // The upper half of the word is padding.
+            altstack_flags: altstack[1] & 0xffff_ffff,
+            altstack_size: altstack[2],
+            pdeath_sig: prctl_int(PR_GET_PDEATHSIG),
+            securebits: prctl(PR_GET_SECUREBITS),
+            timer_slack: prctl(PR_GET_TIMERSLACK),
+            no_new_privs: prctl(PR_GET_NO_NEW_PRIVS),
+            tsc: prctl_int(PR_GET_TSC),
+            mce_kill: prctl(PR_MCE_KILL_GET),
+            io_flusher: prctl(PR_GET_IO_FLUSHER),
+            speculation: [speculation(0), speculation(1), speculation(2)],
+            shadow_stack,
+            keep_caps: prctl(PR_GET_KEEPCAPS),
+            name,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Command, tests::Bench};
+
+    #[test]
+    fn a_thread_sees_itself() {
+        let info = std::thread::Builder::new()
+            .name("seen".into())
+            .spawn(|| {
+                let mut bench = Bench::new(Command::Thread);
+                assert_eq!(bench.run(), 0);
+                bench.read::<ThreadInfo>(0)
+            })
+            .unwrap()
+            .join()
+            .unwrap();
+        assert_eq!(&info.name[..5], b"seen\0");
+        assert_ne!(info.tid, i64::from(std::process::id()));
+        // std gives every thread an alternate stack for its overflow handler.
+        assert_ne!(info.altstack_size, 0);
+        assert_eq!((info.altstack_flags, info.pdeath_sig), (0, 0));
+        // glibc and musl both have the kernel clear a word at the end of a thread.
+        assert_ne!(info.clear_tid, 0);
+        assert!(info.timer_slack > 0);
+    }
+}
