@@ -22,7 +22,9 @@
 #![deny(unsafe_code)]
 
 pub mod arch;
+pub mod dump;
 pub mod error;
+pub mod files;
 pub mod infect;
 pub mod interrupt;
 pub mod kernel;

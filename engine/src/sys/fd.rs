@@ -5,7 +5,7 @@
 //! numbers the kernel just confirmed or just returned.
 #![allow(unsafe_code)]
 
-use std::os::fd::{FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 use crate::error::{Error, Result};
 
@@ -67,4 +67,134 @@ pub(crate) fn write_all(fd: RawFd, mut bytes: &[u8]) -> bool {
         }
     }
     true
+}
+
+/// Descriptor `fd` of this process, which stays open for as long as the result is used.
+///
+/// For descriptors that have been put where images want them: they belong to the table, not to a value.
+pub(crate) fn borrow(fd: RawFd) -> Result<BorrowedFd<'static>> {
+    if !is_open(fd) {
+        return Err(Error::sys("fcntl(F_GETFD)", libc::EBADF).during(format!("descriptor {fd}")));
+    }
+    // SAFETY: not -1, as it is open; a number closed meanwhile gives EBADF.
+    Ok(unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// Makes number `to` refer to the open file of `fd`, whatever it was before.
+///
+/// # Errors
+/// EBADF when `to` is beyond RLIMIT_NOFILE.
+pub(crate) fn place(fd: BorrowedFd<'_>, to: RawFd, cloexec: bool) -> Result<()> {
+    if fd.as_raw_fd() == to {
+        return set_cloexec(to, cloexec).map(drop);
+    }
+    // SAFETY: no pointers. What `to` was before is closed: nobody owns the numbers that images claim.
+    if unsafe { libc::dup3(fd.as_raw_fd(), to, if cloexec { libc::O_CLOEXEC } else { 0 }) } < 0 {
+        return Err(last("dup3", to));
+    }
+    Ok(())
+}
+
+/// A close-on-exec duplicate with the lowest free number from `min` on; nobody owns it.
+pub(crate) fn duplicate_above(fd: BorrowedFd<'_>, min: RawFd) -> Result<RawFd> {
+    // SAFETY: no pointers.
+    let new = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_DUPFD_CLOEXEC, min) };
+    if new < 0 { Err(last("fcntl(F_DUPFD_CLOEXEC)", fd.as_raw_fd())) } else { Ok(new) }
+}
+
+/// Closes number `fd`, which no value owns. EBADF is no error: the aim is reached.
+pub(crate) fn close(fd: RawFd) -> Result<()> {
+    // SAFETY: no pointers; the caller says that no value owns the number.
+    if unsafe { libc::close(fd) } < 0 && nix::errno::Errno::last_raw() == libc::EIO {
+        return Err(last("close", fd));
+    }
+    Ok(())
+}
+
+/// Owner of an open file for signals: `F_GETOWN_EX`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[repr(C)]
+pub(crate) struct Owner {
+    /// `F_OWNER_TID`, `F_OWNER_PID`, `F_OWNER_PGRP`.
+    pub(crate) kind: i32,
+    /// 0 for none.
+    pub(crate) pid: i32,
+}
+
+const F_SETOWN_EX: i32 = 15;
+const F_GETOWN_EX: i32 = 16;
+const F_GETOWNER_UIDS: i32 = 17;
+const F_SETSIG: i32 = 10;
+const F_GETSIG: i32 = 11;
+
+/// Who gets the signals of the open file; numbers of our own pid namespace.
+pub(crate) fn owner(fd: BorrowedFd<'_>) -> Result<Owner> {
+    let mut owner = Owner::default();
+    // SAFETY: struct f_owner_ex is two ints, and a local.
+    let r = unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWN_EX, &raw mut owner) };
+    if r < 0 { Err(last("fcntl(F_GETOWN_EX)", fd.as_raw_fd())) } else { Ok(owner) }
+}
+
+/// Sets who gets the signals of the open file.
+///
+/// # Errors
+/// ESRCH if there is no such task.
+pub(crate) fn set_owner(fd: BorrowedFd<'_>, owner: Owner) -> Result<()> {
+    // SAFETY: struct f_owner_ex is two ints, and a local.
+    let r = unsafe { libc::fcntl(fd.as_raw_fd(), F_SETOWN_EX, &raw const owner) };
+    if r < 0 { Err(last("fcntl(F_SETOWN_EX)", fd.as_raw_fd())) } else { Ok(()) }
+}
+
+/// Real and effective user under whose rights those signals are sent (Linux 3.6, CONFIG_CHECKPOINT_RESTORE).
+pub(crate) fn owner_uids(fd: BorrowedFd<'_>) -> Result<[u32; 2]> {
+    let mut uids = [0u32; 2];
+    // SAFETY: the kernel writes two uid_t, and they are a local.
+    let r = unsafe { libc::fcntl(fd.as_raw_fd(), F_GETOWNER_UIDS, uids.as_mut_ptr()) };
+    if r < 0 { Err(last("fcntl(F_GETOWNER_UIDS)", fd.as_raw_fd())) } else { Ok(uids) }
+}
+
+/// Signal sent instead of SIGIO, 0 for SIGIO itself.
+pub(crate) fn signal(fd: BorrowedFd<'_>) -> Result<i32> {
+    // SAFETY: no pointers.
+    let r = unsafe { libc::fcntl(fd.as_raw_fd(), F_GETSIG) };
+    if r < 0 { Err(last("fcntl(F_GETSIG)", fd.as_raw_fd())) } else { Ok(r) }
+}
+
+/// Sets the signal sent instead of SIGIO.
+pub(crate) fn set_signal(fd: BorrowedFd<'_>, signal: i32) -> Result<()> {
+    // SAFETY: no pointers.
+    let r = unsafe { libc::fcntl(fd.as_raw_fd(), F_SETSIG, signal) };
+    if r < 0 { Err(last("fcntl(F_SETSIG)", fd.as_raw_fd())) } else { Ok(()) }
+}
+
+/// Status flags of the open file (`F_GETFL`).
+pub(crate) fn status_flags(fd: BorrowedFd<'_>) -> Result<i32> {
+    // SAFETY: no pointers.
+    let r = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETFL) };
+    if r < 0 { Err(last("fcntl(F_GETFL)", fd.as_raw_fd())) } else { Ok(r) }
+}
+
+/// Sets those status flags of the open file that can be set (`F_SETFL`).
+pub(crate) fn set_status_flags(fd: BorrowedFd<'_>, flags: i32) -> Result<()> {
+    // SAFETY: no pointers.
+    let r = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETFL, flags) };
+    if r < 0 { Err(last("fcntl(F_SETFL)", fd.as_raw_fd())) } else { Ok(()) }
+}
+
+/// Capacity of a pipe in bytes.
+pub(crate) fn pipe_size(fd: BorrowedFd<'_>) -> Result<u32> {
+    // SAFETY: no pointers.
+    let r = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_GETPIPE_SZ) };
+    u32::try_from(r).map_err(|_| last("fcntl(F_GETPIPE_SZ)", fd.as_raw_fd()))
+}
+
+/// Sets the capacity of a pipe; the kernel rounds up.
+///
+/// # Errors
+/// EPERM above /proc/sys/fs/pipe-max-size without CAP_SYS_RESOURCE, EBUSY when more data is inside.
+pub(crate) fn set_pipe_size(fd: BorrowedFd<'_>, bytes: u32) -> Result<()> {
+    let bytes = libc::c_int::try_from(bytes).map_err(|_| Error::sys("fcntl(F_SETPIPE_SZ)", libc::EINVAL))?;
+    // SAFETY: no pointers.
+    let r = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) };
+    if r < 0 { Err(last("fcntl(F_SETPIPE_SZ)", fd.as_raw_fd())) } else { Ok(()) }
 }

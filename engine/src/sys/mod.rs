@@ -13,6 +13,7 @@ pub mod rlimit;
 pub mod robust_list;
 pub mod rseq;
 pub mod sched;
+pub(crate) mod shared;
 pub(crate) mod signal;
 pub mod userfaultfd;
 pub mod vm;

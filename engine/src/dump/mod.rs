@@ -1,0 +1,3 @@
+//! The dump.
+
+pub(crate) mod identity;

@@ -1,0 +1,178 @@
+//! Descriptors: what is known of one before its kind is, its flags, and the owner of its signals.
+
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use nix::{
+    fcntl::readlink,
+    sys::{
+        stat::{FileStat, SFlag, fstat},
+        statfs::{FsType, fstatfs},
+    },
+};
+use rcriu_images::pb;
+
+use crate::{
+    dump::identity::FileKey,
+    error::{Context, Error, Result, SysContext},
+    procfs::{ProcDir, fdinfo::FdInfo},
+    pstree::RealPid,
+    sys::fd::{self, Owner},
+};
+
+/// What is known of a descriptor before anybody knows its kind.
+#[derive(Debug)]
+pub struct FdProbe {
+    /// Whose it is.
+    pub task: RealPid,
+    /// Its number there; `None` for files that are no descriptors (cwd, mappings).
+    pub fd: Option<i32>,
+    /// fstat of the open file.
+    pub stat: FileStat,
+    /// Magic number of its file system (`statfs.f_type`).
+    pub fs: FsType,
+    /// What `/proc/PID/fd/N` says: a path, or a name in brackets.
+    pub link: Vec<u8>,
+    /// What `/proc/PID/fdinfo/N` says; O_CLOEXEC is taken out of the flags.
+    pub info: FdInfo,
+    /// Close-on-exec.
+    pub cloexec: bool,
+}
+
+/// A descriptor of a task together with a duplicate of ours.
+#[derive(Debug)]
+pub struct DrainedFd {
+    /// What is known of it.
+    pub probe: FdProbe,
+    /// The same open file, in our process: whatever changes it, changes the task's.
+    pub file: OwnedFd,
+    /// Owner of its signals.
+    pub fown: pb::FownEntry,
+}
+
+impl FdProbe {
+    /// Looks at descriptor `fd` of a task, `file` being the same open file.
+    pub fn of_fd(proc: &ProcDir, task: RealPid, fd: i32, file: BorrowedFd<'_>) -> Result<Self> {
+        let info = FdInfo::read(proc, fd)?;
+        Self::new(task, Some(fd), info, file)
+    }
+
+    /// Looks at an open file of ours that stands for something of a task's which is no descriptor.
+    pub fn of_path(task: RealPid, file: BorrowedFd<'_>) -> Result<Self> {
+        let proc = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
+        let mut info = FdInfo::read(&proc, file.as_raw_fd())?;
+        // How we opened it says nothing about the task.
+        (info.flags, info.pos) = (0, 0);
+        Self::new(task, None, info, file)
+    }
+
+    fn new(task: RealPid, fd: Option<i32>, mut info: FdInfo, file: BorrowedFd<'_>) -> Result<Self> {
+        let cloexec = info.flags & libc::O_CLOEXEC.cast_unsigned() != 0;
+        info.flags &= !libc::O_CLOEXEC.cast_unsigned();
+        let link = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).call("readlink")?;
+        Ok(FdProbe {
+            task,
+            fd,
+            stat: fstat(file).call("fstat")?,
+            fs: fstatfs(file).call("fstatfs")?.filesystem_type(),
+            link: std::os::unix::ffi::OsStringExt::into_vec(link),
+            info,
+            cloexec,
+        })
+    }
+
+    /// `S_IFMT` bits.
+    pub fn file_type(&self) -> SFlag {
+        SFlag::from_bits_truncate(self.stat.st_mode & libc::S_IFMT)
+    }
+
+    /// How messages call it: `fd 7 of task 12`.
+    pub fn place(&self) -> String {
+        match self.fd {
+            Some(fd) => format!("fd {fd} of task {}", self.task),
+            None => format!("a file of task {}", self.task),
+        }
+    }
+
+    /// The link as text for messages.
+    pub fn link_text(&self) -> String {
+        self.link.escape_ascii().to_string()
+    }
+
+    /// What descriptors of one open file have in common.
+    pub(crate) fn key(&self) -> FileKey {
+        FileKey {
+            dev: self.stat.st_dev,
+            ino: self.stat.st_ino,
+            pos: self.info.pos,
+            flags: self.info.flags,
+            mnt_id: self.info.mnt_id.unwrap_or(-1),
+            // All anonymous inodes share one inode number; the kernel numbers eventfds itself.
+            more: self.info.value("eventfd-id").and_then(crate::procfs::number).unwrap_or(0),
+        }
+    }
+}
+
+impl DrainedFd {
+    /// Looks at a descriptor of a task; `file` is the same open file.
+    pub fn new(proc: &ProcDir, task: RealPid, fd: i32, file: OwnedFd) -> Result<Self> {
+        let probe = FdProbe::of_fd(proc, task, fd, file.as_fd())?;
+        let fown = if probe.info.flags & libc::O_PATH.cast_unsigned() != 0 {
+            pb::FownEntry::default()
+        } else {
+            dump_fown(file.as_fd())?
+        };
+        Ok(DrainedFd { probe, file, fown })
+    }
+
+    /// The open file, opened once more for reading: a duplicate shares the position and may be write-only.
+    pub fn reopen_for_reading(&self) -> Result<std::fs::File> {
+        let path = format!("/proc/self/fd/{}", self.file.as_raw_fd());
+        std::fs::File::open(path).call("open(/proc/self/fd)").during(|| self.probe.link_text())
+    }
+}
+
+/// Reads owner and signal of an open file. Pids are those of our own pid namespace.
+fn dump_fown(file: BorrowedFd<'_>) -> Result<pb::FownEntry> {
+    let mut fown = pb::FownEntry { signum: fd::signal(file)?.cast_unsigned(), ..Default::default() };
+    let owner = fd::owner(file)?;
+    if owner.pid != 0 {
+        let [uid, euid] = fd::owner_uids(file)?;
+        fown.uid = uid;
+        fown.euid = euid;
+        fown.pid_type = owner.kind.cast_unsigned();
+        fown.pid = owner.pid.cast_unsigned();
+    }
+    Ok(fown)
+}
+
+/// Sets owner and signal of an open file as an image says.
+pub(super) fn restore_fown(file: BorrowedFd<'_>, fown: &pb::FownEntry) -> Result<()> {
+    let bad = |what: &str, value: u32| Error::image(format!("{what} {value} of the file's owner"));
+    if fown.signum != 0 {
+        let signal = i32::try_from(fown.signum).map_err(|_| bad("signal", fown.signum))?;
+        fd::set_signal(file, signal)?;
+    }
+    if fown.pid == 0 {
+        return Ok(());
+    }
+    let pid = i32::try_from(fown.pid).map_err(|_| bad("pid", fown.pid))?;
+    let kind = i32::try_from(fown.pid_type).map_err(|_| bad("type", fown.pid_type))?;
+    as_user(fown.uid, fown.euid, || {
+        fd::set_owner(file, Owner { kind, pid }).during(|| format!("owner of its signals, pid {pid}"))
+    })
+}
+
+/// Runs `f` with real and effective user as given: the kernel notes who asks for signals.
+fn as_user(uid: u32, euid: u32, f: impl FnOnce() -> Result<()>) -> Result<()> {
+    use nix::unistd::{Uid, getresuid, setresuid};
+    let now = getresuid().call("getresuid")?;
+    if (now.real.as_raw(), now.effective.as_raw()) == (uid, euid) {
+        return f();
+    }
+    setresuid(Uid::from_raw(uid), Uid::from_raw(euid), now.saved).call("setresuid")?;
+    let result = f();
+    setresuid(now.real, now.effective, now.saved).call("setresuid")?;
+    // Changing the effective user made us undumpable: other tasks could not take files from us.
+    nix::sys::prctl::set_dumpable(true).call("prctl(PR_SET_DUMPABLE)")?;
+    result
+}

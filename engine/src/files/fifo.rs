@@ -1,0 +1,98 @@
+//! Named pipes: a path as regular files have it, data as pipes have it.
+//!
+//! Images hold two entries for each open file: the `fifo`, which descriptors refer to, and a `reg` with path and
+//! flags.
+
+use std::os::fd::OwnedFd;
+
+use nix::sys::stat::SFlag;
+use rcriu_images::{ImageKind, pb};
+
+use super::{
+    DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, GroupKey, Needs, PIPEFS_MAGIC, PlanFiles,
+    Preflight, RestoredFile,
+    pipe::{self, PipeData},
+    reg::{self, RegFile},
+};
+use crate::{
+    error::{Error, Result},
+    pstree::FileId,
+};
+
+/// The kind.
+#[derive(Debug)]
+pub(super) struct Fifo;
+
+impl FileKind for Fifo {
+    fn fd_type(&self) -> FdType {
+        FdType::Fifo
+    }
+
+    fn claims(&self, fd: &FdProbe) -> bool {
+        fd.file_type() == SFlag::S_IFIFO && fd.fs != PIPEFS_MAGIC
+    }
+
+    fn dump(&self, fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<pb::FileEntry> {
+        let regf = out.fresh_id()?;
+        let entry = reg::dump_path(fd, regf, out)?;
+        out.write(entry)?;
+        if fd.probe.info.flags.cast_signed() & libc::O_PATH == 0 {
+            out.pipes.dump_data(ImageKind::FifoData, fd)?;
+        }
+        let fifo = pb::FifoEntry { id: id.0, pipe_id: pipe::number(fd), regf_id: Some(regf.0) };
+        Ok(pb::FileEntry { r#type: FdType::Fifo as i32, id: id.0, fifo: Some(fifo), ..Default::default() })
+    }
+
+    fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
+        let fifo = entry.fifo.ok_or_else(|| Error::image("files.img: a fifo entry without fifo"))?;
+        // Older sets have the path under the fifo's own number.
+        let regf = FileId(fifo.regf_id.unwrap_or(fifo.id));
+        let reg = plan.entries.get(&regf).and_then(|e| e.reg.clone());
+        let reg = reg.ok_or_else(|| Error::image(format!("files.img: there is no path {regf} of a fifo")))?;
+        let data = plan.pipe_data(ImageKind::FifoData)?.get(&fifo.pipe_id).copied();
+        Ok(Box::new(FifoFile { pipe_id: fifo.pipe_id, path: RegFile::new(reg, plan)?, data }))
+    }
+}
+
+/// An open file on a named pipe.
+#[derive(Debug)]
+struct FifoFile {
+    pipe_id: u32,
+    path: RegFile,
+    data: Option<PipeData>,
+}
+
+impl RestoredFile for FifoFile {
+    fn name(&self) -> String {
+        self.path.name()
+    }
+
+    fn needs(&self) -> Needs {
+        let group = GroupKey { kind: FdType::Fifo, number: self.pipe_id.into() };
+        Needs { group: Some(group), ..Needs::default() }
+    }
+
+    fn preflight(&self, cx: &Preflight<'_>) -> Result<()> {
+        self.path.preflight(cx)
+    }
+
+    fn fown(&self) -> Option<&pb::FownEntry> {
+        self.path.fown()
+    }
+
+    fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {
+        if self.path.flags() & libc::O_PATH != 0 {
+            return self.path.open_as(self.path.flags(), cx);
+        }
+        if cx.group.is_empty() {
+            // Held until all files on the fifo are open: opening one end waits for the other, and data goes
+            // with the last end.
+            let both = self.path.open_as(libc::O_RDWR | libc::O_NONBLOCK, cx)?;
+            if let Some(data) = &self.data {
+                data.fill(&both, cx.images)?;
+            }
+            cx.group = vec![Some(cx.keep(both)?)];
+        }
+        self.path.open_as(self.path.flags(), cx)
+    }
+}

@@ -1,0 +1,156 @@
+//! Open files: one kind per file, dump and restore side by side.
+//!
+//! An open file (the kernel's `struct file`) has one [`FileId`] and any number of users: descriptors in any
+//! table, mappings, a cwd. On dump, [`FilesOut`] takes every descriptor of every task, gives each open file
+//! its id once and asks the one [`FileKind`] that claims it for the image entry. On restore, [`FilesPlan`]
+//! decides before the first fork who opens what and in which order, and [`FilesTask`] walks a task's steps.
+//!
+//! ```text
+//! dump     FilesOut::task_fds   -> FdProbe -> KINDS.claims -> kind.dump  -> files.img
+//!          FilesOut::path_file  -> (exe, cwd, root, mappings)            -> files.img
+//! plan     FilesPlan::build     -> kind.collect -> RestoredFile, owner, rank
+//! task     FilesTask::restore   -> open, give, receive, install, finish
+//!          FilesTask::open_path -> (exe, cwd, root, mappings)
+//! ```
+
+use std::{
+    fmt,
+    os::fd::{BorrowedFd, OwnedFd},
+};
+
+use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC};
+pub use rcriu_images::pb::FdTypes as FdType;
+use rcriu_images::{ImageDir, pb};
+
+use crate::{error::Result, options::RestoreOptions, pstree::FileId};
+
+mod build_id;
+mod fd;
+mod fdpass;
+mod fifo;
+mod ghost;
+mod out;
+mod pipe;
+mod plan;
+mod refuse;
+mod reg;
+mod task;
+
+pub use fd::{DrainedFd, FdProbe};
+pub use ghost::{Lost, Source};
+pub use out::{FilesOut, PathUse};
+pub use plan::{FilesPlan, PlanFiles, Table, TableIx, Zone};
+pub use task::{FilesShared, FilesTask};
+
+/// One kind of open file: how it is recognised, dumped, and read back from an image.
+pub trait FileKind: Sync {
+    /// The tag in images and the name in logs.
+    fn fd_type(&self) -> FdType;
+
+    /// Whether this kind knows how to dump `fd`. Exactly one kind may claim a descriptor; one that no
+    /// kind claims is refused by name.
+    fn claims(&self, fd: &FdProbe) -> bool;
+
+    /// Dumps the open file behind `fd`, called once per open file. Side images are written through `out`;
+    /// the entry returned goes to files.img.
+    fn dump(&self, fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<pb::FileEntry>;
+
+    /// Reads an entry of files.img. No lasting system call: this runs before anything is created.
+    fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>>;
+}
+
+/// An open file that will be restored, part of the immutable [`FilesPlan`].
+pub trait RestoredFile: fmt::Debug + Send + Sync {
+    /// How messages and the plan's log call it: `pipe:[4711]`, `/var/log/x`.
+    fn name(&self) -> String;
+
+    /// What must be restored together with it or before it.
+    fn needs(&self) -> Needs {
+        Needs::default()
+    }
+
+    /// What is known to fail already, asked before anything is created.
+    fn preflight(&self, _cx: &Preflight<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Makes the open file. Called once, in the task that owns it; members of a group one after the other
+    /// in the order of their ids.
+    fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd>;
+
+    /// Completes it once everything in [`Needs::at_hand`] is open. Called once, in the owner.
+    fn finish(&self, _fd: BorrowedFd<'_>, _cx: &mut FilesTask<'_>) -> Result<()> {
+        Ok(())
+    }
+
+    /// Owner and signal settings (`F_SETOWN_EX`, `F_SETSIG`); set after `open`.
+    fn fown(&self) -> Option<&pb::FownEntry> {
+        None
+    }
+
+    /// The inode has no name (any more): where its content is, and how it was known.
+    fn lost(&self) -> Option<(Source<'_>, Lost<'_>)> {
+        None
+    }
+
+    /// Opens the same inode once more, as a mapping or a cwd needs it. `None` if that makes no sense.
+    fn open_again(&self, _how: OpenHow, _cx: &mut FilesTask<'_>) -> Option<Result<OwnedFd>> {
+        None
+    }
+}
+
+/// Files that are opened together, by one owner.
+#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]
+pub struct GroupKey {
+    /// What they are parts of; numbers of different kinds do not meet.
+    pub kind: FdType,
+    /// Number of that whole in the images: a pipe id, a pty's index.
+    pub number: u64,
+}
+
+/// What a file needs of others.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Needs {
+    /// It is opened together with the others of this key: both ends of a pipe, a pty pair.
+    pub group: Option<GroupKey>,
+    /// Files that must be open before `open` is called.
+    pub opened: Vec<FileId>,
+    /// Files that `finish` must have at hand in the owner: [`FilesTask::at_hand`].
+    pub at_hand: Vec<FileId>,
+}
+
+/// How [`RestoredFile::open_again`] opens.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct OpenHow {
+    /// Flags of open(2); O_CLOEXEC is added.
+    pub flags: i32,
+}
+
+/// What [`RestoredFile::preflight`] may look at.
+#[derive(Debug)]
+pub struct Preflight<'a> {
+    /// The image folder.
+    pub images: &'a ImageDir,
+    /// What was asked for.
+    pub opts: &'a RestoreOptions,
+}
+
+impl Preflight<'_> {
+    /// Whether the file called `name` in images comes from outside (`--inherit-fd`).
+    pub(crate) fn inherited(&self, name: &str) -> bool {
+        self.opts.inherit_fds.iter().any(|fd| fd.is_for(name))
+    }
+}
+
+/// File system of pipes without a name (`linux/magic.h`).
+const PIPEFS_MAGIC: FsType = FsType(0x5049_5045);
+
+/// All kinds. The order does not matter: claims exclude each other.
+static KINDS: &[&dyn FileKind] = &[&reg::Reg, &pipe::Pipe, &fifo::Fifo];
+
+/// Memory that is a file (memfd_create): on the kernel's own tmpfs or hugetlbfs, under a name of its own.
+fn is_memfd(fd: &FdProbe) -> bool {
+    fd.link.starts_with(b"/memfd:")
+        && fd.stat.st_nlink == 0
+        && (fd.fs == TMPFS_MAGIC || fd.fs == HUGETLBFS_MAGIC)
+}

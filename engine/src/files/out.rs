@@ -1,0 +1,216 @@
+//! The dump's side of open files: every descriptor of every task, each open file once.
+
+use std::{
+    collections::{HashMap, HashSet},
+    os::fd::{AsFd, OwnedFd},
+};
+
+use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
+
+use super::{DrainedFd, FdProbe, FdType, FileKind, KINDS, ghost::GhostsOut, pipe::PipesOut, refuse, reg};
+use crate::{
+    dump::identity::FileIds,
+    error::{Context, Error, Result},
+    interrupt,
+    kernel::Kernel,
+    options::DumpOptions,
+    procfs::ProcDir,
+    pstree::{FileId, RealPid},
+};
+
+/// What a file that is no descriptor serves for.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum PathUse {
+    /// The executable.
+    Exe,
+    /// The working folder.
+    Cwd,
+    /// The root folder.
+    Root,
+    /// A mapping.
+    Mapping,
+}
+
+/// Writes files.img and everything that belongs to open files.
+#[derive(Debug)]
+pub struct FilesOut<'a> {
+    /// What was asked for.
+    pub opts: &'a DumpOptions,
+    /// What this kernel offers.
+    pub kernel: &'a Kernel,
+    /// Where images go.
+    pub images: &'a ImageDir,
+    ids: FileIds,
+    files: ImageWriter,
+    /// Type of every file written.
+    types: HashMap<FileId, FdType>,
+    /// Tables written, by `files_id`.
+    tables: HashSet<u32>,
+    /// Files known by device, inode, mount and path.
+    paths: HashMap<PathKey, FileId>,
+    pub(super) ghosts: GhostsOut,
+    pub(super) pipes: PipesOut,
+}
+
+/// By what a mapping or a cwd finds the file that is open or mapped elsewhere as well.
+#[derive(PartialEq, Eq, Hash, Debug)]
+struct PathKey {
+    dev: u64,
+    ino: u64,
+    mnt_id: Option<i32>,
+    link: Vec<u8>,
+}
+
+impl PathKey {
+    fn of(probe: &FdProbe) -> Self {
+        PathKey {
+            dev: probe.stat.st_dev,
+            ino: probe.stat.st_ino,
+            mnt_id: probe.info.mnt_id,
+            link: probe.link.clone(),
+        }
+    }
+}
+
+impl<'a> FilesOut<'a> {
+    /// Nothing is written before the first file.
+    pub fn new(opts: &'a DumpOptions, kernel: &'a Kernel, images: &'a ImageDir) -> Self {
+        FilesOut {
+            opts,
+            kernel,
+            images,
+            ids: FileIds::new(kernel),
+            files: images.writer(ImageKind::Files, 0),
+            types: HashMap::new(),
+            tables: HashSet::new(),
+            paths: HashMap::new(),
+            ghosts: GhostsOut::new(images),
+            pipes: PipesOut::new(images),
+        }
+    }
+
+    /// Dumps the descriptor table of `task`, unless the table with this `files_id` was dumped already.
+    ///
+    /// Preconditions: all tasks are frozen. `take` gives a duplicate of a descriptor of the task.
+    ///
+    /// # Errors
+    /// A descriptor that cannot be dumped, with its reason.
+    pub fn task_fds(
+        &mut self,
+        task: RealPid,
+        files_id: u32,
+        proc: &ProcDir,
+        take: &mut dyn FnMut(i32) -> Result<OwnedFd>,
+    ) -> Result<()> {
+        if !self.tables.insert(files_id) {
+            return Ok(());
+        }
+        let mut numbers = proc.numbers("fd")?;
+        numbers.sort_unstable();
+        log::info!("Dumping opened files (pid: {task}), {} descriptors", numbers.len());
+        let mut table = self.images.writer(ImageKind::Fdinfo, u64::from(files_id));
+        for fd in numbers {
+            interrupt::check()?;
+            let entry = take(fd)
+                .and_then(|file| self.one_fd(proc, task, fd, file))
+                .during(|| format!("fd {fd} of task {task}"))?;
+            table.write(&entry)?;
+        }
+        // A table without descriptors is an image without entries, not a missing one.
+        table.as_file()?;
+        table.finish()?;
+        Ok(())
+    }
+
+    fn one_fd(&mut self, proc: &ProcDir, task: RealPid, fd: i32, file: OwnedFd) -> Result<pb::FdinfoEntry> {
+        let fd = DrainedFd::new(proc, task, fd, file)?;
+        let (id, fd_type) = self.open_file(&fd)?;
+        Ok(pb::FdinfoEntry {
+            id: id.0,
+            flags: if fd.probe.cloexec { libc::FD_CLOEXEC.cast_unsigned() } else { 0 },
+            r#type: fd_type as i32,
+            fd: fd.probe.fd.unwrap_or_default().cast_unsigned(),
+            xattr_security_selinux: None,
+        })
+    }
+
+    /// The number of the open file behind a descriptor, which is dumped if it is new.
+    pub(super) fn open_file(&mut self, fd: &DrainedFd) -> Result<(FileId, FdType)> {
+        let probe = &fd.probe;
+        let number = probe.fd.ok_or_else(|| Error::bug("no descriptor"))?;
+        let (id, new) = self.ids.of_fd(probe.key(), probe.task, number)?;
+        log::info!(
+            "{} fdinfo {number}: pos: {:#x} flags: {:o}/{:#x} id {id}{}",
+            probe.task,
+            probe.info.pos,
+            probe.info.flags,
+            u32::from(probe.cloexec),
+            if new { "" } else { " (known)" }
+        );
+        if !new {
+            let fd_type = self.types.get(&id).ok_or_else(|| Error::bug(format!("file {id} has no type")))?;
+            return Ok((id, *fd_type));
+        }
+        let kind = kind_of(probe)?;
+        let entry = kind.dump(fd, id, self)?;
+        let fd_type = kind.fd_type();
+        self.write(entry)?;
+        if fd_type == FdType::Reg {
+            self.paths.entry(PathKey::of(probe)).or_insert(id);
+        }
+        Ok((id, fd_type))
+    }
+
+    /// The number of a file that a task uses without a descriptor; `file` is opened through /proc (exe, cwd,
+    /// root, map_files). Files that are also descriptors or were met before get the number they have.
+    pub fn path_file(&mut self, task: RealPid, file: OwnedFd, what: PathUse) -> Result<FileId> {
+        let probe = FdProbe::of_path(task, file.as_fd())?;
+        let key = PathKey::of(&probe);
+        let device = matches!(probe.stat.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
+        if !device && let Some(&id) = self.paths.get(&key) {
+            return Ok(id);
+        }
+        let fd = DrainedFd { probe, file, fown: pb::FownEntry::default() };
+        let id = self.ids.fresh()?;
+        let entry = reg::dump_path(&fd, id, self)
+            .during(|| format!("{what:?} of task {task}: {}", fd.probe.link_text()))?;
+        self.write(entry)?;
+        self.paths.entry(key).or_insert(id);
+        Ok(id)
+    }
+
+    /// A number for an entry that exists in images only.
+    pub(super) fn fresh_id(&mut self) -> Result<FileId> {
+        self.ids.fresh()
+    }
+
+    /// Appends to files.img.
+    pub(super) fn write(&mut self, entry: pb::FileEntry) -> Result<()> {
+        let fd_type = FdType::try_from(entry.r#type).map_err(|_| Error::bug("an entry without a type"))?;
+        self.types.insert(FileId(entry.id), fd_type);
+        self.files.write(&entry)?;
+        Ok(())
+    }
+
+    /// Completes all images. `stays` says that the tasks go on: then names made for the images alone go.
+    pub fn finish(self, stays: bool) -> Result<()> {
+        self.files.finish()?;
+        self.pipes.finish()?;
+        self.ghosts.finish(stays)
+    }
+}
+
+/// The kind that claims a descriptor, or the refusal.
+fn kind_of(probe: &FdProbe) -> Result<&'static dyn FileKind> {
+    let mut claiming = KINDS.iter().filter(|kind| kind.claims(probe));
+    match (claiming.next(), claiming.next()) {
+        (Some(kind), None) => Ok(*kind),
+        (None, _) => Err(refuse::refusal(probe)),
+        (Some(a), Some(b)) => Err(Error::bug(format!(
+            "both {} and {} claim {}",
+            a.fd_type().as_str_name(),
+            b.fd_type().as_str_name(),
+            probe.link_text()
+        ))),
+    }
+}

@@ -1,0 +1,254 @@
+//! Pipes: one object, any number of open files on it, and the data inside.
+//!
+//! Every open file on a pipe has its own flags: the two made by pipe(2), and any opened through /proc. Images
+//! have one entry for each, tied together by the pipe's number (its inode), and the data once per pipe.
+
+use std::{
+    collections::{HashMap, HashSet},
+    io::Write,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+    os::unix::fs::FileExt,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, SpliceFFlags, open, splice, tee},
+    sys::stat::{Mode, SFlag},
+    unistd::pipe2,
+};
+use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
+
+use super::{
+    DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, GroupKey, Needs, PIPEFS_MAGIC, PlanFiles,
+    RestoredFile,
+};
+use crate::{
+    error::{Context, Error, Result, SysContext},
+    pstree::FileId,
+    sys::fd,
+};
+
+/// Status flags that can be set on an open pipe.
+const SETTABLE: i32 = libc::O_APPEND | libc::O_ASYNC | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME;
+
+/// The kind.
+#[derive(Debug)]
+pub(super) struct Pipe;
+
+impl FileKind for Pipe {
+    fn fd_type(&self) -> FdType {
+        FdType::Pipe
+    }
+
+    fn claims(&self, fd: &FdProbe) -> bool {
+        fd.file_type() == SFlag::S_IFIFO && fd.fs == PIPEFS_MAGIC
+    }
+
+    fn dump(&self, fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<pb::FileEntry> {
+        let pipe_id = number(fd);
+        if fd.probe.info.flags.cast_signed() & libc::O_DIRECT != 0 {
+            return Err(Error::unsupported(format!("pipe:[{pipe_id}] is in packet mode (O_DIRECT)"))
+                .remedy("packets inside would lose their bounds"));
+        }
+        out.pipes.dump_data(ImageKind::PipesData, fd)?;
+        let pipe = pb::PipeEntry { id: id.0, pipe_id, flags: fd.probe.info.flags, fown: fd.fown };
+        Ok(pb::FileEntry { r#type: FdType::Pipe as i32, id: id.0, pipe: Some(pipe), ..Default::default() })
+    }
+
+    fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
+        let pipe = entry.pipe.ok_or_else(|| Error::image("files.img: a pipe entry without pipe"))?;
+        let data = plan.pipe_data(ImageKind::PipesData)?.get(&pipe.pipe_id).copied();
+        Ok(Box::new(PipeEnd { entry: pipe, data }))
+    }
+}
+
+/// The pipe's number in images.
+pub(super) fn number(fd: &DrainedFd) -> u32 {
+    fd.probe.stat.st_ino as u32
+}
+
+/// Data of pipes and fifos, written once each.
+#[derive(Debug)]
+pub(super) struct PipesOut {
+    images: [ImageWriter; 2],
+    done: HashSet<(ImageKind, u64, u64)>,
+}
+
+impl PipesOut {
+    pub(super) fn new(images: &ImageDir) -> Self {
+        let image = |kind| images.writer(kind, 0);
+        PipesOut { images: [image(ImageKind::PipesData), image(ImageKind::FifoData)], done: HashSet::new() }
+    }
+
+    pub(super) fn finish(self) -> Result<()> {
+        Ok(self.images.into_iter().try_for_each(ImageWriter::finish)?)
+    }
+
+    /// Copies what is inside, without taking it out. Only an end that can be read shows it.
+    pub(super) fn dump_data(&mut self, kind: ImageKind, fd: &DrainedFd) -> Result<()> {
+        let stat = &fd.probe.stat;
+        if fd.probe.info.flags.cast_signed() & libc::O_ACCMODE == libc::O_WRONLY
+            || !self.done.insert((kind, stat.st_dev, stat.st_ino))
+        {
+            return Ok(());
+        }
+        let size = fd::pipe_size(fd.file.as_fd())?;
+        let (read, write) = pipe2(OFlag::O_CLOEXEC).call("pipe2")?;
+        // As many slots as the original, or the copy could fall short.
+        if fd::pipe_size(write.as_fd())? < size {
+            fd::set_pipe_size(write.as_fd(), size)
+                .map_err(|e| e.remedy("raise /proc/sys/fs/pipe-max-size"))?;
+        }
+        let bytes = match tee(fd.file.as_fd(), &write, size as usize, SpliceFFlags::SPLICE_F_NONBLOCK) {
+            Ok(bytes) => bytes,
+            Err(Errno::EAGAIN) => 0,
+            Err(e) => return Err(Error::sys("tee", e as i32)),
+        };
+        drop(write);
+        let image = &mut self.images[usize::from(kind == ImageKind::FifoData)];
+        let bytes32 = u32::try_from(bytes).map_err(|_| Error::host("a pipe of 4 GiB"))?;
+        image.write(&pb::PipeDataEntry { pipe_id: number(fd), bytes: bytes32, size: Some(size) })?;
+        let mut left = bytes;
+        while left > 0 {
+            match splice(&read, None, image.fd()?, None, left, SpliceFFlags::empty()) {
+                Ok(0) => return Err(Error::host("a pipe's copy ended early")),
+                Ok(n) => left -= n.min(left),
+                Err(Errno::EINTR) => crate::interrupt::check()?,
+                Err(e) => return Err(Error::sys("splice", e as i32).during(image.name().to_owned())),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Where a pipe's data lies in its image.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct PipeData {
+    image: ImageKind,
+    offset: u64,
+    bytes: u32,
+    size: Option<u32>,
+}
+
+impl PipeData {
+    /// All of one image, by pipe number.
+    pub(super) fn read(images: &ImageDir, kind: ImageKind) -> Result<HashMap<u32, PipeData>> {
+        let mut all = HashMap::new();
+        let Some(mut image) = images.reader(kind, 0)? else { return Ok(all) };
+        while let Some(entry) = image.next::<pb::PipeDataEntry>()? {
+            let data = PipeData { image: kind, offset: image.offset(), bytes: entry.bytes, size: entry.size };
+            if all.insert(entry.pipe_id, data).is_some() {
+                return Err(image.bad(format!("pipe {:#x} is there twice", entry.pipe_id)).into());
+            }
+            image.skip(u64::from(entry.bytes))?;
+        }
+        Ok(all)
+    }
+
+    /// Gives the pipe behind `write` its size and fills it.
+    pub(super) fn fill(&self, write: impl AsFd, images: &ImageDir) -> Result<()> {
+        if let Some(size) = self.size
+            && size != 0
+            && fd::pipe_size(write.as_fd())? != size
+        {
+            fd::set_pipe_size(write.as_fd(), size)
+                .map_err(|e| e.remedy("raise /proc/sys/fs/pipe-max-size"))?;
+        }
+        if self.bytes == 0 {
+            return Ok(());
+        }
+        // Read and written, not spliced: a pipe must not keep pages of an image file.
+        if self.bytes > fd::pipe_size(write.as_fd())? {
+            return Err(Error::image(format!("{} bytes do not fit into the pipe", self.bytes)));
+        }
+        let mut bytes = vec![0; self.bytes as usize];
+        let image = images.open_raw(self.image, 0)?;
+        let image = image.ok_or_else(|| Error::image(format!("{} is gone", self.image.file_name(0))))?;
+        image.read_exact_at(&mut bytes, self.offset).call("pread")?;
+        let write = write.as_fd().try_clone_to_owned().call("dup")?;
+        std::fs::File::from(write).write_all(&bytes).call("write").during(|| "filling a pipe".into())
+    }
+}
+
+/// One open file on a pipe.
+#[derive(Debug)]
+struct PipeEnd {
+    entry: pb::PipeEntry,
+    data: Option<PipeData>,
+}
+
+impl PipeEnd {
+    fn writes(&self) -> bool {
+        self.entry.flags.cast_signed() & libc::O_ACCMODE == libc::O_WRONLY
+    }
+}
+
+impl RestoredFile for PipeEnd {
+    fn name(&self) -> String {
+        format!("pipe:[{}]", self.entry.pipe_id)
+    }
+
+    fn needs(&self) -> Needs {
+        let group = GroupKey { kind: FdType::Pipe, number: self.entry.pipe_id.into() };
+        Needs { group: Some(group), ..Needs::default() }
+    }
+
+    fn fown(&self) -> Option<&pb::FownEntry> {
+        Some(&self.entry.fown)
+    }
+
+    fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {
+        let flags = self.entry.flags.cast_signed();
+        let made = match cx.inherited(&self.name())? {
+            // The whole pipe comes from outside, through either of its ends.
+            Some(outside) => reopen(&outside, flags)?,
+            None => {
+                if cx.group.is_empty() {
+                    let (read, write) = pipe2(OFlag::O_CLOEXEC).call("pipe2")?;
+                    if let Some(data) = &self.data {
+                        data.fill(&write, cx.images)?;
+                    }
+                    cx.group = vec![Some(cx.keep(read)?), Some(cx.keep(write)?), None, None];
+                }
+                // The files pipe(2) made are one of each sort and, unlike those that open(2) makes, not large.
+                let end = usize::from(self.writes());
+                let original = flags & LARGEFILE == 0 && flags & libc::O_ACCMODE != libc::O_RDWR;
+                let base = cx.group[end].as_ref().ok_or_else(|| Error::bug("a pipe's end is gone"))?;
+                if original && cx.group[2 + end].is_none() {
+                    let made = base.try_clone().call("dup")?;
+                    let taken = base.try_clone().call("dup")?;
+                    cx.group[2 + end] = Some(cx.keep(taken)?);
+                    made
+                } else {
+                    reopen(base, flags)?
+                }
+            }
+        };
+        set_flags(&made, flags)?;
+        Ok(made)
+    }
+}
+
+/// O_LARGEFILE as the kernel stores it; libc has 0 for it on 64 bit.
+const LARGEFILE: i32 = 0o100_000;
+
+fn reopen(end: &OwnedFd, flags: i32) -> Result<OwnedFd> {
+    let path = format!("/proc/self/fd/{}", end.as_raw_fd());
+    let how = OFlag::from_bits_retain(flags & (libc::O_ACCMODE | libc::O_NONBLOCK)) | OFlag::O_CLOEXEC;
+    open(path.as_str(), how, Mode::empty()).call("open(/proc/self/fd)")
+}
+
+/// Sets those flags that are set with fcntl(2), and makes sure that the kernel took them.
+pub(super) fn set_flags(file: &OwnedFd, flags: i32) -> Result<()> {
+    let file = file.as_fd();
+    let now = fd::status_flags(file)?;
+    let wanted = now & !SETTABLE | flags & SETTABLE;
+    if now != wanted {
+        fd::set_status_flags(file, wanted)?;
+        let got = fd::status_flags(file)?;
+        if got != wanted {
+            return Err(Error::host(format!("the kernel set flags {got:o} instead of {wanted:o}")));
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,77 @@
+//! Descriptors that no kind claims: what they are, in words, and what can be done.
+
+use super::FdProbe;
+use crate::error::Error;
+
+/// Anonymous inodes by the name in their link, and what they are for whoever reads the message.
+const ANONYMOUS: &[(&str, &str)] = &[
+    ("[perf_event]", "a performance counter (perf_event_open)"),
+    ("[io_uring]", "an io_uring"),
+    ("[userfaultfd]", "a userfaultfd"),
+    ("[fanotify]", "a fanotify group"),
+    ("inotify", "an inotify instance"),
+    ("[eventpoll]", "an epoll instance"),
+    ("[eventfd]", "an eventfd"),
+    ("[timerfd]", "a timerfd"),
+    ("[signalfd]", "a signalfd"),
+    ("[pidfd]", "a pidfd"),
+    ("bpf-map", "a BPF map"),
+    ("bpf-prog", "a BPF program"),
+    ("bpf_link", "a BPF link"),
+    ("btf", "BPF type information"),
+    ("bpf_iter", "a BPF iterator"),
+    ("seccomp notify", "a seccomp listener"),
+    ("kvm-vm", "a KVM machine"),
+    ("kvm-vcpu", "a KVM processor"),
+    ("[fscontext]", "a file system under construction (fsopen)"),
+    ("[landlock-ruleset]", "a landlock rule set"),
+    ("[secretmem]", "secret memory (memfd_secret)"),
+    ("dmabuf", "a DMA buffer"),
+    ("sync_file", "a GPU fence"),
+    ("drm_syncobj", "a GPU fence"),
+    ("[vfio-device]", "a VFIO device"),
+    ("guest_memfd", "memory of a KVM machine"),
+];
+
+/// Why `fd` cannot be dumped.
+pub(super) fn refusal(fd: &FdProbe) -> Error {
+    let link = fd.link_text();
+    let rdev = fd.stat.st_rdev;
+    let device = || format!("{}:{}", nix::sys::stat::major(rdev), nix::sys::stat::minor(rdev));
+    let (what, remedy) = if let Some(name) = link.strip_prefix("anon_inode:") {
+        let known = ANONYMOUS.iter().find(|(prefix, _)| name.starts_with(prefix));
+        (
+            known.map_or_else(|| format!("an object of the kind {name}"), |(_, what)| (*what).into()),
+            "close it before the dump",
+        )
+    } else {
+        match fd.stat.st_mode & libc::S_IFMT {
+            libc::S_IFSOCK => {
+                ("a socket of a family or state that is not supported yet".into(), "close it before the dump")
+            }
+            libc::S_IFCHR => (
+                format!("character device {} ({link})", device()),
+                "devices need a plugin that knows them; close it before the dump",
+            ),
+            libc::S_IFBLK => (format!("block device {} ({link})", device()), "close it before the dump"),
+            _ => (format!("the file {link}"), "close it before the dump"),
+        }
+    };
+    Error::unsupported(format!("{what} cannot be dumped")).remedy(remedy)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use super::*;
+    use crate::pstree::RealPid;
+
+    #[test]
+    fn what_is_refused_is_named() {
+        let me = RealPid(std::process::id().cast_signed());
+        let epoll = nix::sys::epoll::Epoll::new(nix::sys::epoll::EpollCreateFlags::empty()).unwrap();
+        let e = refusal(&FdProbe::of_path(me, epoll.0.as_fd()).unwrap()).to_string();
+        assert_eq!(e, "an epoll instance cannot be dumped (close it before the dump)");
+    }
+}

@@ -1,0 +1,356 @@
+//! A task's descriptors come into being: it walks its table's steps in rank order.
+//!
+//! Numbers belong to the images while this runs. What must survive (the log, the image folder, descriptors
+//! taken over from outside) lives in the [`Zone`], which no image claims; everything else that is open when a
+//! table's turn comes is closed.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd},
+    sync::atomic::Ordering,
+};
+
+use rcriu_images::ImageDir;
+
+use super::{
+    GroupKey, Lost, OpenHow, Source,
+    fdpass::{self, FdPass, Passer},
+    ghost,
+    plan::{FilesPlan, Node, Place, Step, TableIx, TablePlan, Zone},
+};
+use crate::{
+    error::{Context, Error, Result, SysContext},
+    interrupt,
+    kernel::Kernel,
+    options::RestoreOptions,
+    pstree::{FileId, VirtPid},
+    sys::{fd, futex, shared::SharedWords},
+};
+
+/// Descriptors that the engine and the restorer need for themselves.
+const ENGINE_ROOM: RawFd = 64;
+
+/// Words of a table: how many of its sharers are waiting, and whether it is done.
+const ARRIVED: usize = 0;
+const DONE: usize = 1;
+const WORDS: usize = 2;
+
+/// What exists before the first fork so that tasks can restore files; kept by the engine to the end.
+#[derive(Debug)]
+pub struct FilesShared {
+    zone: Zone,
+    pass: FdPass,
+    tables: SharedWords,
+    /// Inodes without a name.
+    handles: HashMap<FileId, OwnedFd>,
+    /// Descriptors given from outside, in the order of the options.
+    inherited: Vec<OwnedFd>,
+    /// Names that were made for this restore by the dump.
+    links: Vec<Vec<u8>>,
+}
+
+impl FilesShared {
+    /// Numbers in which everything must lie that tasks inherit and need: the engine moves its own descriptors
+    /// there before it forks. `limit` is RLIMIT_NOFILE, already raised.
+    ///
+    /// # Errors
+    /// More descriptors than `limit` allows.
+    pub fn zone(plan: &FilesPlan, limit: RawFd, opts: &RestoreOptions, kernel: &Kernel) -> Result<Zone> {
+        let passing = if fdpass::by_socket(kernel) { plan.slots + 2 * plan.receivers().count() } else { 0 };
+        let lost = plan.nodes.values().filter(|node| node.file.lost().is_some()).count();
+        let room =
+            i32::try_from(plan.most_kept() + passing + lost + opts.inherit_fds.len()).unwrap_or(i32::MAX);
+        plan.zone(limit, room.saturating_add(ENGINE_ROOM))
+    }
+
+    /// Makes it, in the engine, before the first fork: files without a name are brought back.
+    pub fn prepare(
+        plan: &FilesPlan,
+        zone: Zone,
+        images: &ImageDir,
+        opts: &RestoreOptions,
+        kernel: &Kernel,
+    ) -> Result<FilesShared> {
+        let mut lost: BTreeMap<Source<'_>, Vec<Lost<'_>>> = BTreeMap::new();
+        for (source, file) in plan.nodes.values().filter_map(|node| node.file.lost()) {
+            lost.entry(source).or_default().push(file);
+        }
+        let (mut handles, mut links) = (HashMap::new(), Vec::new());
+        for (source, files) in &lost {
+            for (id, handle) in ghost::bring_back(images, source, files)? {
+                handles.insert(id, zone.keep(handle)?);
+            }
+            if let Source::Link(path) = source {
+                links.push(path.to_vec());
+            }
+        }
+        let inherited = opts.inherit_fds.iter().map(|fd| {
+            zone.keep(fd::duplicate(fd.fd)?).during(|| format!("--inherit-fd fd[{}]:{}", fd.fd, fd.key))
+        });
+        Ok(FilesShared {
+            zone,
+            pass: FdPass::new(plan.slots, plan.receivers(), kernel, zone)?,
+            tables: SharedWords::new(plan.tables.len() * WORDS)?,
+            handles,
+            inherited: inherited.collect::<Result<_>>()?,
+            links,
+        })
+    }
+
+    /// After a restore that succeeded: names that the dump made for it go.
+    pub fn finished(&self) {
+        for path in &self.links {
+            if let Err(e) = nix::unistd::unlink(path.as_slice()) {
+                log::warn!("unlink({}): {e}", path.escape_ascii());
+            }
+        }
+    }
+
+    /// Once all tasks are forked: the engine needs what they use among themselves no longer.
+    pub fn forked(&self) -> Result<()> {
+        self.pass.close()
+    }
+}
+
+/// The files' side of a task that is being rebuilt.
+#[derive(Debug)]
+pub struct FilesTask<'a> {
+    /// The images.
+    pub images: &'a ImageDir,
+    /// What was asked for.
+    pub opts: &'a RestoreOptions,
+    /// What this kernel offers.
+    pub kernel: &'a Kernel,
+    /// The task.
+    pub task: VirtPid,
+    plan: &'a FilesPlan,
+    shared: &'a FilesShared,
+    table: TableIx,
+    passer: Passer<'a>,
+    /// Under which number files can be used: their own descriptor, or one in the zone.
+    hand: HashMap<FileId, RawFd>,
+    /// What members of the group that is being opened keep for each other; see [`FilesTask::keep`].
+    pub(super) group: Vec<Option<OwnedFd>>,
+    group_key: Option<GroupKey>,
+}
+
+impl<'a> FilesTask<'a> {
+    /// For `task`, which must have a table in the plan.
+    pub fn new(
+        plan: &'a FilesPlan,
+        shared: &'a FilesShared,
+        images: &'a ImageDir,
+        opts: &'a RestoreOptions,
+        kernel: &'a Kernel,
+        task: VirtPid,
+    ) -> Result<FilesTask<'a>> {
+        let table = plan.by_task.get(&task);
+        let table = *table.ok_or_else(|| Error::bug(format!("no descriptor table for task {task}")))?;
+        let passer = Passer::new(&shared.pass, table);
+        Ok(FilesTask {
+            images,
+            opts,
+            kernel,
+            task,
+            plan,
+            shared,
+            table,
+            passer,
+            hand: HashMap::new(),
+            group: Vec::new(),
+            group_key: None,
+        })
+    }
+
+    /// Restores the table, or waits until the task that shares it has done so.
+    ///
+    /// Preconditions: all tasks are forked, and no descriptor outside the zone is needed any more. On return
+    /// the table is as in the images, plus the zone.
+    pub fn restore(&mut self) -> Result<()> {
+        let table = &self.plan.tables[self.table.0];
+        if table.task != self.task {
+            return self.wait_for_table();
+        }
+        self.wait_for_sharers(table)?;
+        self.close_strays()?;
+        for step in &table.steps {
+            interrupt::check()?;
+            match *step {
+                Step::Open(id) => self.step(id, "open", |me, node| me.open(id, node))?,
+                Step::Receive(id) => self.step(id, "receive", |me, node| me.receive(id, node))?,
+                Step::Finish(id) => self.step(id, "restore", |me, node| me.finish(id, node))?,
+            }
+        }
+        self.group.clear();
+        self.drop_kept(table)?;
+        if table.sharers > 0 {
+            let done = self.table_word(DONE)?;
+            done.store(1, Ordering::Release);
+            futex::wake_all(done)?;
+        }
+        Ok(())
+    }
+
+    /// Opens the inode behind file `id` once more: for a mapping, the executable, root and cwd.
+    pub fn open_path(&mut self, id: FileId, how: OpenHow) -> Result<OwnedFd> {
+        let node = self.node(id)?;
+        node.file
+            .open_again(how, self)
+            .unwrap_or_else(|| Err(Error::image("it is of a kind that cannot be mapped or be a folder")))
+            .during(|| format!("file {id} {}", node.file.name()))
+    }
+
+    /// Open file `id`, which is open in this task: its own, or one it said it needs at hand.
+    pub fn at_hand(&self, id: FileId) -> Result<BorrowedFd<'static>> {
+        match self.hand.get(&id) {
+            Some(&number) => fd::borrow(number),
+            None => Err(Error::bug(format!("file {id} is not at hand"))),
+        }
+    }
+
+    /// A duplicate of the descriptor given from outside for what images call `name`.
+    pub(super) fn inherited(&self, name: &str) -> Result<Option<OwnedFd>> {
+        let at = self.opts.inherit_fds.iter().position(|fd| fd.is_for(name));
+        at.and_then(|at| self.shared.inherited.get(at)).map(|fd| fd.try_clone().call("dup")).transpose()
+    }
+
+    /// The handle (O_PATH) of a file that has no name, brought back before the first fork.
+    pub(super) fn handle(&self, id: FileId) -> Option<BorrowedFd<'a>> {
+        self.shared.handles.get(&id).map(AsFd::as_fd)
+    }
+
+    /// Moves a descriptor out of the way of the table's numbers, for use in later steps.
+    pub(super) fn keep(&self, fd: OwnedFd) -> Result<OwnedFd> {
+        self.shared.zone.keep(fd)
+    }
+
+    /// Number of a descriptor of file `id` in the table, if it has one.
+    pub(super) fn number(&self, id: FileId) -> Option<RawFd> {
+        self.plan.tables[self.table.0].places.get(&id)?.first().map(|p| p.fd)
+    }
+
+    fn node(&self, id: FileId) -> Result<&'a Node> {
+        self.plan.nodes.get(&id).ok_or_else(|| {
+            Error::image(format!("there is no file {id}, or it is of a kind that cannot be restored"))
+        })
+    }
+
+    fn table_word(&self, which: usize) -> Result<&'a std::sync::atomic::AtomicU32> {
+        let at = self.table.0 * WORDS + which;
+        self.shared.tables.get(at).ok_or_else(|| Error::bug("a table too many"))
+    }
+
+    fn wait_for_table(&self) -> Result<()> {
+        let arrived = self.table_word(ARRIVED)?;
+        arrived.fetch_add(1, Ordering::Release);
+        futex::wake_all(arrived)?;
+        fdpass::wait_while(self.table_word(DONE)?, 0)
+    }
+
+    /// Nobody else may open or close anything in a shared table while it is being restored.
+    fn wait_for_sharers(&self, table: &TablePlan) -> Result<()> {
+        let word = self.table_word(ARRIVED)?;
+        loop {
+            let arrived = word.load(Ordering::Acquire);
+            if arrived >= table.sharers {
+                return Ok(());
+            }
+            fdpass::wait_while(word, arrived)?;
+        }
+    }
+
+    fn close_strays(&self) -> Result<()> {
+        let strays: Vec<RawFd> = {
+            let list = std::fs::read_dir("/proc/self/fd").call("open(/proc/self/fd)")?;
+            list.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+        };
+        strays.into_iter().filter(|fd| !self.shared.zone.contains(*fd)).try_for_each(fd::close)
+    }
+
+    fn step(
+        &mut self,
+        id: FileId,
+        verb: &str,
+        f: impl FnOnce(&mut Self, &'a Node) -> Result<()>,
+    ) -> Result<()> {
+        let node = self.node(id)?;
+        log::debug!("{verb} {id} {}", node.file.name());
+        f(self, node).during(|| match self.number(id) {
+            Some(number) => format!("fd {number} of task {}: {}", self.task, node.file.name()),
+            None => format!("file {id} of task {}: {}", self.task, node.file.name()),
+        })
+    }
+
+    fn open(&mut self, id: FileId, node: &'a Node) -> Result<()> {
+        if self.group_key != node.needs.group {
+            self.group.clear();
+            self.group_key = node.needs.group;
+        }
+        let file = node.file.open(self)?;
+        if let Some(fown) = node.file.fown() {
+            super::fd::restore_fown(file.as_fd(), fown)?;
+        }
+        self.install(id, file, node.slot.is_some())?;
+        if let Some(slot) = node.slot {
+            self.passer.give(slot, self.at_hand(id)?, &node.receivers)?;
+        }
+        Ok(())
+    }
+
+    fn receive(&mut self, id: FileId, node: &'a Node) -> Result<()> {
+        let slot = node.slot.ok_or_else(|| Error::bug("a file without a slot is received"))?;
+        let file = self.passer.receive(slot)?;
+        self.install(id, file, false)
+    }
+
+    fn finish(&mut self, id: FileId, node: &'a Node) -> Result<()> {
+        match self.hand.get(&id) {
+            Some(&number) => node.file.finish(fd::borrow(number)?, self),
+            // Only opened for the sake of the other members of its group, and gone by now.
+            None => Ok(()),
+        }
+    }
+
+    /// Puts an open file where the table wants it, or into the zone if it is only needed at hand.
+    fn install(&mut self, id: FileId, file: OwnedFd, given: bool) -> Result<()> {
+        let table = &self.plan.tables[self.table.0];
+        let places = table.places.get(&id).map_or(&[][..], Vec::as_slice);
+        for Place { fd: to, cloexec } in places.iter().copied() {
+            fd::place(file.as_fd(), to, cloexec)?;
+        }
+        let number = match places.first() {
+            Some(place) => place.fd,
+            None if given || table.keep.contains(&id) => {
+                let number = self.keep(file)?.into_raw_fd();
+                self.hand.insert(id, number);
+                return Ok(());
+            }
+            None => return Ok(()),
+        };
+        if places.iter().any(|place| place.fd == file.as_raw_fd()) {
+            // The kernel happened to give out the very number the table wants: it stays.
+            let _ = file.into_raw_fd();
+        }
+        self.hand.insert(id, number);
+        Ok(())
+    }
+
+    /// Closes what was kept in the zone, after everybody has taken what was given out there.
+    fn drop_kept(&mut self, table: &TablePlan) -> Result<()> {
+        let kept: Vec<(FileId, RawFd)> = self
+            .hand
+            .iter()
+            .filter(|(id, _)| !table.places.contains_key(id))
+            .map(|(&id, &number)| (id, number))
+            .collect();
+        for (id, number) in kept {
+            let node = self.node(id)?;
+            if let (Some(slot), true) = (node.slot, node.owner == self.table) {
+                self.passer.all_taken(slot)?;
+            }
+            self.hand.remove(&id);
+            fd::close(number)?;
+        }
+        Ok(())
+    }
+}
