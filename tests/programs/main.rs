@@ -1,1 +1,120 @@
-fn main() {}
+//! Programs that set one kind of state up, say READY, and verify it when asked: one binary, many kinds.
+//!
+//! `rcriu-test-program KIND [ARGUMENT...]`. The last line printed is PASS, `FAIL why` or `SKIP why`. On its
+//! own a program can be tried from a shell: start it, send it SIGTERM, read the verdict.
+//!
+//! # Safety
+//!
+//! These programs exist to make unusual use of the kernel; each unsafe block states what it relies on.
+
+mod blocked;
+mod clock;
+mod cow;
+mod credentials;
+mod devices;
+mod directories;
+mod epoll;
+mod eventfd;
+mod fifos;
+mod file_memory;
+mod identity;
+mod kit;
+mod pipes;
+mod private_memory;
+mod registers;
+mod regular;
+mod robust;
+mod sessions;
+mod shared_memory;
+mod sharing;
+mod sigactions;
+mod signalfd;
+mod signals;
+mod socketpair;
+mod stack;
+mod terminal;
+mod threads;
+mod timerfd;
+mod timers;
+mod tree;
+mod unlinked;
+mod zombies;
+
+use std::process::ExitCode;
+
+use kit::{Check, Skip};
+
+/// A program: its arguments in, its verdict out.
+type Kind = fn(&[String]) -> Check;
+
+const KINDS: &[(&str, Kind)] = &[
+    ("blocked", blocked::run),
+    ("blocked-timed", blocked::timed),
+    ("clock", clock::run),
+    ("cow", cow::run),
+    ("credentials", credentials::run),
+    ("devices", devices::run),
+    ("directories", directories::run),
+    ("epoll", epoll::run),
+    ("eventfd", eventfd::run),
+    ("fifos", fifos::run),
+    ("file-memory", file_memory::run),
+    ("identity", identity::run),
+    ("limits", credentials::limits),
+    ("many-descriptors", regular::many),
+    ("many-mappings", private_memory::many),
+    ("pending-signals", signals::run),
+    ("personality", identity::personality),
+    ("pipes", pipes::run),
+    ("pipe-packets", pipes::packets),
+    ("private-memory", private_memory::run),
+    ("random-memory", private_memory::random),
+    ("registers", registers::run),
+    ("regular-files", regular::run),
+    ("robust-futex", robust::run),
+    ("rseq", robust::rseq),
+    ("sessions", sessions::run),
+    ("shared-memory", shared_memory::run),
+    ("sharing", sharing::run),
+    ("shared-folders", sharing::folders),
+    ("sigactions", sigactions::run),
+    ("signalfd", signalfd::run),
+    ("sleeper", sleeper),
+    ("socketpair", socketpair::run),
+    ("stack", stack::run),
+    ("stopped", signals::stopped),
+    ("terminal", terminal::run),
+    ("threads", threads::run),
+    ("timerfd", timerfd::run),
+    ("timers", timers::run),
+    ("posix-timers", timers::posix),
+    ("tree", tree::run),
+    ("unlinked", unlinked::run),
+    ("zombies", zombies::run),
+];
+
+/// The least a program can be: it waits.
+fn sleeper(_: &[String]) -> Check {
+    kit::rest()
+}
+
+fn main() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(1).collect();
+    let name = args.first().map_or("", String::as_str);
+    let Some((_, kind)) = KINDS.iter().find(|(known, _)| *known == name) else {
+        println!("SKIP there is no program {name:?}");
+        return ExitCode::from(2);
+    };
+    let verdict = kit::block_term().and_then(|()| kind(&args[1..]));
+    match &verdict {
+        Ok(()) => println!("PASS"),
+        Err(e) => match e.downcast_ref::<Skip>() {
+            Some(Skip(why)) => println!("SKIP {why}"),
+            None => println!("FAIL {e:#}"),
+        },
+    }
+    match verdict {
+        Err(e) if e.downcast_ref::<Skip>().is_none() => ExitCode::FAILURE,
+        _ => ExitCode::SUCCESS,
+    }
+}

@@ -1,1 +1,32 @@
-//! harness
+//! The harness: starts a program that checks itself, takes it through dump and restore, and has it verify.
+//!
+//! ```text
+//! runner   one process (and pid namespace) per case; counts passes, failures, skips with reasons
+//! engine   the binaries under test: rcriu, and CRIU when CRIU_BIN names one
+//! program  a program of tests/programs or any command, in its own session and scratch folder
+//! cycle    dump -> reap -> restore, with the state of the tree compared from outside
+//! state    what /proc shows of a tree, as keys and values that can be compared
+//! events   waiting for deaths and file changes without sleeping
+//! ```
+//!
+//! Protocol with a program: it sets its state up, prints `READY`, blocks in sigwait(3); on SIGTERM it
+//! verifies and prints `PASS`, `FAIL why` or `SKIP why` as its last line. Its output is a regular file, so
+//! that nothing of the harness is inside the dumped tree.
+//!
+//! # Safety
+//!
+//! The few unsafe blocks here call system calls that nix lacks, on arguments built beside them, and fork
+//! while the process has one thread.
+
+pub mod cycle;
+pub mod engine;
+pub mod events;
+pub mod program;
+pub mod runner;
+pub mod state;
+
+pub use cycle::{Cycle, Images};
+pub use engine::{Engine, Finished};
+pub use program::Program;
+pub use program::Scratch;
+pub use runner::{Case, skip};

@@ -1,0 +1,28 @@
+//! Descriptors that are not sockets of the network.
+
+use rcriu_tests::Case;
+
+use crate::kinds::{Kind, all, kind};
+
+pub const KINDS: &[Kind] = &[
+    kind("regular files keep position, flags, sharing", "regular-files", &[]),
+    kind("a thousand descriptors keep their positions", "many-descriptors", &["1000"]),
+    kind("removed files keep content and stay removed", "unlinked", &[]),
+    kind("directories and O_PATH descriptors work on", "directories", &[]).beyond_criu(),
+    kind("pipes keep data, sizes, ends", "pipes", &[]),
+    kind("packets in a pipe stay apart", "pipe-packets", &[]).beyond_criu(),
+    kind("FIFOs keep data and ends", "fifos", &[]),
+    kind("/dev/null and its kin stay open", "devices", &[]),
+    kind("what tasks share they still share", "sharing", &[]),
+    kind("a working folder shared by CLONE_FS stays shared", "shared-folders", &[]).beyond_criu(),
+    kind("eventfd keeps its counter", "eventfd", &[]),
+    kind("eventfd stays a semaphore", "eventfd", &["semaphore"]).beyond_criu(),
+    kind("epoll keeps its targets", "epoll", &[]),
+    kind("signalfd keeps its mask", "signalfd", &[]),
+    kind("timerfd keeps its timer", "timerfd", &[]),
+    kind("socket pairs keep their messages", "socketpair", &[]),
+];
+
+pub fn cases() -> Vec<Case> {
+    all("files", KINDS)
+}

@@ -1,0 +1,37 @@
+//! Tasks and threads: trees, identity, signals, timers, registers.
+
+use rcriu_tests::Case;
+
+use crate::kinds::{Kind, all, kind};
+
+pub const KINDS: &[Kind] = &[
+    kind("a program that waits goes on waiting", "sleeper", &[]),
+    kind("a deep tree keeps its parents", "tree", &["12", "1"]),
+    kind("a wide tree keeps its children", "tree", &["1", "20"]),
+    kind("groups and sessions stay as they were", "sessions", &[]),
+    kind("a group and a session without leader stay", "sessions", &["leaderless"]).beyond_criu(),
+    kind("zombies keep their status", "zombies", &[]),
+    kind("threads keep what is theirs", "threads", &["12"]),
+    kind("every register is as it was", "registers", &[]),
+    kind("pending signals are taken in order with their values", "pending-signals", &[]),
+    kind("signal actions keep flags, masks, handlers", "sigactions", &[]),
+    kind("a stopped member stays stopped", "stopped", &[]).beyond_criu(),
+    kind("interval timers run on", "timers", &[]),
+    kind("POSIX timers keep ids and run on", "posix-timers", &[]),
+    kind("root with few capabilities stays so", "credentials", &["root"]),
+    kind("a plain user stays one", "credentials", &["user"]).beyond_criu(),
+    kind("different real, effective and saved ids stay", "credentials", &["mixed"]).beyond_criu(),
+    kind("resource limits stay and hold", "limits", &[]),
+    kind("folder, umask, name, nice value stay", "identity", &[]),
+    kind("the personality stays", "personality", &[]).beyond_criu(),
+    kind("a changed root stays", "identity", &["chroot"]),
+    kind("the clocks of the vdso never go back", "clock", &[]),
+    kind("a robust futex tells that its owner died", "robust-futex", &[]),
+    kind("the rseq area stays registered", "rseq", &[]),
+    kind("blocked calls go on", "blocked", &[]),
+    kind("blocked calls with a timeout go on", "blocked-timed", &[]).beyond_criu(),
+];
+
+pub fn cases() -> Vec<Case> {
+    all("tasks", KINDS)
+}

@@ -1,0 +1,97 @@
+//! Process groups and sessions: leaders, followers, a session below, a group without its leader.
+
+use anyhow::Context;
+use nix::unistd::{Pid, getpgid, getsid, setpgid, setsid};
+
+use crate::kit::crew::{Member, member};
+use crate::kit::{Check, rest, same};
+
+/// What a member must find unchanged: who it is, whose child, in which group and session.
+fn hold() -> Check {
+    let me = || -> anyhow::Result<_> {
+        Ok((Pid::this(), Pid::parent(), getpgid(None).context("getpgid")?, getsid(None).context("getsid")?))
+    };
+    let before = me()?;
+    rest()?;
+    same("(pid, parent, group, session)", me()?, before)
+}
+
+fn in_group(group: Pid) -> anyhow::Result<Member> {
+    member(|| {
+        setpgid(Pid::from_raw(0), group).context("setpgid")?;
+        hold()
+    })
+}
+
+fn in_session(below: usize) -> anyhow::Result<Member> {
+    member(move || {
+        setsid().context("setsid")?;
+        let mut crew = vec![member(hold)?, in_group(Pid::from_raw(0))?];
+        if below > 0 {
+            crew.push(in_session(below - 1)?);
+        }
+        hold()?;
+        crew.iter().try_for_each(Member::verify)
+    })
+}
+
+/// `leaderless`: adds a group and a session whose leaders have ended.
+pub fn run(args: &[String]) -> Check {
+    let leader = in_group(Pid::from_raw(0))?;
+    let follower = in_group(leader.pid)?;
+    let crew = [leader, follower, member(hold)?, in_session(2)?, in_session(0)?];
+    let mut extra = Vec::new();
+    if args.iter().any(|a| a == "leaderless") {
+        let leader = in_group(Pid::from_raw(0))?;
+        extra.push(in_group(leader.pid)?);
+        leader.verify()?;
+        extra.push(orphan()?);
+    }
+    hold()?;
+    crew.iter().try_for_each(Member::verify)?;
+    extra.iter().try_for_each(Member::verify)
+}
+
+/// A member whose session leader was its parent, ended before us: we are its subreaper.
+fn orphan() -> anyhow::Result<Member> {
+    nix::sys::prctl::set_child_subreaper(true).context("PR_SET_CHILD_SUBREAPER")?;
+    let (from, to) = nix::unistd::pipe().context("pipe")?;
+    let leader = member(|| {
+        setsid().context("setsid")?;
+        let parent = Pid::parent();
+        let below = member(move || {
+            // The leader ends by our parent's doing; only then is this member where it stays.
+            crate::kit::tell_ready()?;
+            crate::kit::wait_term()?;
+            hold_as_orphan(parent)
+        })?;
+        nix::unistd::write(&to, &below.pid.as_raw().to_ne_bytes()).context("write")?;
+        rest()
+    })?;
+    let mut pid = [0; 4];
+    nix::unistd::read(&from, &mut pid).context("read")?;
+    leader.verify()?;
+    let orphan = Member { pid: Pid::from_raw(i32::from_ne_bytes(pid)) };
+    // The first request makes it look at its place; the second asks for the verdict.
+    orphan.ask()?;
+    drop(to);
+    let mut byte = [0];
+    nix::unistd::read(&from, &mut byte).context("read")?;
+    Ok(orphan)
+}
+
+fn hold_as_orphan(parent: Pid) -> Check {
+    same("parent of the orphan", Pid::parent(), parent)?;
+    let me = || -> anyhow::Result<_> { Ok((Pid::this(), getpgid(None)?, getsid(None)?)) };
+    let before = me()?;
+    // Closes what the parent waits on: inherited descriptors above the standard ones.
+    close_above(2)?;
+    crate::kit::wait_term()?;
+    same("(pid, group, session) of the orphan", me()?, before)
+}
+
+fn close_above(fd: u32) -> Check {
+    // SAFETY: nothing in this process uses those descriptors any more.
+    crate::kit::sys("close_range", unsafe { libc::syscall(libc::SYS_close_range, fd + 1, u32::MAX, 0) })
+        .map(drop)
+}

@@ -1,0 +1,135 @@
+//! Dump, reap, restore: with the tree compared from outside, before and after.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::engine::{Engine, Finished};
+use crate::program::{Program, Scratch, wait_gone};
+use crate::state::State;
+
+/// A folder of images, removed with the case.
+pub struct Images {
+    scratch: Scratch,
+}
+
+impl Images {
+    pub fn new() -> Result<Images> {
+        Ok(Images { scratch: Scratch::new()? })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    pub fn as_str(&self) -> Result<&str> {
+        self.path().to_str().context("the scratch folder's name is not text")
+    }
+
+    /// Names of the images, sorted.
+    pub fn names(&self) -> Result<Vec<String>> {
+        let mut names: Vec<String> = std::fs::read_dir(self.path())?
+            .filter_map(|e| e.ok()?.file_name().into_string().ok())
+            .filter(|n| n.ends_with(".img"))
+            .collect();
+        names.sort();
+        Ok(names)
+    }
+
+    pub fn file(&self, name: &str) -> PathBuf {
+        self.path().join(name)
+    }
+}
+
+/// Who dumps, who restores, with which further arguments.
+pub struct Cycle {
+    pub dumper: Engine,
+    pub restorer: Engine,
+    pub dump_args: Vec<String>,
+    pub restore_args: Vec<String>,
+}
+
+impl Cycle {
+    /// The binary under test in both places.
+    pub fn new() -> Result<Cycle> {
+        let engine = Engine::rcriu()?;
+        Ok(Cycle::between(engine.clone(), engine))
+    }
+
+    /// One binary dumps, another restores.
+    pub fn between(dumper: Engine, restorer: Engine) -> Cycle {
+        Cycle { dumper, restorer, dump_args: vec![], restore_args: vec![] }
+    }
+
+    /// Arguments for both commands.
+    pub fn with(mut self, args: &[&str]) -> Cycle {
+        self.dump_args.extend(args.iter().map(|a| a.to_string()));
+        self.restore_args.extend(args.iter().map(|a| a.to_string()));
+        self
+    }
+
+    /// Arguments for the dump alone.
+    pub fn with_dump(mut self, args: &[&str]) -> Cycle {
+        self.dump_args.extend(args.iter().map(|a| a.to_string()));
+        self
+    }
+
+    /// Arguments for the restore alone.
+    pub fn with_restore(mut self, args: &[&str]) -> Cycle {
+        self.restore_args.extend(args.iter().map(|a| a.to_string()));
+        self
+    }
+
+    /// Dumps the tree; how it ended is the caller's to judge.
+    pub fn try_dump(&self, pid: i32, images: &Images, more: &[&str]) -> Result<Finished> {
+        let pid = pid.to_string();
+        let mut args = vec!["dump", "-t", &pid, "-D", images.as_str()?, "-v4", "-o", "dump.log"];
+        args.extend(self.dump_args.iter().map(String::as_str));
+        args.extend(more);
+        self.dumper.run(&args)
+    }
+
+    /// Restores detached; how it ended is the caller's to judge.
+    pub fn try_restore(&self, images: &Images, more: &[&str]) -> Result<Finished> {
+        let mut args = vec!["restore", "-d", "-D", images.as_str()?, "-v4", "-o", "restore.log"];
+        args.extend(self.restore_args.iter().map(String::as_str));
+        args.extend(more);
+        self.restorer.run(&args)
+    }
+
+    /// Dumps and waits until the whole tree is gone.
+    pub fn dump(&self, program: &Program, images: &Images) -> Result<()> {
+        let tree = program.tree()?;
+        self.try_dump(program.pid(), images, &[])?.ok()?;
+        wait_gone(&tree)
+    }
+
+    /// Restores what was dumped from `program`, under the same pids.
+    pub fn restore(&self, images: &Images) -> Result<()> {
+        self.try_restore(images, &[])?.ok().map(drop)
+    }
+
+    /// One whole turn; the tree must look the same from outside before and after.
+    pub fn turn(&self, program: &Program) -> Result<()> {
+        let images = Images::new()?;
+        let before = program.state()?;
+        self.dump(program, &images)?;
+        self.restore(&images)?;
+        compare(&before, &program.state()?)
+    }
+
+    /// Dumps and leaves the tree running, which must be as it was.
+    pub fn leave_running(&self, program: &Program) -> Result<()> {
+        let images = Images::new()?;
+        let before = program.state()?;
+        self.try_dump(program.pid(), &images, &["--leave-running"])?.ok()?;
+        ensure!(images.names()?.iter().any(|n| n == "inventory.img"), "a dump without inventory.img");
+        compare(&before, &program.state()?).context("the dump changed the tree that it left running")
+    }
+}
+
+/// Fails with the differences, if there are any.
+pub fn compare(before: &State, after: &State) -> Result<()> {
+    let differences = before.differences(after);
+    if differences.is_empty() { Ok(()) } else { bail!("the tree differs:\n{differences}") }
+}

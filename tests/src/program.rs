@@ -1,0 +1,161 @@
+//! A program that is taken through dump and restore, in its own session and scratch folder.
+//!
+//! # Safety
+//!
+//! pre_exec runs setsid(2) between fork and exec; nothing there allocates or locks.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+
+use crate::engine::build_folder;
+use crate::events::{PATIENCE, PidFd, wait_file};
+use crate::runner::skip;
+use crate::state::{State, descendants, processes};
+
+/// A started tree. Dropping it kills every process of it by pid and reaps them.
+pub struct Program {
+    pid: Pid,
+    scratch: Scratch,
+    checks_itself: bool,
+}
+
+/// A folder that is removed with the case.
+pub struct Scratch {
+    dir: tempfile::TempDir,
+}
+
+impl Scratch {
+    pub fn new() -> Result<Scratch> {
+        let dir = tempfile::Builder::new().prefix("rcriu-test.").tempdir().context("scratch folder")?;
+        // Programs that give up root still work here.
+        use std::os::unix::fs::PermissionsExt;
+        fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).context("chmod")?;
+        Ok(Scratch { dir })
+    }
+
+    pub fn path(&self) -> &Path {
+        self.dir.path()
+    }
+}
+
+impl Program {
+    /// Starts program `kind` of tests/programs and waits until its state is set up.
+    pub fn start(kind: &str, args: &[&str]) -> Result<Program> {
+        let bin = build_folder()?.join("rcriu-test-program");
+        let mut command = Command::new(bin);
+        command.arg(kind).args(args);
+        let mut program = Program::spawn(command)?;
+        program.checks_itself = true;
+        program.wait_line("READY").with_context(|| format!("setting up {kind}"))?;
+        Ok(program)
+    }
+
+    /// Starts any command in a session of its own, its output going to a file.
+    pub fn spawn(mut command: Command) -> Result<Program> {
+        let scratch = Scratch::new()?;
+        let out =
+            OpenOptions::new().append(true).create(true).open(scratch.path().join("out")).context("out")?;
+        command.current_dir(scratch.path()).stdin(File::open("/dev/null").map(Stdio::from)?);
+        command.stdout(out.try_clone()?).stderr(out);
+        // SAFETY: setsid is async-signal-safe and touches no memory.
+        unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into)) };
+        let child = command.spawn().with_context(|| format!("starting {:?}", command.get_program()))?;
+        Ok(Program { pid: Pid::from_raw(child.id() as i32), scratch, checks_itself: false })
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.pid.as_raw()
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.scratch.path()
+    }
+
+    /// Everything the program has printed.
+    pub fn output(&self) -> String {
+        String::from_utf8_lossy(&fs::read(self.out()).unwrap_or_default()).into()
+    }
+
+    fn out(&self) -> PathBuf {
+        self.dir().join("out")
+    }
+
+    /// Waits until a line of the output starts with `start`. A program that says SKIP skips the case.
+    pub fn wait_line(&self, start: &str) -> Result<()> {
+        let pidfd = PidFd::open(self.pid).context("pidfd_open of the program")?;
+        let has = || self.output().lines().any(|l| l.starts_with(start));
+        if wait_file(self.dir(), Some(&pidfd), PATIENCE, has)? {
+            return Ok(());
+        }
+        let out = self.output();
+        pidfd.reap();
+        match out.lines().find_map(|l| l.strip_prefix("SKIP ")) {
+            Some(why) => Err(skip(why)),
+            None => bail!("the program ended early; it said: {}", out.trim()),
+        }
+    }
+
+    /// The tree as seen from outside.
+    pub fn state(&self) -> Result<State> {
+        State::of(self.pid())
+    }
+
+    /// Has the program verify its state and end.
+    pub fn verify(&self) -> Result<()> {
+        let pidfd = PidFd::open(self.pid).context("the program is gone before it could verify")?;
+        if !self.checks_itself {
+            bail!("only programs of tests/programs verify themselves");
+        }
+        pidfd.kill(Signal::SIGTERM);
+        pidfd
+            .wait_dead(PATIENCE)
+            .with_context(|| format!("the program hangs; it said: {}", self.output().trim()))?;
+        let ended = pidfd.reap();
+        let out = self.output();
+        let last = out.lines().last().unwrap_or("");
+        match ended {
+            _ if last.starts_with("SKIP ") => Err(skip(&last["SKIP ".len()..])),
+            Some((true, 0)) if last == "PASS" => Ok(()),
+            Some((true, code)) => bail!("the program found (exit code {code}):\n{}", out.trim()),
+            Some((false, signal)) => bail!("the program died of signal {signal}; it said:\n{}", out.trim()),
+            None => bail!("the program is not our child any more; it said:\n{}", out.trim()),
+        }
+    }
+
+    /// Every live process of the tree, root first, held by descriptor.
+    pub fn tree(&self) -> Result<Vec<PidFd>> {
+        let mut pids = vec![self.pid()];
+        pids.extend(descendants(&processes()?, self.pid()));
+        Ok(pids.into_iter().filter_map(|pid| PidFd::open(Pid::from_raw(pid)).ok()).collect())
+    }
+}
+
+/// Waits until all of a tree is dead and reaps what has become ours.
+pub fn wait_gone(tree: &[PidFd]) -> Result<()> {
+    for process in tree {
+        process.wait_dead(PATIENCE)?;
+    }
+    // All are dead, so every orphan among them has been given to us, the subreaper.
+    tree.iter().for_each(|process| _ = process.reap());
+    Ok(())
+}
+
+impl Drop for Program {
+    fn drop(&mut self) {
+        // A tree that is killed from the top may fork while it dies: look until nothing is left.
+        for _ in 0..100 {
+            let Ok(tree) = self.tree() else { return };
+            if tree.is_empty() {
+                return;
+            }
+            tree.iter().for_each(|process| process.kill(Signal::SIGKILL));
+            let _ = wait_gone(&tree);
+        }
+    }
+}

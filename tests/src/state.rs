@@ -1,0 +1,384 @@
+//! What /proc shows of a process tree, as keys and values: taken before a dump and after a restore, the two
+//! must be equal. Looking from outside disturbs nothing in the tree, and works for any program.
+//!
+//! Left out is what a restore cannot and need not keep: times, counters, the time namespace (a restore makes
+//! one to keep the clocks going on), inode numbers of anonymous objects
+//! (they are renumbered in the order met, so sharing stays visible), and how the kernel splits one range of
+//! memory into neighbours of equal kind (they are joined).
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt::Write as _;
+use std::fs;
+
+use anyhow::{Context, Result};
+
+/// Fields of /proc/PID/stat that a restore keeps, by their number in proc_pid_stat(5).
+const STAT: [(usize, &str); 19] = [
+    (4, "parent"),
+    (5, "process group"),
+    (6, "session"),
+    (7, "terminal"),
+    (18, "priority"),
+    (19, "nice"),
+    (20, "threads"),
+    (26, "start_code"),
+    (27, "end_code"),
+    (28, "start_stack"),
+    (38, "exit_signal"),
+    (40, "rt_priority"),
+    (41, "policy"),
+    (45, "start_data"),
+    (46, "end_data"),
+    (47, "start_brk"),
+    (48, "arg_start"),
+    (50, "env_start"),
+    (52, "exit_code"),
+];
+
+/// Lines of /proc/PID/task/TID/status that a restore keeps.
+const STATUS: [&str; 26] = [
+    "Name",
+    "Umask",
+    "Tgid",
+    "Pid",
+    "TracerPid",
+    "Uid",
+    "Gid",
+    "Groups",
+    "NStgid",
+    "NSpid",
+    "NSpgid",
+    "NSsid",
+    "Kthread",
+    "SigPnd",
+    "ShdPnd",
+    "SigBlk",
+    "SigIgn",
+    "SigCgt",
+    "CapInh",
+    "CapPrm",
+    "CapEff",
+    "CapBnd",
+    "CapAmb",
+    "NoNewPrivs",
+    "Seccomp",
+    "Seccomp_filters",
+];
+
+/// One process of a tree, from one reading of /proc.
+#[derive(Debug, Clone)]
+pub struct Process {
+    pub pid: i32,
+    pub ppid: i32,
+    pub state: char,
+}
+
+/// Every process /proc shows.
+pub fn processes() -> Result<Vec<Process>> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir("/proc").context("opening /proc")? {
+        let name = entry.context("reading /proc")?.file_name();
+        let Some(pid) = name.to_str().and_then(|n| n.parse::<i32>().ok()) else { continue };
+        // It may die between the listing and the reading.
+        if let Some(stat) = stat_fields(&format!("/proc/{pid}/stat")) {
+            let (state, ppid) = (stat[0].chars().next().unwrap_or('?'), stat[1].parse().unwrap_or(0));
+            all.push(Process { pid, ppid, state });
+        }
+    }
+    Ok(all)
+}
+
+/// Processes below `root` (itself not among them), parents before children.
+pub fn descendants(all: &[Process], root: i32) -> Vec<i32> {
+    let mut children: HashMap<i32, Vec<i32>> = HashMap::new();
+    all.iter().for_each(|p| children.entry(p.ppid).or_default().push(p.pid));
+    let mut found = vec![root];
+    let mut at = 0;
+    while at < found.len() {
+        found.extend(children.remove(&found[at]).unwrap_or_default());
+        at += 1;
+    }
+    found.split_off(1)
+}
+
+/// Fields from the third (state) on; the name in the second may hold anything.
+fn stat_fields(path: &str) -> Option<Vec<String>> {
+    let text = fs::read_to_string(path).ok()?;
+    let fields: Vec<String> = text.rsplit_once(')')?.1.split_whitespace().map(str::to_string).collect();
+    (fields.len() >= 50).then_some(fields)
+}
+
+/// State of a tree by name.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct State(BTreeMap<String, String>);
+
+impl State {
+    /// Reads the whole tree below and with `root`. The tree must be at rest.
+    pub fn of(root: i32) -> Result<State> {
+        let mut state = State::default();
+        let mut names = Renumber::default();
+        let mut pids = vec![root];
+        pids.extend(descendants(&processes()?, root));
+        for pid in &pids {
+            state.process(*pid, &mut names).with_context(|| format!("reading the state of pid {pid}"))?;
+        }
+        Ok(state)
+    }
+
+    /// Pids of the tree, as /proc counts them.
+    pub fn pids(&self) -> Vec<i32> {
+        let of_process = |k: &String| k.strip_suffix(" process").and_then(|p| p.parse().ok());
+        self.0.keys().filter_map(of_process).collect()
+    }
+
+    /// Removes entries the caller knows to change, by a test of their names.
+    pub fn without(mut self, unwanted: impl Fn(&str) -> bool) -> State {
+        self.0.retain(|k, _| !unwanted(k));
+        self
+    }
+
+    /// Human-readable differences; empty when equal.
+    pub fn differences(&self, after: &State) -> String {
+        let mut out = String::new();
+        let keys: std::collections::BTreeSet<&String> = self.0.keys().chain(after.0.keys()).collect();
+        // A process or thread that is gone, or new, is told in one line instead of all that it had.
+        let whole = |key: &str| {
+            let words: Vec<&str> = key.split(' ').collect();
+            match words[..] {
+                [pid, "thread", tid, ..] => {
+                    vec![format!("{pid} process"), format!("{pid} thread {tid} Name")]
+                }
+                [pid, ..] => vec![format!("{pid} process")],
+                [] => vec![],
+            }
+        };
+        for key in keys {
+            let one_sided = |k: &String| k != key && self.0.contains_key(k) != after.0.contains_key(k);
+            if whole(key).iter().any(one_sided) {
+                continue;
+            }
+            match (self.0.get(key), after.0.get(key)) {
+                (Some(a), Some(b)) if a == b => {}
+                (Some(a), Some(b)) => {
+                    let _ = writeln!(out, "  {key}:");
+                    lines_changed(a, b, &mut out);
+                }
+                (Some(a), None) => drop(writeln!(out, "  {key}: gone (was {})", a.trim())),
+                (None, Some(b)) => drop(writeln!(out, "  {key}: new ({})", b.trim())),
+                (None, None) => {}
+            }
+        }
+        out
+    }
+
+    fn put(&mut self, pid: i32, what: &str, value: impl Into<String>) {
+        self.0.insert(format!("{pid} {what}"), value.into());
+    }
+
+    fn process(&mut self, pid: i32, names: &mut Renumber) -> Result<()> {
+        let stat = stat_fields(&format!("/proc/{pid}/stat")).context("no stat")?;
+        let zombie = stat[0] == "Z";
+        self.put(pid, "process", if zombie { "zombie" } else { "alive" });
+        for (number, name) in STAT {
+            // A zombie has no memory left and its exit code is what matters.
+            if !zombie || number < 8 || number == 52 {
+                self.put(pid, name, &stat[number - 3]);
+            }
+        }
+        if zombie {
+            return Ok(());
+        }
+        let file = |name: &str| fs::read(format!("/proc/{pid}/{name}"));
+        for name in ["cmdline", "environ"] {
+            let text = String::from_utf8_lossy(&file(name)?).replace('\0', " ");
+            self.put(pid, name, text);
+        }
+        self.put(pid, "auxv", format!("{:x?}", file("auxv")?));
+        for name in ["limits", "oom_score_adj", "coredump_filter", "personality", "loginuid"] {
+            if let Ok(text) = file(name) {
+                self.put(pid, name, String::from_utf8_lossy(&text));
+            }
+        }
+        for name in ["exe", "cwd", "root"] {
+            let link =
+                fs::read_link(format!("/proc/{pid}/{name}")).with_context(|| format!("readlink {name}"))?;
+            self.put(pid, name, link.to_string_lossy());
+        }
+        for (name, value) in ["pid", "net", "mnt", "uts", "ipc", "user", "cgroup"]
+            .iter()
+            .filter_map(|ns| Some((ns, fs::read_link(format!("/proc/{pid}/ns/{ns}")).ok()?)))
+        {
+            self.put(pid, &format!("{name} namespace"), value.to_string_lossy());
+        }
+        for thread in sorted_numbers(&format!("/proc/{pid}/task"))? {
+            self.thread(pid, thread)?;
+        }
+        for fd in sorted_numbers(&format!("/proc/{pid}/fd"))? {
+            self.descriptor(pid, fd, names)?;
+        }
+        self.put(pid, "memory", memory(&fs::read_to_string(format!("/proc/{pid}/smaps"))?));
+        Ok(())
+    }
+
+    fn thread(&mut self, pid: i32, tid: i32) -> Result<()> {
+        let base = format!("/proc/{pid}/task/{tid}");
+        let status = fs::read_to_string(format!("{base}/status"))?;
+        for line in status.lines() {
+            if let Some((name, value)) = line.split_once(':').filter(|(name, _)| STATUS.contains(name)) {
+                let value = if name == "SigBlk" { without_term(value.trim()) } else { value.trim().into() };
+                self.put(pid, &format!("thread {tid} {name}"), value);
+            }
+        }
+        if let Ok(slack) = fs::read_to_string(format!("{base}/timerslack_ns")) {
+            self.put(pid, &format!("thread {tid} timerslack"), slack);
+        }
+        if let Some(stat) = stat_fields(&format!("{base}/stat")) {
+            for (number, name) in [(18, "priority"), (19, "nice"), (40, "rt_priority"), (41, "policy")] {
+                self.put(pid, &format!("thread {tid} {name}"), &stat[number - 3]);
+            }
+        }
+        Ok(())
+    }
+
+    fn descriptor(&mut self, pid: i32, fd: i32, names: &mut Renumber) -> Result<()> {
+        let link =
+            fs::read_link(format!("/proc/{pid}/fd/{fd}")).with_context(|| format!("readlink of fd {fd}"))?;
+        self.put(pid, &format!("fd {fd}"), names.of(&link.to_string_lossy()));
+        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?;
+        let kept: Vec<String> = info.lines().filter_map(fdinfo_line).collect();
+        self.put(pid, &format!("fd {fd} info"), kept.join("\n"));
+        Ok(())
+    }
+}
+
+/// A signal mask without SIGTERM, which sigwait(2) unblocks for as long as it happens to be in the call.
+fn without_term(mask: &str) -> String {
+    let bits = u64::from_str_radix(mask, 16).unwrap_or(0);
+    format!("{:016x}", bits & !(1 << (libc::SIGTERM - 1)))
+}
+
+/// What of a line of fdinfo is the same after a restore; None for what is not.
+fn fdinfo_line(line: &str) -> Option<String> {
+    let dropped =
+        ["mnt_id", "ino", "it_value", "inotify", "fanotify", "scm_fds", "eventfd-id", "Pid", "NSpid"];
+    let name = line.split([':', ' ']).next().unwrap_or("");
+    if dropped.contains(&name) {
+        return None;
+    }
+    // An epoll target ends in the numbers of its inode.
+    Some(line.split(" pos:").next().unwrap_or(line).to_string())
+}
+
+/// Gives anonymous inodes numbers in the order in which they are met.
+#[derive(Default)]
+struct Renumber(HashMap<String, usize>);
+
+impl Renumber {
+    fn of(&mut self, link: &str) -> String {
+        match link.split_once(":[") {
+            Some((kind @ ("pipe" | "socket"), _)) => {
+                let next = self.0.len();
+                format!("{kind}:#{}", self.0.entry(link.to_string()).or_insert(next))
+            }
+            // A removed file comes back under a name of the restore's choosing, removed again.
+            _ => match link.strip_suffix(" (deleted)") {
+                Some(path) => format!("{} (deleted)", path.trim_end_matches(".cr_link")),
+                None => link.to_string(),
+            },
+        }
+    }
+}
+
+fn sorted_numbers(dir: &str) -> Result<Vec<i32>> {
+    let mut numbers: Vec<i32> = fs::read_dir(dir)
+        .with_context(|| format!("opening {dir}"))?
+        .filter_map(|e| e.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    Ok(numbers)
+}
+
+/// smaps as lines `start-end perms offset path flags`, neighbours of one kind joined.
+fn memory(smaps: &str) -> String {
+    struct Area {
+        start: u64,
+        end: u64,
+        perms: String,
+        offset: u64,
+        file: bool,
+        path: String,
+        flags: String,
+    }
+    let mut areas: Vec<Area> = Vec::new();
+    for line in smaps.lines() {
+        if let Some(flags) = line.strip_prefix("VmFlags:") {
+            // sd: soft-dirty, and ac: accounted, say what was written when, not what is mapped.
+            let flags =
+                flags.split_whitespace().filter(|f| !["sd", "ac"].contains(f)).collect::<Vec<_>>().join(" ");
+            if let Some(area) = areas.last_mut() {
+                area.flags = flags;
+            }
+        } else if let Some(area) = (|| {
+            let mut words = line.split_whitespace();
+            let (start, end) = words.next()?.split_once('-')?;
+            let (perms, offset, dev) = (words.next()?, words.next()?, words.next()?);
+            let inode = words.next()?;
+            let path = line.splitn(6, ' ').nth(5).unwrap_or("").trim_start();
+            let path = path.strip_prefix(inode).unwrap_or(path).trim();
+            // Shared anonymous memory may come back as a memfd of the same name.
+            let path = if path == "/memfd:/dev/zero (deleted)" { "/dev/zero (deleted)" } else { path };
+            Some(Area {
+                start: u64::from_str_radix(start, 16).ok()?,
+                end: u64::from_str_radix(end, 16).ok()?,
+                perms: perms.into(),
+                offset: u64::from_str_radix(offset, 16).ok()?,
+                file: inode != "0" && dev.contains(':'),
+                path: path.into(),
+                flags: String::new(),
+            })
+        })() {
+            areas.push(area);
+        }
+    }
+    let mut joined: Vec<Area> = Vec::new();
+    for area in areas {
+        match joined.last_mut() {
+            Some(last)
+                if last.end == area.start
+                    && (&last.perms, &last.path, &last.flags, last.file)
+                        == (&area.perms, &area.path, &area.flags, area.file)
+                    && (!area.file || last.offset + (last.end - last.start) == area.offset) =>
+            {
+                last.end = area.end;
+            }
+            _ => joined.push(area),
+        }
+    }
+    let line = |a: &Area| {
+        let offset = if a.file { a.offset } else { 0 };
+        format!("{:x}-{:x} {} {offset:x} {} [{}]", a.start, a.end, a.perms, a.path, a.flags)
+    };
+    joined.iter().map(line).collect::<Vec<_>>().join("\n")
+}
+
+fn lines_changed(before: &str, after: &str, out: &mut String) {
+    let (a, b): (Vec<&str>, Vec<&str>) = (before.lines().collect(), after.lines().collect());
+    for (sign, these, those) in [('-', &a, &b), ('+', &b, &a)] {
+        for line in these.iter().filter(|l| !those.contains(l)).take(12) {
+            let _ = writeln!(out, "    {sign} {}", line.chars().take(400).collect::<String>());
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::memory;
+
+    #[test]
+    fn neighbours_of_one_kind_are_joined() {
+        let text = "1000-2000 rw-p 00000000 00:00 0 \nSize: 4 kB\nVmFlags: rd wr sd \n\
+                    2000-3000 rw-p 00000000 00:00 0 \nVmFlags: rd wr \n\
+                    3000-4000 r--p 00001000 fe:00 12   /a b\nVmFlags: rd \n";
+        assert_eq!(memory(text), "1000-3000 rw-p 0  [rd wr]\n3000-4000 r--p 1000 /a b [rd]");
+    }
+}
