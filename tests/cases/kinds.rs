@@ -27,11 +27,6 @@ impl Kind {
         self
     }
 
-    pub const fn with(mut self, options: &'static [&'static str]) -> Kind {
-        self.options = options;
-        self
-    }
-
     fn start(&self) -> Result<Program> {
         Program::start(self.program, self.args)
     }

@@ -2,17 +2,31 @@
 //!
 //! Environment: RCRIU_BIN names another binary to test; CRIU_BIN names a CRIU 4.2 binary for `interop`.
 
+mod failures;
 mod files;
+mod interop;
 mod kinds;
+mod log_format;
 mod memory;
+mod options;
+mod real_programs;
+mod refusals;
 mod tasks;
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
-    let mut cases = Vec::new();
-    cases.extend(tasks::cases());
-    cases.extend(memory::cases());
-    cases.extend(files::cases());
+    let families = [
+        tasks::cases,
+        memory::cases,
+        files::cases,
+        options::cases,
+        log_format::cases,
+        refusals::cases,
+        failures::cases,
+        real_programs::cases,
+        interop::cases,
+    ];
+    let cases = families.iter().flat_map(|family| family()).collect();
     rcriu_tests::runner::main(cases, rcriu_tests::engine::prepare)
 }

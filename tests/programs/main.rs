@@ -38,6 +38,8 @@ mod timerfd;
 mod timers;
 mod tree;
 mod unlinked;
+mod unsupported;
+mod vfork;
 mod zombies;
 
 use std::process::ExitCode;
@@ -90,6 +92,8 @@ const KINDS: &[(&str, Kind)] = &[
     ("posix-timers", timers::posix),
     ("tree", tree::run),
     ("unlinked", unlinked::run),
+    ("unsupported", unsupported::run),
+    ("vfork", vfork::run),
     ("zombies", zombies::run),
 ];
 

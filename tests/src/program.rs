@@ -25,6 +25,13 @@ pub struct Program {
     checks_itself: bool,
 }
 
+/// Where a program starts: in a session of its own, or as a job of ours.
+#[derive(Clone, Copy)]
+enum Place {
+    Session,
+    Job,
+}
+
 /// A folder that is removed with the case.
 pub struct Scratch {
     dir: tempfile::TempDir,
@@ -56,15 +63,37 @@ impl Program {
         Ok(program)
     }
 
+    /// Starts program `kind` as a job of this process's own session, its input on the terminal given.
+    pub fn start_on(terminal: &File, kind: &str, args: &[&str]) -> Result<Program> {
+        let mut command = Command::new(build_folder()?.join("rcriu-test-program"));
+        command.arg(kind).args(args).stdin(terminal.try_clone()?);
+        let mut program = Program::spawn_in(command, Place::Job)?;
+        program.checks_itself = true;
+        program.wait_line("READY").with_context(|| format!("setting up {kind}"))?;
+        Ok(program)
+    }
+
     /// Starts any command in a session of its own, its output going to a file.
     pub fn spawn(mut command: Command) -> Result<Program> {
+        command.stdin(File::open("/dev/null").map(Stdio::from)?);
+        Program::spawn_in(command, Place::Session)
+    }
+
+    fn spawn_in(mut command: Command, place: Place) -> Result<Program> {
         let scratch = Scratch::new()?;
         let out =
             OpenOptions::new().append(true).create(true).open(scratch.path().join("out")).context("out")?;
-        command.current_dir(scratch.path()).stdin(File::open("/dev/null").map(Stdio::from)?);
-        command.stdout(out.try_clone()?).stderr(out);
+        command.current_dir(scratch.path()).stdout(out.try_clone()?).stderr(out);
+        if matches!(place, Place::Job) {
+            command.process_group(0);
+        }
         // SAFETY: setsid is async-signal-safe and touches no memory.
-        unsafe { command.pre_exec(|| nix::unistd::setsid().map(drop).map_err(Into::into)) };
+        unsafe {
+            command.pre_exec(move || match place {
+                Place::Session => nix::unistd::setsid().map(drop).map_err(Into::into),
+                Place::Job => Ok(()),
+            })
+        };
         let child = command.spawn().with_context(|| format!("starting {:?}", command.get_program()))?;
         Ok(Program { pid: Pid::from_raw(child.id() as i32), scratch, checks_itself: false })
     }

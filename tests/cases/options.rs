@@ -1,0 +1,264 @@
+//! Options of dump and restore that change what happens around the tree.
+//!
+//! # Safety
+//!
+//! dup2(2) between fork and exec, and an ioctl(2) with an integer argument.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsRawFd, OwnedFd};
+
+use anyhow::{Context, Result, ensure};
+use nix::pty::openpty;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use rcriu_tests::cycle::compare;
+use rcriu_tests::events::{PATIENCE, PidFd};
+use rcriu_tests::program::wait_gone;
+use rcriu_tests::{Case, Cycle, Engine, Images, Program, Scratch, skip};
+
+fn state_of(pid: i32) -> Result<char> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next()).context("stat")
+}
+
+fn leave_stopped() -> Result<()> {
+    let program = Program::start("tree", &["2", "2"])?;
+    let (images, before) = (Images::new()?, program.state()?);
+    Cycle::new()?.try_dump(program.pid(), &images, &["--leave-stopped"])?.ok()?;
+    let tree = program.tree()?;
+    for task in &tree {
+        ensure!(state_of(task.pid().as_raw())? == 'T', "pid {} is not stopped", task.pid());
+    }
+    tree.iter().for_each(|t| t.kill(Signal::SIGCONT));
+    compare(&before, &program.state()?)?;
+    program.verify()
+}
+
+fn restore_stopped() -> Result<()> {
+    let program = Program::start("sleeper", &[])?;
+    let (images, cycle) = (Images::new()?, Cycle::new()?);
+    cycle.dump(&program, &images)?;
+    cycle.try_restore(&images, &["--leave-stopped"])?.ok()?;
+    ensure!(state_of(program.pid())? == 'T', "the restored task is not stopped");
+    program.tree()?.iter().for_each(|t| t.kill(Signal::SIGCONT));
+    program.verify()
+}
+
+fn work_folder_and_pidfile() -> Result<()> {
+    let program = Program::start("sleeper", &[])?;
+    let (images, work) = (Images::new()?, Scratch::new()?);
+    let dir = work.path().to_str().context("name")?;
+    let cycle = Cycle::new()?.with(&["-W", dir]);
+    cycle.dump(&program, &images)?;
+    ensure!(
+        work.path().join("dump.log").exists() && !images.file("dump.log").exists(),
+        "dump.log is not below -W"
+    );
+    cycle.try_restore(&images, &["--pidfile", "pid"])?.ok()?;
+    ensure!(work.path().join("restore.log").exists(), "restore.log is not below -W");
+    let pid = fs::read_to_string(work.path().join("pid")).context("reading the pidfile")?;
+    ensure!(pid.trim() == program.pid().to_string(), "the pidfile says {pid:?}");
+    program.verify()
+}
+
+/// Without -d the command stays the parent and ends with the tree's status.
+fn attached() -> Result<()> {
+    let program = Program::start("sleeper", &[])?;
+    let images = Images::new()?;
+    Cycle::new()?.dump(&program, &images)?;
+    let args = ["restore", "-D", images.as_str()?, "-v4", "-o", "restore.log", "--pidfile", "pid"];
+    let mut child = Engine::rcriu()?.command(&args).spawn()?;
+    let command = PidFd::open(Pid::from_raw(child.id() as i32))?;
+    let log = images.file("restore.log");
+    let resumed = || fs::read_to_string(&log).is_ok_and(|l| l.contains("Tasks resumed"));
+    ensure!(
+        rcriu_tests::events::wait_file(images.path(), Some(&command), PATIENCE, resumed)?,
+        "the restore ended: {}",
+        fs::read_to_string(&log).unwrap_or_default()
+    );
+    let task = PidFd::open(Pid::from_raw(program.pid())).context("the restored task")?;
+    ensure!(!command.is_dead(), "the command did not wait for its tree");
+    task.kill(Signal::SIGTERM);
+    command.wait_dead(PATIENCE)?;
+    let status = child.wait()?;
+    ensure!(program.output().ends_with("PASS\n"), "the program said {:?}", program.output());
+    ensure!(status.success(), "the command ended with {status}");
+    Ok(())
+}
+
+fn restore_sibling() -> Result<()> {
+    let program = Program::start("sleeper", &[])?;
+    let (images, cycle) = (Images::new()?, Cycle::new()?);
+    cycle.dump(&program, &images)?;
+    cycle.try_restore(&images, &["--restore-sibling"])?.ok()?;
+    let stat = fs::read_to_string(format!("/proc/{}/stat", program.pid()))?;
+    let parent: u32 =
+        stat.rsplit_once(") ").and_then(|(_, r)| r.split(' ').nth(1)?.parse().ok()).context("stat")?;
+    ensure!(parent == std::process::id(), "the restored task's parent is {parent}, not the caller");
+    program.verify()
+}
+
+fn exec_command() -> Result<()> {
+    let program = Program::start("sleeper", &[])?;
+    let (images, cycle) = (Images::new()?, Cycle::new()?);
+    cycle.dump(&program, &images)?;
+    let args =
+        ["restore", "-D", images.as_str()?, "-o", "restore.log", "--exec-cmd", "--", "/bin/echo", "executed"];
+    let finished = Engine::rcriu()?.run(&args)?.ok()?;
+    ensure!(finished.stdout == "executed\n", "the command printed {:?}", finished.stdout);
+    program.verify()
+}
+
+fn display_stats() -> Result<()> {
+    let program = Program::start("sleeper", &[])?;
+    let (images, cycle) = (Images::new()?, Cycle::new()?);
+    let finished = cycle.try_dump(program.pid(), &images, &["-R", "--display-stats"])?.ok()?;
+    let said = format!("{}{}{}", finished.stdout, finished.stderr, finished.log).to_lowercase();
+    ensure!(said.contains("pages written"), "--display-stats shows no page counts");
+    program.verify()
+}
+
+/// A file given from outside takes the place of one that was open.
+fn inherited_file() -> Result<()> {
+    let program = Program::start("sleeper", &[])?;
+    let images = Images::new()?;
+    let out = program.dir().join("out");
+    Cycle::new()?.dump(&program, &images)?;
+    let elsewhere = program.dir().join("elsewhere");
+    let file = OpenOptions::new().append(true).create(true).open(&elsewhere)?;
+    // The engine gets it as descriptor 5.
+    let args = format!("fd[5]:{}", out.to_str().context("name")?.trim_start_matches('/'));
+    let mut command = Engine::rcriu()?.command(&[
+        "restore",
+        "-d",
+        "-D",
+        images.as_str()?,
+        "-o",
+        "restore.log",
+        "--inherit-fd",
+        &args,
+    ]);
+    with_fd(&mut command, file.into(), 5);
+    Engine::rcriu()?.finish(command)?.ok()?;
+    let task = PidFd::open(Pid::from_raw(program.pid())).context("the restored task")?;
+    task.kill(Signal::SIGTERM);
+    task.wait_dead(PATIENCE)?;
+    task.reap();
+    let said = fs::read_to_string(&elsewhere)?;
+    ensure!(said == "PASS\n", "the inherited file holds {said:?}, the old one {:?}", program.output());
+    Ok(())
+}
+
+/// Gives a command a descriptor under a number.
+fn with_fd(command: &mut std::process::Command, fd: OwnedFd, number: i32) {
+    use std::os::unix::process::CommandExt;
+    // SAFETY: dup2 is async-signal-safe; the descriptor lives in the closure.
+    unsafe {
+        command.pre_exec(move || match libc::dup2(fd.as_raw_fd(), number) {
+            -1 => Err(std::io::Error::last_os_error()),
+            _ => Ok(()),
+        })
+    };
+}
+
+/// A job of a shell: the terminal's session is led from outside the tree.
+fn shell_job() -> Result<()> {
+    // This process plays the shell: a session leader with a terminal.
+    let pty = openpty(None, None).context("openpty")?;
+    let terminal = File::from(pty.slave);
+    // SAFETY: an integer argument; this process leads a session without terminal.
+    if unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) } != 0 {
+        return Err(skip(format!("TIOCSCTTY: {}", std::io::Error::last_os_error())));
+    }
+    let program = Program::start_on(&terminal, "terminal", &[])?;
+    let images = Images::new()?;
+    let pid = program.pid().to_string();
+    let engine = Engine::rcriu()?;
+    // Without the option it is refused, with a hint.
+    engine
+        .run(&["dump", "-t", &pid, "-D", images.as_str()?, "-o", "dump.log"])?
+        .refused()?
+        .says(&["--shell-job"])?;
+    let images = Images::new()?;
+    let tree = program.tree()?;
+    let before = program.state()?;
+    engine
+        .run(&["dump", "-t", &pid, "-D", images.as_str()?, "-v4", "-o", "dump.log", "--shell-job"])?
+        .ok()?;
+    wait_gone(&tree)?;
+    let args = ["restore", "-d", "-D", images.as_str()?, "-v4", "-o", "restore.log", "--shell-job"];
+    let mut command = engine.command(&args);
+    command.stdin(terminal.try_clone()?);
+    engine.finish(command)?.ok()?;
+    compare(&before, &program.state()?)?;
+    program.verify()
+}
+
+/// A cgroup below the first freezer that can be written; its path.
+fn freezer() -> Result<std::path::PathBuf> {
+    let name = format!("rcriu-test-{}", std::process::id());
+    for (root, file) in [("/sys/fs/cgroup", "cgroup.freeze"), ("/sys/fs/cgroup/freezer", "freezer.state")] {
+        let dir = std::path::Path::new(root).join(&name);
+        if fs::create_dir(&dir).is_ok() {
+            if dir.join(file).exists() {
+                return Ok(dir);
+            }
+            let _ = fs::remove_dir(&dir);
+        }
+    }
+    Err(skip("no cgroup freezer can be used here"))
+}
+
+fn freeze_cgroup() -> Result<()> {
+    let cgroup = freezer()?;
+    let run = || -> Result<()> {
+        let program = Program::start("tree", &["2", "3"])?;
+        for task in program.tree()? {
+            fs::write(cgroup.join("cgroup.procs"), task.pid().to_string()).context("moving to the cgroup")?;
+        }
+        let before = program.state()?;
+        let images = Images::new()?;
+        let option = ["-R", "--freeze-cgroup", cgroup.to_str().context("name")?];
+        Cycle::new()?.try_dump(program.pid(), &images, &option)?.ok()?;
+        compare(&before, &program.state()?)?;
+        program.verify()
+    };
+    let result = run();
+    fs::remove_dir(&cgroup).context("removing the cgroup")?;
+    result
+}
+
+fn dry_run() -> Result<()> {
+    let program = Program::start("tree", &["2", "2"])?;
+    let (images, cycle) = (Images::new()?, Cycle::new()?);
+    cycle.try_dump(program.pid(), &images, &["-R"])?.ok()?;
+    let dir = images.as_str()?;
+    let taken = Engine::rcriu()?.run(&["restore", "--dry-run", "-D", dir])?;
+    ensure!(taken.code.is_some_and(|c| c != 0), "a dry run with taken pids succeeds");
+    let said = format!("{}{}", taken.stdout, taken.stderr);
+    ensure!(said.contains(&program.pid().to_string()), "the dry run does not name the taken pid: {said}");
+    let tree = program.tree()?;
+    tree.iter().for_each(|t| t.kill(Signal::SIGKILL));
+    wait_gone(&tree)?;
+    Engine::rcriu()?.run(&["restore", "--dry-run", "-D", dir])?.ok()?;
+    let json = Engine::rcriu()?.run(&["restore", "--dry-run", "--json", "-D", dir])?.ok()?;
+    serde_json::from_str::<serde_json::Value>(&json.stdout).context("--json of the dry run")?;
+    ensure!(program.tree()?.is_empty(), "a dry run restored something");
+    Ok(())
+}
+
+pub fn cases() -> Vec<Case> {
+    vec![
+        Case::new("options: --leave-stopped stops the tree where it is", leave_stopped),
+        Case::new("options: restore --leave-stopped stops the tree at its start", restore_stopped),
+        Case::new("options: -W takes the logs, --pidfile the pid", work_folder_and_pidfile),
+        Case::new("options: restore without -d waits for the tree", attached),
+        Case::new("options: --restore-sibling makes the tree the caller's child", restore_sibling),
+        Case::new("options: --exec-cmd runs a command as the tree's parent", exec_command),
+        Case::new("options: --display-stats prints what was done", display_stats),
+        Case::new("options: --inherit-fd puts a file in a file's place", inherited_file),
+        Case::new("options: --shell-job keeps a program on its terminal", shell_job),
+        Case::new("options: --freeze-cgroup freezes through the cgroup", freeze_cgroup),
+        Case::new("options: restore --dry-run tells what would fail", dry_run),
+    ]
+}

@@ -1,0 +1,38 @@
+//! What cannot be dumped is refused by name, and the program goes on as if nothing had been asked.
+
+use anyhow::{Context, Result};
+use rcriu_tests::cycle::compare;
+use rcriu_tests::{Case, Cycle, Images, Program};
+
+/// What the program holds, and a word the message must say besides the task and the descriptor.
+const UNSUPPORTED: &[(&str, &str)] = &[
+    ("io_uring", "io_uring"),
+    ("perf_event", "perf"),
+    ("userfaultfd", "userfaultfd"),
+    ("landlock", "landlock"),
+    ("alg", "socket"),
+    ("vsock", "socket"),
+];
+
+/// A dump that must be refused: the message says `words`, no snapshot is there, the tree is unharmed.
+pub fn refused(program: &Program, options: &[&str], words: &[&str]) -> Result<()> {
+    let images = Images::new()?;
+    let before = program.state()?;
+    let finished = Cycle::new()?.try_dump(program.pid(), &images, options)?.refused()?;
+    finished.says(words)?;
+    let lines = finished.stderr.lines().filter(|l| !l.trim().is_empty()).count();
+    anyhow::ensure!(lines == 1, "a refusal is one line on stderr, not {lines}: {}", finished.stderr);
+    anyhow::ensure!(!images.file("inventory.img").exists(), "a refused dump left an inventory.img");
+    compare(&before, &program.state()?).context("the refused dump changed the tree")?;
+    program.verify()
+}
+
+pub fn cases() -> Vec<Case> {
+    let kinds = UNSUPPORTED.iter().map(|(what, word)| {
+        Case::new(format!("refusals: {what} is refused by name and left alone"), move || {
+            let program = Program::start("unsupported", &[what])?;
+            refused(&program, &[], &[word, &format!("{}", program.pid())])
+        })
+    });
+    kinds.collect()
+}
