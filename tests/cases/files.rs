@@ -18,6 +18,7 @@ pub const KINDS: &[Kind] = &[
     kind("eventfd keeps its counter", "eventfd", &[]),
     kind("eventfd stays a semaphore", "eventfd", &["semaphore"]).beyond_criu(),
     kind("epoll keeps its targets", "epoll", &[]),
+    kind("epoll keeps a target whose descriptor was closed", "epoll-closed-target", &[]).beyond_criu(),
     kind("signalfd keeps its mask", "signalfd", &[]),
     kind("timerfd keeps its timer", "timerfd", &[]),
     kind("socket pairs keep their messages", "socketpair", &[]),

@@ -166,6 +166,8 @@ fn shell_job() -> Result<()> {
     // This process plays the shell: a session leader with a terminal.
     let pty = openpty(None, None).context("openpty")?;
     let terminal = File::from(pty.slave);
+    // Closing it would hang the terminal up, and with it this process, which leads the session.
+    std::mem::forget(pty.master);
     // SAFETY: an integer argument; this process leads a session without terminal.
     if unsafe { libc::ioctl(terminal.as_raw_fd(), libc::TIOCSCTTY, 0) } != 0 {
         return Err(skip(format!("TIOCSCTTY: {}", std::io::Error::last_os_error())));

@@ -70,7 +70,9 @@ pub fn run(_: &[String]) -> Check {
     compare(m, of_child, "after")?;
     let mine = frames(m)?;
     let kept = (0..PAGES).filter(|i| mine[*i].is_some_and(|f| f == published(of_grandchild, *i))).count();
-    if kept != PAGES {
+    // Its parent wrote the rest after the fork: those pages are shared past the one between, which is more
+    // than a restore has to find.
+    if kept < OWN {
         bail!("after: {kept} of {PAGES} pages are shared with the grandchild");
     }
     Ok(())

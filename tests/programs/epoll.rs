@@ -1,4 +1,4 @@
-//! epoll: targets with their events and data, a nested set, a target that was closed under its number.
+//! epoll: targets with their events and data, a nested set; a target whose descriptor was closed.
 
 use std::collections::BTreeMap;
 use std::os::fd::AsFd;
@@ -31,10 +31,6 @@ pub fn run(_: &[String]) -> Check {
     add(&set, &edge_r, EpollFlags::EPOLLIN | EpollFlags::EPOLLET, 2)?;
     add(&set, &event, EpollFlags::EPOLLOUT | EpollFlags::EPOLLONESHOT, u64::MAX)?;
     add(&set, &quiet_r, EpollFlags::EPOLLIN | EpollFlags::EPOLLRDHUP, 4)?;
-    // Watched under a number that means something else by now.
-    let twin = dup(&quiet_r).context("dup")?;
-    add(&set, &twin, EpollFlags::EPOLLIN, 5)?;
-    drop(twin);
     add(&outer, &set.0, EpollFlags::EPOLLIN, 6)?;
     same("nothing yet", ready(&outer)?.len(), 1)?;
     same("one shot", ready(&set)?, BTreeMap::from([(u64::MAX, EpollFlags::EPOLLOUT)]))?;
@@ -48,4 +44,18 @@ pub fn run(_: &[String]) -> Check {
     same("level only", ready(&set)?, BTreeMap::from([(0xfeed_beef_0001, EpollFlags::EPOLLIN)]))?;
     write(&quiet_w, b"x").context("write")?;
     same("target added first", ready(&set)?.contains_key(&4), true)
+}
+
+/// A target that is watched under a number which was closed, while another descriptor keeps the file open.
+pub fn closed_target(_: &[String]) -> Check {
+    let set = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).context("epoll_create1")?;
+    let (from, to) = pipe().context("pipe")?;
+    let twin = dup(&from).context("dup")?;
+    set.add(&from, EpollEvent::new(EpollFlags::EPOLLIN, 1)).context("epoll_ctl")?;
+    set.add(&twin, EpollEvent::new(EpollFlags::EPOLLIN, 2)).context("epoll_ctl")?;
+    drop(twin);
+    rest()?;
+    write(&to, b"x").context("write")?;
+    let both = BTreeMap::from([(1, EpollFlags::EPOLLIN), (2, EpollFlags::EPOLLIN)]);
+    same("both are told", ready(&set)?, both)
 }

@@ -58,6 +58,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("devices", devices::run),
     ("directories", directories::run),
     ("epoll", epoll::run),
+    ("epoll-closed-target", epoll::closed_target),
     ("eventfd", eventfd::run),
     ("fifos", fifos::run),
     ("file-memory", file_memory::run),

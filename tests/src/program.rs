@@ -25,7 +25,7 @@ pub struct Program {
     checks_itself: bool,
 }
 
-/// Where a program starts: in a session of its own, or as a job of ours.
+/// Where a program starts: in a session of its own, or in our session and group, as a foreground job.
 #[derive(Clone, Copy)]
 enum Place {
     Session,
@@ -84,9 +84,6 @@ impl Program {
         let out =
             OpenOptions::new().append(true).create(true).open(scratch.path().join("out")).context("out")?;
         command.current_dir(scratch.path()).stdout(out.try_clone()?).stderr(out);
-        if matches!(place, Place::Job) {
-            command.process_group(0);
-        }
         // SAFETY: setsid is async-signal-safe and touches no memory.
         unsafe {
             command.pre_exec(move || match place {

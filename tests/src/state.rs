@@ -265,8 +265,19 @@ fn fdinfo_line(line: &str) -> Option<String> {
     if dropped.contains(&name) {
         return None;
     }
-    // An epoll target ends in the numbers of its inode.
-    Some(line.split(" pos:").next().unwrap_or(line).to_string())
+    if name == "tfd" {
+        return epoll_target(line);
+    }
+    Some(line.to_string())
+}
+
+/// `tfd: N events: X data: Y pos:.. ino:..` without the inode, and with the two events that the kernel adds
+/// whenever a target is added: a one-shot target that has fired is without them until it is armed again.
+fn epoll_target(line: &str) -> Option<String> {
+    let mut words = line.split_whitespace().filter(|w| !w.ends_with(':'));
+    let (target, events, data) = (words.next()?, words.next()?, words.next()?);
+    let events = u32::from_str_radix(events, 16).ok()? | (libc::EPOLLERR | libc::EPOLLHUP) as u32;
+    Some(format!("tfd: {target} events: {events:x} data: {data}"))
 }
 
 /// Gives anonymous inodes numbers in the order in which they are met.
