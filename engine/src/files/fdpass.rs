@@ -255,3 +255,66 @@ pub(super) fn wait_while(word: &AtomicU32, value: u32) -> Result<()> {
         interrupt::check()?;
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, os::fd::AsFd};
+
+    use super::*;
+    use crate::sys::kcmp;
+
+    /// Two tables that hand many files to each other at the same time, as threads of this process.
+    fn both_ways(kernel: &Kernel) {
+        const FILES: usize = 600;
+        let zone = Zone { base: 300, end: 100_000 };
+        let pass = FdPass::new(2 * FILES, [TableIx(0), TableIx(1)], kernel, zone).unwrap();
+        let slot = |number| Slot { number, receivers: 1 };
+        let play = |me: usize| {
+            let mut passer = Passer::new(&pass, TableIx(me));
+            let mine: Vec<File> = (0..FILES).map(|_| File::open("/dev/null").unwrap()).collect();
+            // All are given before anything is received: no socket holds that many.
+            for (n, file) in mine.iter().enumerate() {
+                passer.give(slot(me * FILES + n), file.as_fd(), &[TableIx(1 - me)]).unwrap();
+            }
+            let other = 1 - me;
+            let got: Vec<OwnedFd> =
+                (0..FILES).map(|n| passer.receive(slot(other * FILES + n)).unwrap()).collect();
+            for n in 0..FILES {
+                passer.all_taken(slot(me * FILES + n)).unwrap();
+            }
+            (mine, got)
+        };
+        let (a, b) = std::thread::scope(|scope| {
+            let a = scope.spawn(|| play(0));
+            let b = scope.spawn(|| play(1));
+            (a.join().unwrap(), b.join().unwrap())
+        });
+        let me = RealPid(std::process::id().cast_signed());
+        for (mine, got) in [(&a.0, &b.1), (&b.0, &a.1)] {
+            for (mine, got) in mine.iter().zip(got) {
+                let what = kcmp::What::File(mine.as_raw_fd(), got.as_raw_fd());
+                assert!(kcmp::compare(me, me, what).unwrap().is_eq());
+            }
+        }
+        pass.close().unwrap();
+    }
+
+    #[test]
+    fn files_travel_by_pidfd() {
+        let kernel = Kernel::probe().unwrap();
+        if by_socket(&kernel) {
+            eprintln!("SKIP: no pidfd_getfd");
+            return;
+        }
+        crate::process::raise_descriptor_limit();
+        both_ways(&kernel);
+    }
+
+    #[test]
+    fn files_travel_by_socket_even_when_both_are_full() {
+        let mut kernel = Kernel::probe().unwrap();
+        kernel.pidfd_getfd = false;
+        crate::process::raise_descriptor_limit();
+        both_ways(&kernel);
+    }
+}

@@ -96,3 +96,58 @@ impl RestoredFile for FifoFile {
         self.path.open_as(self.path.flags(), cx)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd;
+
+    use nix::{
+        fcntl::{OFlag, open},
+        sys::stat::Mode,
+        unistd::{mkfifo, read, write},
+    };
+
+    use crate::files::roundtrip::{FREE, Trip, at, get, link, pos_and_flags};
+
+    #[test]
+    fn fifos_keep_their_ends_flags_and_data() {
+        Trip::new(
+            concat!(module_path!(), "::fifos_keep_their_ends_flags_and_data"),
+            |folder| {
+                let path = folder.join("fifo");
+                mkfifo(&path, Mode::S_IRWXU).unwrap();
+                let read = open(&path, OFlag::O_RDONLY | OFlag::O_NONBLOCK, Mode::empty()).unwrap();
+                let end = open(&path, OFlag::O_WRONLY, Mode::empty()).unwrap();
+                write(&end, b"inside").unwrap();
+                at(read, FREE, false);
+                at(end, FREE + 1, false);
+                at(open(&path, OFlag::O_PATH, Mode::empty()).unwrap(), FREE + 2, true);
+                // One without a name, and with a writer only.
+                let path = folder.join("lost");
+                mkfifo(&path, Mode::S_IRWXU).unwrap();
+                let both = open(&path, OFlag::O_RDWR, Mode::empty()).unwrap();
+                let end = open(&path, OFlag::O_WRONLY, Mode::empty()).unwrap();
+                write(both.as_fd(), b"gone").unwrap();
+                at(both, FREE + 3, false);
+                at(end, FREE + 4, false);
+                std::fs::remove_file(&path).unwrap();
+            },
+            |folder| {
+                assert_eq!(link(FREE), folder.join("fifo").to_str().unwrap());
+                let large = 0o100_000;
+                assert_eq!(pos_and_flags(FREE), (0, (libc::O_NONBLOCK | large) as u32));
+                assert_eq!(pos_and_flags(FREE + 1), (0, (libc::O_WRONLY | large) as u32));
+                assert_eq!(pos_and_flags(FREE + 2), (0, (libc::O_PATH | libc::O_CLOEXEC) as u32));
+                let mut bytes = [0; 100];
+                assert_eq!(read(get(FREE), &mut bytes).unwrap(), 6);
+                write(get(FREE + 1), b"more").unwrap();
+                assert_eq!(read(get(FREE), &mut bytes).unwrap(), 4);
+                assert_eq!(link(FREE + 4), format!("{} (deleted)", folder.join("lost").display()));
+                assert!(!folder.join("lost").exists());
+                assert_eq!(read(get(FREE + 3), &mut bytes).unwrap(), 4);
+                assert_eq!(&bytes[..4], b"gone");
+            },
+        )
+        .run();
+    }
+}

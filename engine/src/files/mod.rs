@@ -34,6 +34,8 @@ mod pipe;
 mod plan;
 mod refuse;
 mod reg;
+#[cfg(test)]
+mod roundtrip;
 mod task;
 
 pub use fd::{DrainedFd, FdProbe};

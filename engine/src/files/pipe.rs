@@ -252,3 +252,117 @@ pub(super) fn set_flags(file: &OwnedFd, flags: i32) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use nix::{
+        fcntl::{FcntlArg, fcntl},
+        unistd::{read, write},
+    };
+
+    use super::*;
+    use crate::files::roundtrip::{FREE, Trip, at, get, link, pos_and_flags, same};
+
+    const READ: i32 = FREE;
+    const WRITE: i32 = FREE + 1;
+
+    #[test]
+    fn ends_data_size_and_flags_come_back() {
+        Trip::new(
+            concat!(module_path!(), "::ends_data_size_and_flags_come_back"),
+            |_| {
+                let (read, write_end) = pipe2(OFlag::O_NONBLOCK).unwrap();
+                fcntl(&write_end, FcntlArg::F_SETPIPE_SZ(1 << 18)).unwrap();
+                write(&write_end, &[7; 100_000]).unwrap();
+                let again = reopen(&read, libc::O_RDWR).unwrap();
+                at(read.try_clone().unwrap(), READ + 10, true);
+                at(write_end, WRITE, false);
+                fd::set_status_flags(read.as_fd(), 0).unwrap();
+                at(read, READ, false);
+                at(again, WRITE + 1, false);
+            },
+            |_| {
+                assert!(same(READ, READ + 10) && !same(READ, WRITE) && !same(WRITE, WRITE + 1));
+                assert_eq!(link(READ), link(WRITE));
+                assert_eq!(link(READ), link(WRITE + 1));
+                assert_eq!(pos_and_flags(READ), (0, 0));
+                assert_eq!(pos_and_flags(READ + 10), (0, libc::O_CLOEXEC as u32));
+                assert_eq!(pos_and_flags(WRITE), (0, (libc::O_WRONLY | libc::O_NONBLOCK) as u32));
+                assert_eq!(pos_and_flags(WRITE + 1), (0, (libc::O_RDWR | LARGEFILE) as u32));
+                assert_eq!(fcntl(get(READ), FcntlArg::F_GETPIPE_SZ).unwrap(), 1 << 18);
+                let mut bytes = vec![0; 200_000];
+                assert_eq!(read(get(READ), &mut bytes).unwrap(), 100_000);
+                assert!(bytes[..100_000].iter().all(|b| *b == 7));
+                write(get(WRITE), b"x").unwrap();
+                assert_eq!(read(get(WRITE + 1), &mut bytes).unwrap(), 1);
+            },
+        )
+        .run();
+    }
+
+    #[test]
+    fn an_end_that_nobody_holds_stays_closed() {
+        Trip::new(
+            concat!(module_path!(), "::an_end_that_nobody_holds_stays_closed"),
+            |_| {
+                let (read, write_end) = pipe2(OFlag::empty()).unwrap();
+                write(&write_end, b"last words").unwrap();
+                at(read, READ, false);
+            },
+            |_| {
+                let mut bytes = [0; 100];
+                assert_eq!(read(get(READ), &mut bytes).unwrap(), 10);
+                assert_eq!(read(get(READ), &mut bytes).unwrap(), 0);
+            },
+        )
+        .run();
+    }
+
+    #[test]
+    fn a_pipe_can_come_from_outside() {
+        let mut trip = Trip::new(
+            concat!(module_path!(), "::a_pipe_can_come_from_outside"),
+            |folder| {
+                let (read, write) = pipe2(OFlag::empty()).unwrap();
+                at(write, WRITE, false);
+                std::fs::write(folder.join("name"), link(WRITE)).unwrap();
+                std::mem::forget(read);
+            },
+            |folder| {
+                write(get(WRITE), b"hello").unwrap();
+                let other = std::fs::read_to_string(folder.join("other")).unwrap().parse().unwrap();
+                let mut bytes = [0; 100];
+                assert_eq!(read(get(other), &mut bytes).unwrap(), 5);
+            },
+        );
+        // The restoring process makes the pipe itself, and keeps the other end out of the way.
+        trip.restore = |opts| {
+            let folder = std::path::PathBuf::from(std::env::var_os("RCRIU_TEST_FOLDER").unwrap());
+            let (read, write) = pipe2(OFlag::O_CLOEXEC).unwrap();
+            let other = fd::duplicate_above(read.as_fd(), 900).unwrap();
+            std::fs::write(folder.join("other"), other.to_string()).unwrap();
+            let key = std::fs::read_to_string(folder.join("name")).unwrap();
+            opts.inherit_fds.push(crate::options::InheritFd { fd: write.as_raw_fd(), key });
+            std::mem::forget(write);
+        };
+        trip.run();
+    }
+
+    #[test]
+    fn packet_mode_is_refused() {
+        let trip = Trip::new(
+            concat!(module_path!(), "::packet_mode_is_refused"),
+            |_| {
+                let (read, write) = pipe2(OFlag::O_DIRECT).unwrap();
+                at(read, READ, false);
+                at(write, WRITE, false);
+            },
+            |_| {},
+        );
+        if let Some(e) = trip.refusal() {
+            assert!(e.contains("packet mode") && e.starts_with("fd 2"), "{e}");
+        }
+    }
+}

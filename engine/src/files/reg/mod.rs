@@ -401,28 +401,4 @@ impl RestoredFile for RegFile {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn silly_names_are_those_of_nfs() {
-        assert!(is_silly_name(b"/mnt/.nfs000000000123456700000001"));
-        assert!(!is_silly_name(b"/mnt/.nfs00000000012345670000000x"));
-        assert!(!is_silly_name(b"/mnt/.nfs/file"));
-    }
-
-    #[test]
-    fn logs_may_grow() {
-        let flags = |f: i32| must_keep_size(f.cast_unsigned());
-        assert!(!flags(libc::O_WRONLY | libc::O_APPEND));
-        assert!(flags(libc::O_RDWR | libc::O_APPEND) && flags(libc::O_WRONLY) && flags(libc::O_RDONLY));
-    }
-
-    #[test]
-    fn temporary_files_are_opened_without_asking_for_a_new_one() {
-        let flags = RegFile::open_flags(libc::O_RDWR | libc::O_TMPFILE | libc::O_APPEND);
-        assert_eq!(flags, OFlag::O_RDWR | OFlag::O_APPEND | OFlag::O_CLOEXEC);
-        let flags = RegFile::open_flags(libc::O_DIRECTORY);
-        assert_eq!(flags, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC);
-    }
-}
+mod tests;
