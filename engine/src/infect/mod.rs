@@ -1,3 +1,51 @@
 //! Getting into a running process and out again without a trace.
+//!
+//! ```text
+//! Running --StoppedTask::seize--> Stopped --Infected::new--> Infected
+//!         <------- drop ---------         <------ drop ------
+//! ```
+//!
+//! Dropping undoes: an [`Infected`] is cured (its mapping goes away), a [`StoppedTask`] is let go as it
+//! was found, running or stopped by job control. So every error on the way leaves the process alone.
+//!
+//! # Visits
+//!
+//! A thread runs foreign code only in *visits* of some microseconds (`visit.rs`): its registers are
+//! replaced, it runs to an end the engine can see, its registers are put back, and it is brought to a
+//! stop in which nothing of a system call or signal is half done. Between visits every thread has its
+//! own registers, mask and processor state, so if the engine is killed there the kernel lets all threads
+//! go on as if nothing had been (a mapping of some 70 KiB stays behind).
+//!
+//! If it is killed during a visit of the parasite, the parasite itself loads the thread's registers
+//! from a signal frame the engine left beside it. Only the two system calls that make and remove the
+//! mapping have no such net.
+//!
+//! All of this has to be done by one operating system thread: ptrace(2) belongs to the thread that
+//! attached.
 
+mod area;
 pub mod blob;
+mod calls;
+mod fault;
+mod fds;
+mod gadget;
+mod infected;
+mod limits;
+mod plain;
+mod syscall;
+mod task;
+mod thread;
+mod visit;
+
+pub use infected::Infected;
+pub use parasite::{
+    aio::AioRing,
+    sigactions::Sigaction,
+    task::TaskInfo,
+    thread::ThreadInfo,
+    timers::{Itimer, PosixTimer},
+    tty::TtyInfo,
+};
+pub use syscall::Gadget;
+pub use task::StoppedTask;
+pub use thread::{Rseq, StopKind, StoppedThread};

@@ -47,6 +47,8 @@ pub const EVENT_STOP: i32 = 128;
 
 /// ELF note type of the general registers.
 pub const NT_PRSTATUS: u32 = 1;
+/// ELF note type of the x87 and SSE registers.
+pub const NT_PRFPREG: u32 = 2;
 /// ELF note type of the XSAVE area.
 pub const NT_X86_XSTATE: u32 = 0x202;
 /// ELF note type of the shadow stack pointer.
@@ -136,6 +138,13 @@ pub fn set_regset(tid: RealPid, note: u32, buf: &[u8]) -> Result<()> {
         "ptrace(PTRACE_SETREGSET)"
     };
     request(name, libc::PTRACE_SETREGSET as libc::c_uint, tid, note as usize, (&raw mut iov).cast()).map(drop)
+}
+
+/// Writes one word of the tracee's memory, protected or not.
+pub fn poke(tid: RealPid, addr: u64, word: u64) -> Result<()> {
+    let data = without_provenance_mut(word as usize);
+    request("ptrace(PTRACE_POKEDATA)", libc::PTRACE_POKEDATA as libc::c_uint, tid, addr as usize, data)
+        .map(drop)
 }
 
 /// Blocked signals, bit n - 1 for signal n.

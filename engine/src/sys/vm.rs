@@ -93,6 +93,26 @@ pub fn read_pieces(tid: RealPid, pieces: &[RemoteIoVec], buf: &mut [u8]) -> Resu
     Ok(done)
 }
 
+/// Copies each slice to its address, in one call for all if the kernel takes them in one.
+///
+/// # Errors
+/// EFAULT if a page is missing or not writable; what came before it may have been written.
+pub fn write_pieces(tid: RealPid, pieces: &[(u64, &[u8])]) -> Result<()> {
+    for chunk in pieces.chunks(MAX_PIECES) {
+        let local: Vec<_> = chunk.iter().map(|(_, data)| IoSlice::new(data)).collect();
+        let remote: Vec<_> =
+            chunk.iter().map(|(at, data)| RemoteIoVec { base: *at as usize, len: data.len() }).collect();
+        let want: usize = chunk.iter().map(|(_, data)| data.len()).sum();
+        match process_vm_writev(Pid::from_raw(tid.0), &local, &remote) {
+            Ok(n) if n == want => {}
+            // Cut short: piece by piece finds the reason.
+            Ok(_) => chunk.iter().try_for_each(|(at, data)| write(tid, *at, data))?,
+            Err(e) => return Err(fail("process_vm_writev", tid, e)),
+        }
+    }
+    Ok(())
+}
+
 /// Drops the first `n` bytes of a list of pieces.
 fn skip(pieces: &mut Vec<RemoteIoVec>, mut n: usize) {
     let whole = pieces
@@ -170,6 +190,11 @@ mod tests {
         let mut buf = vec![0; 128];
         assert_eq!(read_pieces(me(), &pieces, &mut buf).unwrap(), 128);
         assert!(buf.iter().enumerate().all(|(i, b)| usize::from(*b) == i * 2));
+        let target = vec![0u8; 8];
+        let at = target.as_ptr().addr() as u64;
+        write_pieces(me(), &[(at + 4, &[3, 4]), (at, &[1])]).unwrap();
+        assert_eq!(target, [1, 0, 0, 0, 3, 4, 0, 0]);
+        assert!(write_pieces(me(), &[(at, &[9]), (0, &[1])]).is_err());
         pieces[100].base = 0;
         assert_eq!(read_pieces(me(), &pieces, &mut buf).unwrap(), 100);
         let mut rest = vec![RemoteIoVec { base: 10, len: 4 }, RemoteIoVec { base: 20, len: 4 }];

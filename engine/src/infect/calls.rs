@@ -1,0 +1,96 @@
+//! The parasite's commands as ordinary functions.
+
+use parasite::{
+    Command, DATA_LEN,
+    aio::AioRing,
+    sigactions::{SIGNALS, Sigaction},
+    task::TaskInfo,
+    thread::ThreadInfo,
+    timers::{ITIMERS, Itimer, MAX_POSIX, PosixTimer},
+    tty::TtyInfo,
+};
+
+use super::{Infected, StoppedThread, syscall};
+use crate::error::{Error, Result};
+
+impl Infected<'_> {
+    /// What only the process itself can be asked.
+    pub fn task_info(&self) -> Result<TaskInfo> {
+        self.call(Command::Task, [0; 6], &[])?;
+        self.one()
+    }
+
+    /// What only the thread itself can be asked.
+    pub fn thread_info(&self, thread: &StoppedThread) -> Result<ThreadInfo> {
+        self.call_in(thread, Command::Thread, [0; 6], &[])?;
+        self.one()
+    }
+
+    /// Actions of signals 1 to 64, in order; zero for SIGKILL and SIGSTOP.
+    pub fn sigactions(&self) -> Result<Vec<Sigaction>> {
+        self.call(Command::Sigactions, [0; 6], &[])?;
+        self.answer(SIGNALS)
+    }
+
+    /// Interval timers: real, virtual, profiling.
+    pub fn itimers(&self) -> Result<[Itimer; ITIMERS]> {
+        self.call(Command::Itimers, [0; 6], &[])?;
+        let list: Vec<Itimer> = self.answer(ITIMERS)?;
+        list.try_into().map_err(|_| Error::bug("three timers"))
+    }
+
+    /// The POSIX timers with these ids, in this order.
+    pub fn posix_timers(&self, ids: &[i32]) -> Result<Vec<PosixTimer>> {
+        let mut timers = Vec::with_capacity(ids.len());
+        for ids in ids.chunks(MAX_POSIX) {
+            let input: Vec<u8> = ids.iter().flat_map(|id| id.to_ne_bytes()).collect();
+            self.call(Command::PosixTimers, [ids.len() as u64, 0, 0, 0, 0, 0], &input)?;
+            timers.extend(self.answer::<PosixTimer>(ids.len())?);
+        }
+        Ok(timers)
+    }
+
+    /// State of the terminal behind descriptor `fd`, as a process of its session sees it.
+    pub fn tty(&self, fd: i32) -> Result<TtyInfo> {
+        self.call(Command::Tty, [fd as u64, 0, 0, 0, 0, 0], &[])?;
+        self.one()
+    }
+
+    /// Head of the asynchronous I/O ring mapped at `address`.
+    pub fn aio_ring(&self, address: u64) -> Result<AioRing> {
+        self.call(Command::Aio, [address, 0, 0, 0, 0, 0], &[])?;
+        self.one()
+    }
+
+    /// System call `nr` with up to five arguments, called `name` in messages. `data` is put where
+    /// [`Infected::data_address`] says, for arguments that are addresses; [`Infected::data`] reads what
+    /// the call stored there.
+    pub fn syscall(&self, name: &'static str, nr: u64, args: [u64; 5], data: &[u8]) -> Result<u64> {
+        let [a, b, c, d, e] = args;
+        let done = self.call(Command::Syscall, [nr, a, b, c, d, e], data)?;
+        let task = self.task().pid();
+        syscall::value(done.ret[0]).map_err(|errno| Error::sys(format!("{name} in task {task}"), errno))
+    }
+
+    /// Address of the data area in the process.
+    pub fn data_address(&self) -> u64 {
+        self.area.data
+    }
+
+    /// The first `len` bytes of the data area.
+    pub fn data(&self, len: usize) -> Result<Vec<u8>> {
+        self.answer(len.min(DATA_LEN))
+    }
+
+    /// Makes the parasite panic, to try how that is reported and survived.
+    ///
+    /// # Errors
+    /// Always: the report.
+    pub fn panic(&self) -> Result<()> {
+        self.call(Command::Panic, [0; 6], &[]).map(drop)
+    }
+
+    fn one<T: parasite::Plain>(&self) -> Result<T> {
+        self.answer(1)?.pop().ok_or_else(|| Error::bug("an answer"))
+    }
+}

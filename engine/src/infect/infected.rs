@@ -1,0 +1,350 @@
+//! A stopped process with the parasite in it.
+
+use std::cell::Cell;
+
+use parasite::{Command, Control, DATA_LEN, Plain, STATE_DONE, STATE_POSTED};
+
+use super::{
+    area::Area,
+    blob::{PARASITE, PARASITE_END, PARASITE_ENTRY, PARASITE_SETUP_ENTRY},
+    limits,
+    plain::{bytes_of, value_of},
+    syscall::Gadget,
+    task::StoppedTask,
+    thread::{FAULTS, StoppedThread, bit},
+    visit::{self, End},
+};
+use crate::{
+    arch::{Layout, SigFrame},
+    error::{Error, Kind, Result},
+    kernel::Kernel,
+    procfs::status::Status,
+    pstree::RealPid,
+    sys::{ptrace, vm},
+};
+
+const MMAP: u64 = libc::SYS_mmap as u64;
+const MUNMAP: u64 = libc::SYS_munmap as u64;
+const RT_SIGACTION: u64 = libc::SYS_rt_sigaction as u64;
+
+/// The parasite's mapping in a stopped process. Dropping it removes the mapping; the process stays
+/// stopped.
+#[derive(Debug)]
+pub struct Infected<'t> {
+    pub(super) task: &'t StoppedTask,
+    pub(super) kernel: &'t Kernel,
+    pub(super) area: Area,
+    gadget: Gadget,
+    /// Signal that tells of the end of a visit, 0 to watch system calls.
+    end_signal: u64,
+    layout: Layout,
+    /// Signals the process ignores.
+    ignored: u64,
+    /// Thread whose signal frame is in place.
+    framed: Cell<Option<RealPid>>,
+    mapped: bool,
+    pub(super) pidfd: std::cell::OnceCell<std::os::fd::OwnedFd>,
+}
+
+impl<'t> Infected<'t> {
+    /// Maps the parasite and sees that it answers.
+    ///
+    /// # Errors
+    /// Refusals that say why nothing could be mapped (a hard limit, a security module); on every error
+    /// the process is as it was.
+    pub fn new(task: &'t StoppedTask, kernel: &'t Kernel) -> Result<Self> {
+        Self::infect(task, kernel).map_err(|e| e.during(format!("task {}", task.pid())))
+    }
+
+    fn infect(task: &'t StoppedTask, kernel: &'t Kernel) -> Result<Self> {
+        let dir = task.live_dir()?;
+        let status = Status::read(&dir)?;
+        let frame_len = task.threads().iter().map(|t| SigFrame::max_len(t.xsave())).max().unwrap_or(0) as u64;
+        let mut infected = Infected {
+            task,
+            kernel,
+            area: Area::new(0, &PARASITE, frame_len),
+            gadget: Gadget::find(first(task)?)?,
+            end_signal: end_signal(&status),
+            layout: Layout::host(),
+            ignored: status.sig_ignored,
+            framed: Cell::new(None),
+            mapped: false,
+            pidfd: std::cell::OnceCell::new(),
+        };
+        infected.map(frame_len)?;
+        let hello = infected.call(Command::Hello, [0; 6], &[])?;
+        if hello.ret[0] != PARASITE.build {
+            return Err(Error::bug("the parasite is of another build than the engine"));
+        }
+        Ok(infected)
+    }
+
+    /// Makes the mapping: read-execute as a whole, because no page may ever be writable and executable
+    /// (a process can forbid that); then the blob itself, from its own code, makes its data and stack
+    /// read-write. So a single system call runs without the blob's net.
+    fn map(&mut self, frame_len: u64) -> Result<()> {
+        let mut raised = None;
+        let base = match self.map_region() {
+            Err(e) if is_limit(&e) => {
+                raised = Some(limits::Raised::new(self.task.pid())?);
+                self.map_region().map_err(|e| limits::Raised::explain(self.task.pid(), e))?
+            }
+            other => other?,
+        };
+        self.area = Area::new(base, &PARASITE, frame_len);
+        self.mapped = true;
+        self.write_through(base, PARASITE.code())?;
+        match self.unprotect() {
+            Err(e) if is_limit(&e) && raised.is_none() => {
+                raised = Some(limits::Raised::new(self.task.pid())?);
+                self.unprotect().map_err(|e| limits::Raised::explain(self.task.pid(), e))?;
+            }
+            other => other?,
+        }
+        drop(raised);
+        vm::write(self.task.live(), self.area.rw.0, &PARASITE.data(base))
+    }
+
+    fn map_region(&self) -> Result<u64> {
+        let prot = (libc::PROT_READ | libc::PROT_EXEC) as u64;
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        let args = [0, self.area.len, prot, flags, u64::MAX, 0];
+        self.bare_syscall("mmap", MMAP, args).map_err(|e| match e.errno() {
+            Some(libc::EACCES | libc::EPERM) => {
+                e.remedy("a security module forbids the process anonymous executable memory")
+            }
+            _ => e,
+        })
+    }
+
+    /// The visit of the blob's setup entry.
+    fn unprotect(&self) -> Result<()> {
+        let thread = self.runner()?;
+        let a = &self.area;
+        let control = Control {
+            build: PARASITE.build,
+            args: [a.rw.0, a.rw.1, a.stack.0, a.stack.1, 0, 0],
+            ..self.control(thread)?
+        };
+        self.write_through(a.control, bytes_of(&control))?;
+        self.write_through(a.frame, &self.frame(thread)?.bytes)?;
+        self.framed.set(Some(thread.tid()));
+        let end = self.visit(thread, a.base + PARASITE_SETUP_ENTRY)?;
+        match i32::try_from(-(end.r13 as i64)) {
+            Ok(0) => Ok(()),
+            Ok(errno) => Err(Error::sys("mprotect in the process", errno)),
+            Err(_) => Err(Error::bug(format!("parasite setup gave {:#x}", end.r13))),
+        }
+    }
+
+    /// The process this is in.
+    pub fn task(&self) -> &'t StoppedTask {
+        self.task
+    }
+
+    /// Range of the mapping in the process: not part of it, to be left out of what is dumped.
+    pub fn range(&self) -> std::ops::Range<u64> {
+        self.area.base..self.area.base + self.area.len
+    }
+
+    /// Removes the mapping; an explicit drop, with its error.
+    pub fn cure(mut self) -> Result<()> {
+        self.unmap()
+    }
+
+    fn unmap(&mut self) -> Result<()> {
+        if !self.mapped {
+            return Ok(());
+        }
+        self.mapped = false;
+        match self.bare_syscall("munmap", MUNMAP, [self.area.base, self.area.len, 0, 0, 0, 0]) {
+            // Nothing left to cure.
+            Err(e) if matches!(e.kind(), Kind::TaskDied(_)) => Ok(()),
+            other => other.map(drop).map_err(|e| e.during(format!("task {}", self.task.pid()))),
+        }
+    }
+
+    /// The thread that runs what need not run in a particular one: the first that still lives.
+    pub(super) fn runner(&self) -> Result<&'t StoppedThread> {
+        let alive = |t: &&StoppedThread| ptrace::get_sigmask(t.tid()).is_ok();
+        self.task.threads().iter().find(alive).ok_or_else(|| Error::new(Kind::TaskDied(self.task.pid().0)))
+    }
+
+    /// One system call from the target's own instruction, without the parasite.
+    fn bare_syscall(&self, name: &'static str, nr: u64, args: [u64; 6]) -> Result<u64> {
+        self.gadget.call(self.runner()?, name, nr, args)
+    }
+
+    /// Runs `command` in the runner thread; `input` goes to the data area.
+    pub(super) fn call(&self, command: Command, args: [u64; 6], input: &[u8]) -> Result<Control> {
+        self.call_in(self.runner()?, command, args, input)
+    }
+
+    /// Runs `command` in `thread`.
+    ///
+    /// # Errors
+    /// The command's own error number, under the command's name; what went wrong inside the parasite.
+    pub(super) fn call_in(
+        &self,
+        thread: &StoppedThread,
+        command: Command,
+        args: [u64; 6],
+        input: &[u8],
+    ) -> Result<Control> {
+        if input.len() > DATA_LEN {
+            return Err(Error::bug(format!("{} bytes for the parasite's data area", input.len())));
+        }
+        let a = &self.area;
+        let control = Control {
+            build: PARASITE.build,
+            command: command as u32,
+            state: STATE_POSTED,
+            args,
+            ..self.control(thread)?
+        };
+        let frame;
+        let mut pieces: Vec<(u64, &[u8])> = vec![(a.control, bytes_of(&control))];
+        if !input.is_empty() {
+            pieces.push((a.data, input));
+        }
+        if self.framed.get() != Some(thread.tid()) {
+            frame = self.frame(thread)?;
+            pieces.push((a.frame, &frame.bytes));
+            self.framed.set(None);
+        }
+        vm::write_pieces(thread.tid(), &pieces)?;
+        self.framed.set(Some(thread.tid()));
+
+        self.visit(thread, a.base + PARASITE_ENTRY)?;
+        let control: Control = self.read_at(thread, a.control)?;
+        if control.state != STATE_DONE {
+            return Err(Error::bug(format!("the parasite ended in state {}", control.state)));
+        }
+        match control.result {
+            0 => Ok(control),
+            e => Err(Error::sys(format!("{command:?} in thread {}", thread.tid()), -e as i32)),
+        }
+    }
+
+    /// `count` values from the start of the data area.
+    pub(super) fn answer<T: Plain>(&self, count: usize) -> Result<Vec<T>> {
+        let len = count * size_of::<T>();
+        if len > DATA_LEN {
+            return Err(Error::bug(format!("{len} bytes from the parasite's data area")));
+        }
+        let mut bytes = vec![0; len];
+        vm::read(self.task.live(), self.area.data, &mut bytes)?;
+        Ok(bytes.chunks_exact(size_of::<T>()).map(value_of).collect())
+    }
+
+    fn read_at<T: Plain>(&self, thread: &StoppedThread, at: u64) -> Result<T> {
+        let mut bytes = vec![0; size_of::<T>()];
+        vm::read(thread.tid(), at, &mut bytes)?;
+        Ok(value_of(&bytes))
+    }
+
+    /// What every control block holds.
+    fn control(&self, thread: &StoppedThread) -> Result<Control> {
+        let (rseq_cs_at, rseq_cs) = thread.rseq_word().unwrap_or((0, 0));
+        Ok(Control {
+            end_signal: self.signal_for(thread),
+            frame_sp: self.area.frame + 8,
+            rseq_cs_at,
+            rseq_cs,
+            data: self.area.data,
+            data_len: DATA_LEN as u64,
+            ..Control::default()
+        })
+    }
+
+    /// Where the thread would go if we died while it is in the blob.
+    fn frame(&self, thread: &StoppedThread) -> Result<SigFrame> {
+        let mut regs = *thread.regs();
+        regs.settle();
+        SigFrame::build(self.area.frame, &regs, thread.xsave(), &self.layout, thread.sigmask(), None)
+    }
+
+    /// A thread that blocks the end signal might have one pending: there, system calls are watched.
+    fn signal_for(&self, thread: &StoppedThread) -> u64 {
+        match self.end_signal {
+            0 => 0,
+            signal if thread.sigmask() & bit(signal as i32) != 0 => 0,
+            signal => signal,
+        }
+    }
+
+    /// Enters the blob at `entry` and gives the registers at its end.
+    fn visit(&self, thread: &StoppedThread, entry: u64) -> Result<crate::arch::Regs> {
+        let a = &self.area;
+        let regs = thread.regs().for_call(entry, a.stack_top(), a.control);
+        let end = End::Blob { at: a.base + PARASITE_END, signal: self.signal_for(thread) as i32 };
+        visit::run(thread, &regs, end).inspect_err(|e| {
+            if !matches!(e.kind(), Kind::TaskDied(_))
+                && let Err(second) = self.ignore_again()
+            {
+                log::error!("task {}: {second}", self.task.pid());
+            }
+        })
+    }
+
+    /// A fault whose signal the process ignores makes the kernel set the signal's action to its
+    /// default. After a crash of the blob: makes it ignored again.
+    fn ignore_again(&self) -> Result<()> {
+        let lost = self.ignored & FAULTS & !Status::read(&self.task.live_dir()?)?.sig_ignored;
+        for signal in (1..=64).filter(|s| lost & bit(*s) != 0) {
+            let (at, size) = (self.area.data, 8);
+            let args = [signal as u64, 0, at, size, 0, 0];
+            self.bare_syscall("rt_sigaction", RT_SIGACTION, args)?;
+            vm::write(self.task.live(), at, &(libc::SIG_IGN as u64).to_ne_bytes())?;
+            let args = [signal as u64, at, 0, size, 0, 0];
+            self.bare_syscall("rt_sigaction", RT_SIGACTION, args)?;
+        }
+        Ok(())
+    }
+
+    /// Writes to pages that are read-execute.
+    fn write_through(&self, at: u64, data: &[u8]) -> Result<()> {
+        let tid = self.task.live();
+        match vm::MemFile::open(tid)?.write(at, data) {
+            // proc_mem.force_override=never; ptrace has no such switch.
+            Err(e) if matches!(e.errno(), Some(libc::EIO | libc::EFAULT | libc::EACCES)) => {
+                data.chunks(8).zip((at..).step_by(8)).try_for_each(|(chunk, at)| {
+                    let mut word = [0; 8];
+                    word[..chunk.len()].copy_from_slice(chunk);
+                    ptrace::poke(self.runner()?.tid(), at, u64::from_ne_bytes(word))
+                })
+            }
+            other => other,
+        }
+    }
+}
+
+impl Drop for Infected<'_> {
+    fn drop(&mut self) {
+        if let Err(e) = self.unmap() {
+            log::error!("{e}");
+        }
+    }
+}
+
+/// The thread that stands for the process.
+fn first(task: &StoppedTask) -> Result<&StoppedThread> {
+    task.threads().first().ok_or_else(|| Error::new(Kind::TaskDied(task.pid().0)))
+}
+
+/// Whether a limit of the process may be the reason.
+fn is_limit(e: &Error) -> bool {
+    matches!(e.errno(), Some(libc::ENOMEM | libc::EAGAIN))
+}
+
+/// A signal that the process neither handles nor minds, and whose sending has no side effect: delivered
+/// by accident, when we die at the wrong moment, it does nothing.
+fn end_signal(status: &Status) -> u64 {
+    let by_default = [libc::SIGURG, libc::SIGWINCH, libc::SIGCHLD];
+    // Ignored by the process itself; not those that stop or continue it, nor those of faults.
+    let spared = FAULTS | bit(libc::SIGCONT) | bit(libc::SIGTSTP) | bit(libc::SIGTTIN) | bit(libc::SIGTTOU);
+    let by_choice = (1..32).filter(|s| status.sig_ignored & !spared & bit(*s) != 0);
+    let fits = |s: &i32| status.sig_caught & bit(*s) == 0;
+    by_default.into_iter().chain(by_choice).find(fits).map_or(0, |s| s as u64)
+}

@@ -1,0 +1,254 @@
+//! One stopped thread and everything a visit could change of it.
+
+use std::time::Instant;
+
+use crate::{
+    arch::{Interrupted, Regs, Xsave},
+    error::{Error, Kind, Result},
+    kernel::Kernel,
+    pstree::RealPid,
+    sys::{
+        ptrace::{self, NT_PRSTATUS, NT_X86_XSTATE, RseqConfig, SigInfo, SudConfig},
+        rseq::{CriticalSection, RSEQ_CS_OFFSET},
+        vm, wait,
+    },
+};
+
+/// How a thread was when it was stopped.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum StopKind {
+    /// It ran or slept.
+    Running,
+    /// Its process was stopped by job control, with this signal.
+    JobControl(i32),
+}
+
+/// A registration for restartable sequences and what was going on in it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Rseq {
+    /// What was registered.
+    pub config: RseqConfig,
+    /// Address of the critical section's description, 0 for none.
+    pub cs: u64,
+}
+
+/// A thread that is stopped by us, with its state as it was then.
+#[derive(Debug)]
+pub struct StoppedThread {
+    pub(super) tid: RealPid,
+    kind: StopKind,
+    regs: Regs,
+    xsave: Xsave,
+    sigmask: u64,
+    rseq: Option<Rseq>,
+    sud: SudConfig,
+}
+
+/// Signals of faults: the kernel forces them on a thread that blocks or ignores them, and resets their
+/// action for good when it does.
+pub(super) const FAULTS: u64 = bit(libc::SIGSEGV)
+    | bit(libc::SIGBUS)
+    | bit(libc::SIGILL)
+    | bit(libc::SIGFPE)
+    | bit(libc::SIGSYS)
+    | bit(libc::SIGTRAP);
+
+/// The bit of a signal in a mask.
+pub(super) const fn bit(signal: i32) -> u64 {
+    1 << (signal - 1)
+}
+
+impl StoppedThread {
+    /// Reads the state of a thread that has just stopped.
+    pub(super) fn capture(tid: RealPid, kind: StopKind, kernel: &Kernel) -> Result<Self> {
+        let mut bytes = [0; 16 << 10];
+        let n = ptrace::get_regset(tid, NT_PRSTATUS, &mut bytes)?;
+        let regs = Regs::from_bytes(&bytes[..n])?;
+        Ok(StoppedThread {
+            tid,
+            kind,
+            regs,
+            xsave: read_xsave(tid, &mut bytes)?,
+            sigmask: ptrace::get_sigmask(tid)?,
+            rseq: if kernel.get_rseq_conf { read_rseq(tid)? } else { None },
+            sud: match ptrace::get_syscall_user_dispatch(tid) {
+                Ok(sud) => sud,
+                // Before Linux 6.4.
+                Err(e) if matches!(e.errno(), Some(libc::EIO | libc::EINVAL)) => SudConfig::default(),
+                Err(e) => return Err(e),
+            },
+        })
+    }
+
+    /// Takes over a thread that the caller has attached with `PTRACE_O_TRACESYSGOOD` and holds in a
+    /// stop. Letting it go stays with the caller.
+    pub fn adopt(tid: RealPid, kernel: &Kernel) -> Result<Self> {
+        Self::capture(tid, StopKind::Running, kernel)
+    }
+
+    /// Its id in our pid namespace.
+    pub fn tid(&self) -> RealPid {
+        self.tid
+    }
+
+    /// How it was found.
+    pub fn kind(&self) -> StopKind {
+        self.kind
+    }
+
+    /// Registers as they were, an interrupted system call still to be restarted by the kernel.
+    pub fn regs(&self) -> &Regs {
+        &self.regs
+    }
+
+    /// Registers for an image: an interrupted call set up to be made again (or to return EINTR), a
+    /// restartable sequence aborted. Says what became of the call.
+    ///
+    /// # Errors
+    /// A critical section whose description cannot be read.
+    pub fn image_regs(&self) -> Result<(Regs, Interrupted)> {
+        let mut regs = self.regs;
+        let what = regs.settle();
+        if let Some(section) = self.critical_section()?
+            && section.contains(regs.rip)
+        {
+            regs.rip = section.abort;
+        }
+        Ok((regs, what))
+    }
+
+    /// The restartable sequence the thread has announced, whether or not it is inside.
+    fn critical_section(&self) -> Result<Option<CriticalSection>> {
+        match self.rseq {
+            Some(Rseq { cs, .. }) if cs != 0 => {
+                let mut bytes = [0; CriticalSection::SIZE];
+                vm::read(self.tid, cs, &mut bytes)
+                    .map_err(|e| e.during(format!("restartable sequence of thread {}", self.tid)))?;
+                Ok(Some(CriticalSection::from_bytes(&bytes)))
+            }
+            _ => Ok(None),
+        }
+    }
+
+    /// x87, SSE and everything newer.
+    pub fn xsave(&self) -> &Xsave {
+        &self.xsave
+    }
+
+    /// Blocked signals.
+    pub fn sigmask(&self) -> u64 {
+        self.sigmask
+    }
+
+    /// Restartable sequences; `None` if not registered, or if the kernel cannot tell (before 5.13).
+    pub fn rseq(&self) -> Option<Rseq> {
+        self.rseq
+    }
+
+    /// Syscall user dispatch; mode 0 is off.
+    pub fn syscall_user_dispatch(&self) -> SudConfig {
+        self.sud
+    }
+
+    /// Pending signals, oldest first: the thread's own, or with `shared` those of its process.
+    pub fn pending(&self, shared: bool) -> Result<Vec<SigInfo>> {
+        ptrace::peek_siginfo(self.tid, shared)
+    }
+
+    /// Address and present value of the rseq word that visits spoil, if there is something in it.
+    pub(super) fn rseq_word(&self) -> Option<(u64, u64)> {
+        self.rseq.filter(|r| r.cs != 0).map(|r| (r.config.pointer + RSEQ_CS_OFFSET, r.cs))
+    }
+
+    /// The general registers as they are now.
+    pub(super) fn current_regs(&self) -> Result<Regs> {
+        let mut bytes = [0; 512];
+        let n = ptrace::get_regset(self.tid, NT_PRSTATUS, &mut bytes)?;
+        Regs::from_bytes(&bytes[..n])
+    }
+
+    /// Sets the general registers.
+    pub(super) fn set_regs(&self, regs: &Regs) -> Result<()> {
+        ptrace::set_regset(self.tid, NT_PRSTATUS, &regs.to_bytes())
+    }
+
+    /// Puts everything back that a visit changed, in an order that is safe against our own death at any
+    /// point: as long as the registers are the blob's, it would still undo the rest itself.
+    pub(super) fn put_back(&self, xsave: bool) -> Result<()> {
+        if xsave {
+            ptrace::set_regset(self.tid, NT_X86_XSTATE, self.xsave.bytes())?;
+        }
+        if let Some((at, cs)) = self.rseq_word() {
+            vm::write(self.tid, at, &cs.to_ne_bytes())?;
+        }
+        if self.sud.mode != 0 {
+            ptrace::set_syscall_user_dispatch(self.tid, &self.sud)?;
+        }
+        self.set_regs(&self.regs)
+    }
+
+    /// Changes the registers that the thread will go on with.
+    pub fn replace_regs(&mut self, regs: Regs) -> Result<()> {
+        self.set_regs(&regs)?;
+        self.regs = regs;
+        Ok(())
+    }
+
+    /// Brings a stopped thread to an event stop without running any of its code. `signal` is what the
+    /// present stop would deliver; it goes back into the queue, as does any other that turns up.
+    pub(super) fn park(&self, mut signal: i32, deadline: Instant) -> Result<()> {
+        let mut masked = false;
+        ptrace::interrupt(self.tid)?;
+        loop {
+            // A signal that is blocked when the stop ends is queued again, with all that belongs to it.
+            if signal != 0 && signal != libc::SIGSTOP && !masked {
+                ptrace::set_sigmask(self.tid, u64::MAX)?;
+                masked = true;
+            }
+            ptrace::cont(self.tid, signal)?;
+            signal = 0;
+            match wait::until(self.tid, deadline)? {
+                Some(wait::Status::EventStop(_)) if masked => {
+                    return ptrace::set_sigmask(self.tid, self.sigmask);
+                }
+                Some(wait::Status::EventStop(_)) => return Ok(()),
+                Some(s) if s.is_end() => return Err(Error::new(Kind::TaskDied(self.tid.0))),
+                Some(wait::Status::Signal(s)) => signal = s,
+                Some(_) => {}
+                None => return Err(stuck(self.tid, "did not stop again")),
+            }
+        }
+    }
+}
+
+/// The error for a thread that does not do what a stopped thread always does.
+pub(super) fn stuck(tid: RealPid, what: &str) -> Error {
+    Error::host(format!("thread {tid} {what} in time")).remedy("is it frozen by a cgroup?")
+}
+
+fn read_xsave(tid: RealPid, buf: &mut [u8]) -> Result<Xsave> {
+    let n = ptrace::get_regset(tid, NT_X86_XSTATE, buf)
+        .map_err(|e| if e.errno() == Some(libc::ENODEV) { e.remedy("XSAVE is needed") } else { e })?;
+    let mut xsave = Xsave::from_bytes(buf[..n].to_vec())?;
+    if xsave.in_use() & 3 != 3 {
+        let mut legacy = [0; 512];
+        ptrace::get_regset(tid, ptrace::NT_PRFPREG, &mut legacy)?;
+        xsave.fill_legacy(&legacy);
+    }
+    Ok(xsave)
+}
+
+fn read_rseq(tid: RealPid) -> Result<Option<Rseq>> {
+    let config = ptrace::get_rseq_config(tid)?;
+    if config.pointer == 0 {
+        return Ok(None);
+    }
+    let mut cs = [0; 8];
+    match vm::read(tid, config.pointer + RSEQ_CS_OFFSET, &mut cs) {
+        Ok(()) => {}
+        // The area was unmapped: the kernel will end the thread for it, there is nothing to keep.
+        Err(e) if e.errno() == Some(libc::EFAULT) => {}
+        Err(e) => return Err(e),
+    }
+    Ok(Some(Rseq { config, cs: u64::from_ne_bytes(cs) }))
+}

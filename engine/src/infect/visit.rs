@@ -1,0 +1,237 @@
+//! One visit: a stopped thread runs foreign code to its end and is put back.
+//!
+//! Two kinds. A *system call* visit runs one `syscall` instruction that the process already has; its
+//! end is the exit stop. A *blob* visit enters the parasite; its end is the instruction after the
+//! blob's last call, noticed in one of two ways:
+//!
+//! - by a signal the blob sends its own thread and the process ignores: one stop in all;
+//! - by watching every system call (two stops each): where the process handles every such signal, and
+//!   when another signal got in the way.
+//!
+//! Signals to the thread meanwhile are blocked or go back into the queue, with all their information,
+//! and are delivered when the thread is let go. SIGSTOP cannot be blocked: it takes its ordinary course,
+//! which stops the thread for job control; resuming it goes on with the visit, and the kernel stops the
+//! process again when it is let go.
+
+use std::time::{Duration, Instant};
+
+use super::{
+    fault,
+    thread::{FAULTS, StoppedThread, bit, stuck},
+};
+use crate::{
+    arch::Regs,
+    error::{Error, Kind, Result},
+    sys::{
+        ptrace::{self, SudConfig},
+        wait::{self, Status},
+    },
+};
+
+/// Longest time a visit may take. It takes microseconds; this is for machines that are very busy.
+const LIMIT: Duration = Duration::from_secs(20);
+/// What rax holds at the entry stop of a system call.
+const ENOSYS: u64 = -(libc::ENOSYS as i64) as u64;
+/// `si_code` of a signal sent by tgkill(2).
+const SI_TKILL: i32 = -6;
+
+/// Where a visit ends.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum End {
+    /// After one system call.
+    Syscall,
+    /// At this address in the blob, noticed by this signal (0: by watching system calls).
+    Blob { at: u64, signal: i32 },
+}
+
+/// Runs `thread` from `regs` to `end` and gives the registers it had there. Whatever happens, the thread
+/// is its own again afterwards, in an event stop, unless it died.
+pub(super) fn run(thread: &StoppedThread, regs: &Regs, end: End) -> Result<Regs> {
+    let deadline = Instant::now() + LIMIT;
+    let mut visit = Visit { thread, end, start: regs.rip, masked: false, entered: false, deadline };
+    let outcome = visit.go(regs);
+    match outcome {
+        Ok(Stop { regs, signal }) => visit.leave(signal).map(|()| regs),
+        Err(e) if matches!(e.kind(), Kind::TaskDied(_)) => Err(e),
+        Err(e) => {
+            if let Err(second) = visit.recover() {
+                log::error!("thread {}: can't be put back: {second}", thread.tid);
+            }
+            Err(e)
+        }
+    }
+}
+
+struct Visit<'a> {
+    thread: &'a StoppedThread,
+    end: End,
+    /// Address it starts from.
+    start: u64,
+    /// Whether the system call of a [`End::Syscall`] visit has begun.
+    entered: bool,
+    /// Whether the thread's signal mask is not its own.
+    masked: bool,
+    deadline: Instant,
+}
+
+/// The end of a visit: the registers there, and a signal that is not ours and must go back.
+struct Stop {
+    regs: Regs,
+    signal: i32,
+}
+
+impl Visit<'_> {
+    fn go(&mut self, regs: &Regs) -> Result<Stop> {
+        let tid = self.thread.tid;
+        if self.thread.syscall_user_dispatch().mode != 0 {
+            ptrace::set_syscall_user_dispatch(tid, &SudConfig::default())?;
+        }
+        match self.end {
+            // Nothing undoes this if we die now, so no other request comes in between: the mask is
+            // only changed when a signal waits, lest it lose its place in the queue.
+            End::Syscall => {
+                if self.has_deliverable_signal()? {
+                    self.mask(u64::MAX)?;
+                }
+                self.thread.set_regs(regs)?;
+            }
+            // From here on the blob can undo everything by itself, the mask included.
+            End::Blob { signal, .. } => {
+                self.thread.set_regs(regs)?;
+                let end = if signal == 0 { 0 } else { bit(signal) };
+                self.mask(!FAULTS & !end)?;
+            }
+        }
+        self.resume(0)?;
+        loop {
+            let status = wait::until(tid, self.deadline)?
+                .ok_or_else(|| stuck(tid, "did not come back from injected code"))?;
+            if let Some(stop) = self.look(status)? {
+                return Ok(stop);
+            }
+        }
+    }
+
+    /// Judges a stop: the end, or resumes.
+    fn look(&mut self, status: Status) -> Result<Option<Stop>> {
+        let tid = self.thread.tid;
+        match status {
+            Status::Exited(_) | Status::Killed(_) => return Err(Error::new(Kind::TaskDied(tid.0))),
+            Status::Syscall => match self.end {
+                End::Syscall if self.entered => {
+                    return Ok(Some(Stop { regs: self.thread.current_regs()?, signal: 0 }));
+                }
+                End::Syscall => {
+                    self.entered = true;
+                    self.resume(0)?;
+                }
+                End::Blob { at, .. } => {
+                    let mut regs = self.thread.current_regs()?;
+                    if regs.rip == at && regs.rax != ENOSYS {
+                        return Ok(Some(Stop { regs, signal: 0 }));
+                    }
+                    if regs.rip == at {
+                        // Entering the last call: the signal that would tell of the end is not to be sent.
+                        regs.rdx = 0;
+                        self.thread.set_regs(&regs)?;
+                    }
+                    self.resume(0)?;
+                }
+            },
+            // Job control, or its end: neither says anything about the visit.
+            Status::EventStop(_) | Status::Event(_) | Status::Other(_) => self.resume(0)?,
+            Status::Signal(signal) => return self.signal(signal),
+        }
+        Ok(None)
+    }
+
+    fn signal(&mut self, signal: i32) -> Result<Option<Stop>> {
+        let tid = self.thread.tid;
+        if let End::Blob { at, signal: ours } = self.end
+            && signal == ours
+        {
+            let regs = self.thread.current_regs()?;
+            if regs.rip == at {
+                // Somebody else's signal of the same number may have swallowed ours.
+                let own = ptrace::get_siginfo(tid)?.code() == SI_TKILL;
+                return Ok(Some(Stop { regs, signal: if own { 0 } else { signal } }));
+            }
+        }
+        if signal == libc::SIGSTOP {
+            self.resume(signal)?;
+            return Ok(None);
+        }
+        if self.is_fault(signal)? {
+            return Err(fault::report(self.thread, signal)?);
+        }
+        // A blocked signal goes back into the queue. Ours is now blocked too, so system calls are
+        // watched from here on.
+        self.mask(!FAULTS | bit(signal))?;
+        if let End::Blob { signal: ours, .. } = &mut self.end {
+            *ours = 0;
+        }
+        self.resume(signal)?;
+        Ok(None)
+    }
+
+    /// Whether the foreign code caused this signal. Positive codes come from the kernel; one that was
+    /// pending before, and is let through because a blob visit leaves fault signals unblocked, comes
+    /// before the first instruction.
+    fn is_fault(&self, signal: i32) -> Result<bool> {
+        if FAULTS & bit(signal) == 0 || ptrace::get_siginfo(self.thread.tid)?.code() <= 0 {
+            return Ok(false);
+        }
+        let waited = matches!(self.end, End::Blob { .. }) && self.thread.current_regs()?.rip == self.start;
+        Ok(!waited)
+    }
+
+    fn resume(&self, signal: i32) -> Result<()> {
+        match self.end {
+            End::Blob { signal: ours, .. } if ours != 0 => ptrace::cont(self.thread.tid, signal),
+            _ => ptrace::syscall(self.thread.tid, signal),
+        }
+    }
+
+    fn mask(&mut self, mask: u64) -> Result<()> {
+        self.masked = true;
+        ptrace::set_sigmask(self.thread.tid, mask)
+    }
+
+    fn has_deliverable_signal(&self) -> Result<bool> {
+        let open = |list: Vec<ptrace::SigInfo>| {
+            list.iter().any(|i| (1..=64).contains(&i.signo()) && self.thread.sigmask() & bit(i.signo()) == 0)
+        };
+        Ok(open(self.thread.pending(false)?) || open(self.thread.pending(true)?))
+    }
+
+    /// Gives the thread back to itself. `signal` is a stranger's that this stop would deliver.
+    fn leave(&mut self, signal: i32) -> Result<()> {
+        let blob = matches!(self.end, End::Blob { .. });
+        // The blob's way out restores the mask too, so in a blob visit the mask comes first; a bare
+        // system call has no way out, so there the registers come first.
+        if blob && self.masked {
+            ptrace::set_sigmask(self.thread.tid, self.thread.sigmask())?;
+        }
+        self.thread.put_back(blob)?;
+        if !blob && self.masked {
+            ptrace::set_sigmask(self.thread.tid, self.thread.sigmask())?;
+        }
+        self.thread.park(signal, self.deadline)
+    }
+
+    /// After an error: whatever the thread does, it is stopped and put back.
+    fn recover(&mut self) -> Result<()> {
+        self.deadline = Instant::now() + LIMIT;
+        let tid = self.thread.tid;
+        // A thread that is stopped takes requests; one that still runs must be stopped first.
+        if matches!(self.thread.current_regs(), Err(e) if matches!(e.kind(), Kind::TaskDied(_))) {
+            ptrace::interrupt(tid)?;
+            match wait::until(tid, self.deadline)? {
+                Some(s) if s.is_end() => return Err(Error::new(Kind::TaskDied(tid.0))),
+                Some(_) => {}
+                None => return Err(stuck(tid, "can't be stopped")),
+            }
+        }
+        self.leave(0)
+    }
+}
