@@ -1,5 +1,9 @@
 //! Threads that sit in a system call while they are dumped: the call must go on, not fail with EINTR, which
 //! a stop and continue would never have shown them.
+//!
+//! # Safety
+//!
+//! The calls are made raw, on words of mappings that stay and on structures of the calling thread.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::mpsc::{Receiver, channel};

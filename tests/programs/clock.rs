@@ -1,5 +1,9 @@
 //! A thread that reads the clocks through the vdso the whole time: it may never see one go backwards, nor
 //! fault.
+//!
+//! # Safety
+//!
+//! getcpu(2) fills a local.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};

@@ -1,4 +1,8 @@
 //! Directories and O_PATH: open folders with positions, links as such, the working folder of a member.
+//!
+//! # Safety
+//!
+//! readlinkat(2) fills a local buffer.
 
 use std::ffi::CString;
 use std::fs::{self, File, OpenOptions};

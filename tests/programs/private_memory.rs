@@ -1,4 +1,8 @@
 //! Private anonymous memory: protections, advice, holes, zero pages, content.
+//!
+//! # Safety
+//!
+//! mlock, munmap and mremap get ranges of this program's own that nothing else refers to.
 
 use anyhow::{Context, bail};
 

@@ -1,4 +1,8 @@
 //! Process groups and sessions: leaders, followers, a session below, a group without its leader.
+//!
+//! # Safety
+//!
+//! close_range(2) is called where the process uses none of those descriptors any more.
 
 use anyhow::Context;
 use nix::unistd::{Pid, getpgid, getsid, setpgid, setsid};

@@ -1,4 +1,8 @@
 //! Shared anonymous memory: between processes, in parts, at other addresses, after its maker ended.
+//!
+//! # Safety
+//!
+//! mremap and munmap get ranges of this program's own.
 
 use std::fs::OpenOptions;
 use std::sync::atomic::Ordering;

@@ -1,5 +1,9 @@
 //! The program's own memory: stack that still grows, growing mappings, brk that still moves, arguments and
 //! environment where they were.
+//!
+//! # Safety
+//!
+//! brk(2) is moved only above what malloc uses; munmap gets a reservation of this program's own.
 
 use anyhow::bail;
 

@@ -1,5 +1,9 @@
 //! A program on a terminal: modes and size stay; for dumps with --shell-job, where the terminal's session is
 //! led by somebody outside the tree.
+//!
+//! # Safety
+//!
+//! An ioctl(2) fills a local.
 
 use std::io::{IsTerminal, stdin};
 

@@ -1,4 +1,8 @@
 //! Children that have ended and were not waited for keep their status: exit codes and signals.
+//!
+//! # Safety
+//!
+//! fork(2) is called from one thread; the children end by _exit(2).
 
 use anyhow::{Context, bail};
 use nix::errno::Errno;

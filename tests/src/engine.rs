@@ -73,6 +73,11 @@ impl Engine {
         Ok(Engine { bin })
     }
 
+    /// Any binary with this command line.
+    pub fn at(bin: &Path) -> Result<Engine> {
+        Ok(Engine { bin: fs::canonicalize(bin).with_context(|| bin.display().to_string())? })
+    }
+
     pub fn path(&self) -> &Path {
         &self.bin
     }

@@ -245,7 +245,9 @@ impl State {
             fs::read_link(format!("/proc/{pid}/fd/{fd}")).with_context(|| format!("readlink of fd {fd}"))?;
         self.put(pid, &format!("fd {fd}"), names.of(&link.to_string_lossy()));
         let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?;
-        let kept: Vec<String> = info.lines().filter_map(fdinfo_line).collect();
+        // Sorted, because the targets of an epoll are listed in the order of kernel addresses.
+        let mut kept: Vec<String> = info.lines().filter_map(fdinfo_line).collect();
+        kept.sort();
         self.put(pid, &format!("fd {fd} info"), kept.join("\n"));
         Ok(())
     }
