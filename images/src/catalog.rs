@@ -150,8 +150,8 @@ catalog! {
     TmpfsImg "TMPFS_IMG" "tmpfs-" Dec ".tar.gz" Raw 0, "" None;
     TmpfsDev "TMPFS_DEV" "tmpfs-dev-" Dec ".tar.gz" Raw 0, "" None;
     Autofs "AUTOFS" "autofs-" Dec "" Common magic::AUTOFS, "autofs_entry" None;
-    BinfmtMiscOld "BINFMT_MISC_OLD" "binfmt-misc-" Dec "" Common magic::BINFMT_MISC, "binfmt_misc_entry" None;
     BinfmtMisc "BINFMT_MISC" "binfmt-misc" No "" Common magic::BINFMT_MISC, "binfmt_misc_entry" None;
+    BinfmtMiscOld "BINFMT_MISC_OLD" "binfmt-misc-" Dec "" Common magic::BINFMT_MISC, "binfmt_misc_entry" None;
     TtyFiles "TTY_FILES" "tty" No "" Common magic::TTY_FILES, "tty_file_entry" None;
     TtyInfo "TTY_INFO" "tty-info" No "" Common magic::TTY_INFO, "tty_info_entry" None;
     TtyData "TTY_DATA" "tty-data" No "" Common magic::TTY_DATA, "tty_data_entry" None;

@@ -8,6 +8,7 @@
 //! | [`dir`] | an image folder: opening, creating, the chain of parents |
 //! | [`pagemap`] | which memory pages are stored, and where |
 //! | [`extra`] | payloads behind entries |
+//! | [`json`] | the human form, both ways |
 //! | [`compat`] | older layouts seen as today's |
 //! | [`required`] | fields that must be there |
 //! | [`schema`] | the descriptors of all messages at run time |
@@ -18,6 +19,7 @@ pub mod dir;
 pub mod error;
 pub mod extra;
 pub mod frame;
+pub mod json;
 pub mod magic;
 pub mod pagemap;
 pub mod required;
