@@ -311,8 +311,6 @@ pub struct TaskArgs {
     pub pid: i32,
     /// Bits of [`flag`].
     pub flags: u32,
-    /// Restartable sequences of the engine's own thread, to be unregistered.
-    pub engine_rseq: RseqArea,
     /// What stays, sorted and disjoint; the hole is among it. All else below [`TaskArgs::space_end`] goes.
     pub keep: Table<Span>,
     /// First address above everything that may be unmapped.
@@ -323,15 +321,16 @@ pub struct TaskArgs {
     pub vdso: Table<VdsoPart>,
     /// The memory descriptor's addresses.
     pub mm: MmMap,
-    /// Descriptors to close once [`TaskArgs::mm`] is set.
-    pub close: Table<u32>,
+    /// Descriptors to close, first and last of each range, once every task has its memory: tasks that share
+    /// a table need them till then.
+    pub close: Table<[u32; 2]>,
     /// `personality(2)`.
     pub personality: u32,
     /// `MEMBARRIER_CMD_REGISTER_*` bits.
     pub membarrier: u32,
     /// `PR_SET_DUMPABLE`: 0, 1; 2 keeps what the kernel chose or falls back to 0; [`NONE`] leaves it.
     pub dumpable: u32,
-    /// Descriptor of `ns_last_pid`, or [`NONE`].
+    /// Descriptor of `ns_last_pid`, or [`NONE`]; in one of the ranges of [`TaskArgs::close`].
     pub last_pid_fd: u32,
     /// Signal actions of the process.
     pub actions: Table<Action>,
@@ -364,7 +363,7 @@ const _: () = {
     assert!(size_of::<Creds>() == 96);
     assert!(size_of::<Filter>() == 24);
     assert!(size_of::<ThreadArgs>() == 176);
-    assert!(size_of::<TaskArgs>() == 456);
+    assert!(size_of::<TaskArgs>() == 440);
     assert!(align_of::<TaskArgs>() == 8 && align_of::<ThreadArgs>() == 8);
 };
 

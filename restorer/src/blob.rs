@@ -66,8 +66,7 @@ mod image {
         if task.args.build != BUILD || task.shared.build != BUILD {
             return Err(Failed::new(Call::Build, Object::Build, 0, BUILD, task.args.build));
         }
-        // The kernel writes to it whenever the thread is moved to another CPU.
-        memory::forget_engine_thread(task)?;
+        memory::forget_engine_thread()?;
         memory::park_vdso(task)?;
         memory::drop_engine(task)?;
         memory::place(task)?;
@@ -100,6 +99,7 @@ mod image {
         pass(task, Stage::Restore, Stage::RestoreSigchld);
         // Children that were to die have done so by now; their SIGCHLD must not be seen.
         if leader {
+            process::close(task)?;
             signals::actions(task)?;
             // All threads are there, so timers may name them.
             timers::posix(task)?;

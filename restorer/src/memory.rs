@@ -4,7 +4,7 @@
 //! Unmaps everything outside the ranges the engine named; the blob, its stack and the arena are among
 //! those that stay.
 
-use blobrt::syscall::{nr, syscall1, syscall2, syscall4, syscall5};
+use blobrt::syscall::{nr, syscall1, syscall2, syscall5};
 use restorer::{
     args::{MmMap, NONE, Span},
     report::{Call, Object},
@@ -15,27 +15,17 @@ use crate::{
     image::Task,
 };
 
-const RSEQ_FLAG_UNREGISTER: usize = 1;
 const MREMAP_MAYMOVE_FIXED: usize = 3;
 const PR_SET_MM: usize = 35;
 const PR_SET_MM_MAP: usize = 14;
 /// Size of `struct robust_list_head`.
 const ROBUST_HEAD: usize = 24;
 
-/// Takes back what the engine's libc told the kernel about this thread.
-pub fn forget_engine_thread(task: &Task) -> Result<(), Failed> {
-    let rseq = task.args.engine_rseq;
-    // SAFETY: unregisters exactly what is registered; an empty robust list and no word to clear.
+/// Takes back what the engine's libc told the kernel about this thread. (The engine itself has given up its
+/// restartable sequences area.)
+pub fn forget_engine_thread() -> Result<(), Failed> {
+    // SAFETY: an empty robust list and no word to clear.
     unsafe {
-        if rseq.len != 0 {
-            let (addr, len, sig) = (rseq.addr as usize, rseq.len as usize, rseq.sig as usize);
-            syscall4(nr::RSEQ, addr, len, RSEQ_FLAG_UNREGISTER, sig).on(
-                Call::Rseq,
-                Object::Rseq,
-                rseq.addr,
-                0,
-            )?;
-        }
         syscall2(nr::SET_ROBUST_LIST, 0, ROBUST_HEAD).on(Call::SetRobustList, Object::Robust, 0, 0)?;
         let _ = syscall1(nr::SET_TID_ADDRESS, 0);
     }
@@ -96,10 +86,6 @@ pub fn describe(task: &Task) -> Result<(), Failed> {
         PR_SET_MM_MAP as u64,
         u64::from(task.args.mm.exe_fd != NONE),
     )?;
-    for fd in task.table(task.args.close) {
-        // SAFETY: a descriptor opened for this purpose.
-        unsafe { syscall1(nr::CLOSE, *fd as usize) }.on(Call::Close, Object::Fd, u64::from(*fd), 0)?;
-    }
     Ok(())
 }
 

@@ -3,7 +3,7 @@
 //! # Safety
 //! Calls with numbers, and with structures in the arena.
 
-use blobrt::syscall::{nr, syscall1, syscall3, syscall4};
+use blobrt::syscall::{Errno, nr, syscall1, syscall3, syscall4};
 use restorer::{
     args::{NONE, flag},
     report::{Call, Object},
@@ -19,6 +19,7 @@ const PR_SET_DUMPABLE: usize = 4;
 const PR_GET_DUMPABLE: usize = 3;
 const PR_SET_CHILD_SUBREAPER: usize = 36;
 const PR_SET_THP_DISABLE: usize = 41;
+const ENOSYS: i32 = 38;
 
 /// What must be set before there are threads, or is inherited by them.
 pub fn attributes(task: &Task) -> Result<(), Failed> {
@@ -46,6 +47,24 @@ pub fn attributes(task: &Task) -> Result<(), Failed> {
         0,
         u64::from(args.personality),
     )?;
+    Ok(())
+}
+
+/// Closes what the engine and the restorer had for themselves. A task that shares the table may have done so
+/// already: then there is nothing left in the range.
+pub fn close(task: &Task) -> Result<(), Failed> {
+    for &[first, last] in task.table(task.args.close) {
+        // SAFETY: no number in the range is the task's.
+        let done = unsafe { syscall3(nr::CLOSE_RANGE, first as usize, last as usize, 0) };
+        match done {
+            // Linux before 5.9. Ranges are short; EBADF means not open.
+            Err(Errno(ENOSYS)) => (first..=last).for_each(|fd| {
+                // SAFETY: as above.
+                let _ = unsafe { syscall1(nr::CLOSE, fd as usize) };
+            }),
+            other => drop(other.on(Call::Close, Object::Fd, u64::from(first), u64::from(last))?),
+        }
+    }
     Ok(())
 }
 

@@ -49,11 +49,6 @@ pub fn make_others(task: &Task) -> Result<(), Failed> {
     for new in task.threads().iter().skip(1) {
         if clone3 { by_clone3(task, new)? } else { by_last_pid(task, new)? }
     }
-    if task.args.last_pid_fd != NONE {
-        let fd = task.args.last_pid_fd;
-        // SAFETY: opened for this purpose.
-        unsafe { syscall1(nr::CLOSE, fd as usize) }.on(Call::Close, Object::Fd, u64::from(fd), 0)?;
-    }
     Ok(())
 }
 
