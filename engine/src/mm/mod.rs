@@ -9,6 +9,7 @@
 
 pub mod pagemap;
 pub mod pages;
+pub mod restore;
 pub mod shmem;
 pub mod status;
 pub mod vma;

@@ -5,6 +5,7 @@ pub mod errno;
 pub(crate) mod fd;
 pub mod futex;
 pub mod kcmp;
+pub mod map;
 pub mod pagemap_scan;
 pub mod pidfd;
 pub(crate) mod probe;

@@ -1,0 +1,168 @@
+//! Pages: from the images into the mappings of a task.
+
+use rcriu_images::{
+    pagemap::{PAGE_SIZE, PageReader, Run, Source},
+    pb,
+};
+
+use super::{Pages, Placed, READ_WRITE};
+use crate::error::{Error, Result};
+use crate::mm::status as st;
+use crate::sys::map::{MAX_PIECES, Region};
+
+/// Most bytes read by one call: enough to be efficient, little enough to be interrupted.
+const BATCH: u64 = 64 << 20;
+/// Bytes compared at a time.
+const COMPARED: u64 = 256 << 10;
+
+/// Whether every page of the pagemap lies in a mapping.
+///
+/// # Errors
+/// One that does not: such a page would be lost.
+pub fn check_covered(pages: &PageReader, vmas: &[pb::VmaEntry]) -> Result<()> {
+    let Some(map) = pages.pagemap(0) else { return Ok(()) };
+    let mut vmas = vmas.iter().filter(|v| v.status & st::GUARD == 0).peekable();
+    for region in &map.regions {
+        let mut at = region.vaddr;
+        while at < region.end() {
+            while vmas.next_if(|v| v.end <= at).is_some() {}
+            match vmas.peek().filter(|v| v.start <= at) {
+                Some(vma) => at = vma.end.min(region.end()),
+                None => return Err(Error::image(format!("pagemap: page {at:#x} lies in no mapping"))),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether the images have any page of the range.
+pub fn has_content(pages: &PageReader, start: u64, end: u64) -> bool {
+    pages.pagemap(0).is_some_and(|map| map.from(start).first().is_some_and(|r| r.vaddr < end))
+}
+
+/// Gives `at` its content. `fresh` memory has none yet; inherited memory has the parent's.
+pub fn fill(at: &mut Placed, pages: Option<&PageReader>, fresh: bool, counts: &mut Pages) -> Result<()> {
+    let (start, end) = (at.vma.start, at.vma.end);
+    let runs = match pages {
+        Some(pages) => pages.runs(start, end),
+        None => vec![Run { vaddr: start, len: end - start, source: Source::Absent }],
+    };
+    if at.prot & READ_WRITE != READ_WRITE && runs.iter().any(|r| r.source != Source::Absent) {
+        at.region.protect(at.region.start(), at.region.len(), READ_WRITE)?;
+        at.prot = READ_WRITE;
+    }
+    let delta = at.region.start().wrapping_sub(start);
+    let mut batch = Batch { region: &at.region, pages, level: 0, offset: 0, len: 0, pieces: Vec::new() };
+    for run in runs {
+        crate::interrupt::check()?;
+        let here = run.vaddr.wrapping_add(delta);
+        match run.source {
+            Source::Stored { level, offset } if fresh => {
+                counts.restored += run.len / PAGE_SIZE;
+                batch.add(level, offset, here, run.len)?;
+            }
+            Source::Stored { level, offset } => {
+                compare(&at.region, pages, (level, offset), here, run.len, counts)?;
+            }
+            Source::Absent if fresh => {}
+            // The parent may have pages there; those that the child has not are dropped.
+            Source::Absent => at.region.advise(here, run.len, libc::MADV_DONTNEED)?,
+            Source::Lazy => {
+                return Err(Error::unsupported(format!("page {:#x} is with a lazy pages daemon", run.vaddr)));
+            }
+            Source::Missing => {
+                return Err(Error::image(format!("page {:#x} is in none of the parent images", run.vaddr)));
+            }
+        }
+    }
+    batch.flush()
+}
+
+/// Consecutive bytes of a pages file on their way to several places.
+struct Batch<'a> {
+    region: &'a Region,
+    pages: Option<&'a PageReader>,
+    level: usize,
+    offset: u64,
+    len: u64,
+    pieces: Vec<(u64, u64)>,
+}
+
+impl Batch<'_> {
+    fn add(&mut self, level: usize, mut offset: u64, mut at: u64, mut len: u64) -> Result<()> {
+        while len > 0 {
+            let follows = self.level == level && self.offset + self.len == offset;
+            if !follows || self.len >= BATCH || self.pieces.len() >= MAX_PIECES {
+                self.flush()?;
+                (self.level, self.offset) = (level, offset);
+            }
+            let part = len.min(BATCH - self.len);
+            self.pieces.push((at, part));
+            self.len += part;
+            (offset, at, len) = (offset + part, at + part, len - part);
+        }
+        Ok(())
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.len == 0 {
+            return Ok(());
+        }
+        let file = self.pages.and_then(|p| p.pages(self.level)).ok_or_else(|| missing(self.offset))?;
+        if self.region.read_file(file, self.offset, &self.pieces)? != self.len {
+            return Err(missing(self.offset));
+        }
+        self.pieces.clear();
+        self.len = 0;
+        Ok(())
+    }
+}
+
+fn missing(offset: u64) -> Error {
+    Error::image(format!("the pages file ends before the page at {offset:#x}"))
+}
+
+/// Writes those pages of a run that differ from what is there.
+fn compare(
+    region: &Region,
+    pages: Option<&PageReader>,
+    (level, offset): (usize, u64),
+    at: u64,
+    len: u64,
+    counts: &mut Pages,
+) -> Result<()> {
+    use std::os::unix::fs::FileExt;
+    let file = pages.and_then(|p| p.pages(level)).ok_or_else(|| missing(offset))?;
+    let size = len.min(COMPARED) as usize;
+    let (mut wanted, mut have) = (vec![0u8; size], vec![0u8; size]);
+    let mut done = 0;
+    while done < len {
+        let part = (len - done).min(COMPARED) as usize;
+        let (wanted, have) = (&mut wanted[..part], &mut have[..part]);
+        file.read_exact_at(wanted, offset + done).map_err(|e| match e.kind() {
+            std::io::ErrorKind::UnexpectedEof => missing(offset + done),
+            _ => Error::io("pread", &e),
+        })?;
+        region.read(at + done, have)?;
+        let page = PAGE_SIZE as usize;
+        let differs = |i: usize| wanted[i * page..(i + 1) * page] != have[i * page..(i + 1) * page];
+        let total = part / page;
+        let mut i = 0;
+        while i < total {
+            let first = i;
+            while i < total && differs(i) {
+                i += 1;
+            }
+            if i > first {
+                region.write(at + done + (first * page) as u64, &wanted[first * page..i * page])?;
+                counts.restored += (i - first) as u64;
+            } else {
+                counts.shared += 1;
+                i += 1;
+            }
+        }
+        counts.compared += total as u64;
+        done += part as u64;
+    }
+    Ok(())
+}

@@ -1,0 +1,330 @@
+//! Memory of a task, rebuilt inside the process that will become it.
+//!
+//! A mapping is made at its final address at once, unless something of the engine is there; then it waits
+//! in a prepared place and the restorer moves it when the engine's memory has gone. Either way its pages are
+//! read in place, and children forked afterwards inherit them, so that memory which parent and child
+//! shared copy-on-write is shared again:
+//!
+//! ```text
+//! engine       |exe|        |heap|                        |libs|        |stack|
+//! dumped          |a|    |b|    |c|                 |d|
+//!                  |      |      `--- collides            |
+//! task         |exe|a|   |b|heap|    ...    |c'|  ... |d| |libs|        |stack|
+//!               in place                   prepared: congruent modulo 2 MiB, so that moving it moves
+//!                                          page tables, not entries
+//! ```
+//!
+//! What the child had not in common with its parent is compared page by page and written only where it
+//! differs. Protections, advice and locks come last, at the hand-over, when no child is forked any more.
+
+mod entry;
+mod fill;
+mod ranges;
+mod shared;
+
+use std::{collections::HashMap, os::fd::AsFd, os::fd::OwnedFd, rc::Rc};
+
+use rcriu_images::{ImageKind, pagemap::PageReader, pb};
+
+use crate::error::{Context, Error, Result};
+use crate::mm::status as st;
+use crate::procfs::{ProcDir, maps};
+use crate::pstree::{FileId, RealPid};
+use crate::restore::{Snapshot, TaskImage};
+use crate::sys::map::{Mapping, Region};
+
+pub use entry::Class;
+pub use ranges::{Range, Ranges};
+
+use shared::SharedAnon;
+
+/// Page tables cover this much each; mappings are moved by distances that are multiples of it.
+const TABLE: u64 = 2 << 20;
+const READ_WRITE: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
+
+/// Opens files that are mapped, by number: a new open file of the same inode, with these flags of open(2).
+pub type OpenFile<'a> = dyn FnMut(FileId, i32) -> Result<OwnedFd> + 'a;
+
+/// Pages handled, for the statistics.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pages {
+    /// Read into memory.
+    pub restored: u64,
+    /// Compared with what the parent had.
+    pub compared: u64,
+    /// Of these, equal and thus left shared.
+    pub shared: u64,
+}
+
+/// A mapping of the task in this process.
+#[derive(Debug)]
+struct Placed {
+    /// As in the images of the task that made it.
+    vma: pb::VmaEntry,
+    class: Class,
+    region: Region,
+    /// Protection it has now.
+    prot: u32,
+}
+
+/// The memory of a task so far; children inherit it by fork.
+#[derive(Debug)]
+pub struct Prepared {
+    placed: Vec<Placed>,
+    room: Room,
+    shared: Rc<SharedAnon>,
+    /// What this task has done.
+    pub pages: Pages,
+}
+
+impl Prepared {
+    /// What the engine has before it forks the root task: nothing but the shared anonymous memory of all.
+    ///
+    /// # Errors
+    /// Mappings that cannot be restored or make no sense.
+    pub fn new(snapshot: &Snapshot) -> Result<Prepared> {
+        let mut all: Vec<Range> = Vec::new();
+        for (_, task) in snapshot.alive() {
+            let vmas = vmas(task);
+            (|| {
+                entry::check(vmas)?;
+                vmas.iter().try_for_each(|v| entry::classify(v).during(|| entry::name(v)).map(drop))
+            })()
+            .during(|| task.name())?;
+            all.extend(entry::ranges(vmas));
+        }
+        let mut room = Room::new(all.into_iter().collect())?;
+        let shared = SharedAnon::prepare(snapshot, &mut room)?;
+        Ok(Prepared { placed: Vec::new(), room, shared: Rc::new(shared), pages: Pages::default() })
+    }
+}
+
+fn vmas(task: &TaskImage) -> &[pb::VmaEntry] {
+    task.mm.as_ref().map_or(&[], |mm| &mm.vmas)
+}
+
+/// Makes the memory of `task` out of what its parent had (`before`). `open` gives the files.
+///
+/// Precondition: runs in the task, before it forks its children.
+///
+/// # Errors
+/// Images that contradict themselves, files that are gone, no room.
+pub fn prepare(
+    snapshot: &Snapshot,
+    task: &TaskImage,
+    before: Prepared,
+    open: &mut OpenFile<'_>,
+) -> Result<Prepared> {
+    let pages = PageReader::open(&snapshot.dir, ImageKind::Pagemap, u64::from(task.pid.0 as u32))?;
+    if let Some(reader) = &pages {
+        fill::check_covered(reader, vmas(task))?;
+    }
+    let Prepared { placed: old, mut room, shared, .. } = before;
+    let mut kept = keep(old, vmas(task))?;
+    let mut maker = Maker { room: &mut room, shared: &shared, files: HashMap::new(), open };
+    let mut placed = Vec::with_capacity(vmas(task).len());
+    let mut counts = Pages::default();
+    for vma in vmas(task) {
+        crate::interrupt::check()?;
+        let class = entry::classify(vma)?;
+        if !matches!(class, Class::Private | Class::SharedFile | Class::SharedAnon) {
+            continue;
+        }
+        let during = || entry::name(vma);
+        let content =
+            pages.as_ref().filter(|p| class == Class::Private && fill::has_content(p, vma.start, vma.end));
+        let inherited = kept.remove(&vma.start);
+        let fresh = inherited.is_none();
+        let mut at = match inherited {
+            Some(old) => Placed { vma: vma.clone(), ..old },
+            None => maker.make(vma, class, content.is_some()).during(during)?,
+        };
+        if class == Class::Private && (content.is_some() || !fresh) {
+            fill::fill(&mut at, pages.as_ref(), fresh, &mut counts).during(during)?;
+        }
+        placed.push(at);
+    }
+    log::debug!(
+        "Restored {} pages; compared {}, of which {} stay shared",
+        counts.restored,
+        counts.compared,
+        counts.shared
+    );
+    Ok(Prepared { placed, room, shared, pages: counts })
+}
+
+/// Picks from what the parent had the mappings that the task has too, by final address; unmaps the rest.
+fn keep(old: Vec<Placed>, vmas: &[pb::VmaEntry]) -> Result<HashMap<u64, Placed>> {
+    let mut wanted = vmas.iter().filter(|v| v.status & st::GUARD == 0).peekable();
+    let mut kept = HashMap::new();
+    for old in old {
+        while wanted.next_if(|v| v.start < old.vma.start).is_some() {}
+        if wanted.peek().is_some_and(|new| same(&old.vma, new)) {
+            kept.insert(old.vma.start, old);
+        } else {
+            let name = entry::name(&old.vma);
+            old.region.unmap().during(|| name)?;
+        }
+    }
+    Ok(kept)
+}
+
+/// Whether two mappings, of parent and child, can be one that was inherited by fork: the same range over the
+/// same object. Protection and advice may have changed since.
+fn same(a: &pb::VmaEntry, b: &pb::VmaEntry) -> bool {
+    let key = |v: &pb::VmaEntry| {
+        let anonymous = v.flags & libc::MAP_ANONYMOUS as u32 != 0;
+        // Anonymous memory has no meaningful offset; how a file was opened counts for shared views only.
+        let pgoff = if anonymous { 0 } else { v.pgoff };
+        let mode = if v.status & st::FILE_SHARED != 0 { v.fdflags } else { None };
+        (v.start, v.end, pgoff, v.shmid, v.flags & !(libc::MAP_LOCKED as u32), v.status, mode)
+    };
+    key(a) == key(b)
+}
+
+/// Makes mappings of one task.
+struct Maker<'a, 'b> {
+    room: &'a mut Room,
+    shared: &'a SharedAnon,
+    /// Files are often mapped in a row of pieces; kept open meanwhile.
+    files: HashMap<(FileId, i32), OwnedFd>,
+    open: &'a mut OpenFile<'b>,
+}
+
+/// Files kept open at a time.
+const OPEN_FILES: usize = 16;
+
+impl Maker<'_, '_> {
+    fn make(&mut self, vma: &pb::VmaEntry, class: Class, content: bool) -> Result<Placed> {
+        let len = vma.end - vma.start;
+        let prot = if content { READ_WRITE } else { vma.prot };
+        let flags = entry::map_flags(vma);
+        let region = match class {
+            Class::SharedAnon => {
+                let hidden = Mapping {
+                    prot: 0,
+                    flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u32,
+                    file: None,
+                };
+                let region = self.room.map(vma.start, len, hidden)?;
+                region.mirror(region.start(), len, self.shared.address(vma)?)?;
+                return Ok(Placed { vma: vma.clone(), class, region, prot: READ_WRITE });
+            }
+            _ if vma.status & st::ANON_PRIVATE != 0 => {
+                self.room.map(vma.start, len, Mapping { prot, flags, file: None })?
+            }
+            _ => {
+                let key = (FileId(u32::try_from(vma.shmid).unwrap_or(0)), open_mode(vma));
+                if !self.files.contains_key(&key) {
+                    if self.files.len() >= OPEN_FILES {
+                        self.files.clear();
+                    }
+                    let fd = (self.open)(key.0, key.1)?;
+                    self.files.insert(key, fd);
+                }
+                let file = self.files.get(&key).map(|fd| (fd.as_fd(), vma.pgoff));
+                self.room.map(vma.start, len, Mapping { prot, flags, file })?
+            }
+        };
+        Ok(Placed { vma: vma.clone(), class, region, prot })
+    }
+}
+
+/// How a file must be open to be mapped like this; images of older versions do not say it.
+fn open_mode(vma: &pb::VmaEntry) -> i32 {
+    let shared = vma.status & st::FILE_SHARED != 0;
+    match vma.fdflags {
+        Some(flags) if shared => flags as i32 & libc::O_ACCMODE,
+        None if shared && vma.prot & libc::PROT_WRITE as u32 != 0 => libc::O_RDWR,
+        _ => libc::O_RDONLY,
+    }
+}
+
+/// Where mappings go: to their address, or where there is room.
+#[derive(Debug)]
+struct Room {
+    /// All addresses that any task of the snapshot uses.
+    used: Rc<Ranges>,
+    /// Our stack with the space it may grow into: a mapping there would make it end.
+    stack: Range,
+    /// What is left of a free range found before.
+    free: Range,
+}
+
+/// How far down the engine's stack may grow; more than it ever needs.
+const STACK: u64 = 16 << 20;
+/// Free ranges are looked for in pieces of at least this size.
+const CHUNK: u64 = 64 << 30;
+
+impl Room {
+    fn new(used: Ranges) -> Result<Room> {
+        let stack = current()?.into_iter().find(|m| m.name == b"[stack]");
+        let stack = stack.map_or((0, 0), |m| (m.start.saturating_sub(STACK), m.end));
+        Ok(Room { used: Rc::new(used), stack, free: (0, 0) })
+    }
+
+    /// Maps at `start`; if something is there, where there is room, at the same distance from a multiple of
+    /// [`TABLE`].
+    fn map(&mut self, start: u64, len: u64, what: Mapping<'_>) -> Result<Region> {
+        let clear = start.checked_add(len).is_some_and(|end| end <= self.stack.0) || start >= self.stack.1;
+        if clear {
+            match Region::map(start, len, what) {
+                Err(e) if e.errno() == Some(libc::EEXIST) => {}
+                other => return other,
+            }
+        }
+        self.map_elsewhere(start % TABLE, len, what)
+    }
+
+    fn map_elsewhere(&mut self, offset: u64, len: u64, what: Mapping<'_>) -> Result<Region> {
+        for looked in [false, true] {
+            if looked {
+                self.look(len)?;
+            }
+            let base = self.free.0 - self.free.0 % TABLE + offset;
+            let at = if base < self.free.0 { base + TABLE } else { base };
+            if at.checked_add(len).is_none_or(|end| end > self.free.1) {
+                continue;
+            }
+            match Region::map(at, len, what) {
+                Ok(region) => {
+                    self.free.0 = region.end();
+                    return Ok(region);
+                }
+                Err(e) if e.errno() == Some(libc::EEXIST) && !looked => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Err(no_room(len))
+    }
+
+    /// Finds a free range for at least `len` bytes.
+    fn look(&mut self, len: u64) -> Result<()> {
+        let least = len.checked_add(2 * TABLE).ok_or_else(|| no_room(len))?;
+        let taken = self.taken()?;
+        for size in [least.max(CHUNK), least] {
+            if let Some(at) = taken.room(size, TABLE) {
+                self.free = (at, at + size);
+                return Ok(());
+            }
+        }
+        Err(no_room(len))
+    }
+
+    /// Everything that is or will be mapped.
+    fn taken(&self) -> Result<Ranges> {
+        let now = current()?;
+        Ok(self.used.iter().chain([self.stack]).chain(now.iter().map(|m| (m.start, m.end))).collect())
+    }
+}
+
+fn current() -> Result<Vec<maps::Map>> {
+    maps::maps(&ProcDir::open(RealPid(std::process::id() as i32))?)
+}
+
+fn no_room(len: u64) -> Error {
+    Error::host(format!("there is no free range of {len:#x} bytes in the address space"))
+}
+
+#[cfg(test)]
+mod tests;
