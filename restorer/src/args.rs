@@ -222,6 +222,10 @@ pub struct Creds {
     pub securebits: u32,
     /// 1 if `PR_SET_NO_NEW_PRIVS` is to be set.
     pub no_new_privs: u32,
+    /// 0 if the engine's own are the same but perhaps for `no_new_privs`.
+    pub change: u32,
+    /// Padding.
+    pub pad: u32,
     /// Supplementary groups, `u32` each.
     pub groups: Table<u32>,
 }
@@ -279,7 +283,7 @@ pub struct ThreadArgs {
     pub priority: u32,
     /// Nice value.
     pub nice: i32,
-    /// Filters on top of [`TaskArgs::common_filters`], oldest first: indices into [`TaskArgs::filters`].
+    /// Oldest first: indices into [`TaskArgs::filters`].
     pub filters: Table<u32>,
     /// Signal at the parent's death, 0 for none.
     pub pdeath_sig: u32,
@@ -346,8 +350,6 @@ pub struct TaskArgs {
     pub creds: Table<Creds>,
     /// Distinct seccomp filters.
     pub filters: Table<Filter>,
-    /// Filters that all threads have, oldest first: set once for all, so that they stay shared.
-    pub common_filters: Table<u32>,
     /// Threads, the leader first.
     pub threads: Table<ThreadArgs>,
 }
@@ -360,10 +362,10 @@ const _: () = {
     assert!(size_of::<PosixTimer>() == 64);
     assert!(size_of::<Limit>() == 24);
     assert!(size_of::<Siginfo>() == 128);
-    assert!(size_of::<Creds>() == 96);
+    assert!(size_of::<Creds>() == 104);
     assert!(size_of::<Filter>() == 24);
     assert!(size_of::<ThreadArgs>() == 176);
-    assert!(size_of::<TaskArgs>() == 440);
+    assert!(size_of::<TaskArgs>() == 424);
     assert!(align_of::<TaskArgs>() == 8 && align_of::<ThreadArgs>() == 8);
 };
 

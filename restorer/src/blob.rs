@@ -113,9 +113,8 @@ mod image {
         threads::schedule(me)?;
         if leader {
             process::limits(task)?;
-            seccomp::common(task)?;
         }
-        seccomp::own(task, me)?;
+        seccomp::restore(task, me)?;
         creds::restore(task, me)?;
         // Changing credentials resets both.
         process::dumpable(task)?;

@@ -32,6 +32,16 @@ const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 /// Gives the calling thread the credentials of `me`.
 pub fn restore(task: &Task, me: &ThreadArgs) -> Result<(), Failed> {
     let c = task.row(task.args.creds, me.creds)?;
+    if c.change != 0 {
+        change(task, c)?;
+    }
+    if c.no_new_privs != 0 {
+        prctl(PR_SET_NO_NEW_PRIVS, 1, Object::Creds)?;
+    }
+    Ok(())
+}
+
+fn change(task: &Task, c: &Creds) -> Result<(), Failed> {
     let groups = task.table(c.groups);
     // SAFETY: the list is in the arena.
     unsafe { syscall2(nr::SETGROUPS, groups.len(), groups.as_ptr() as usize) }.on(
@@ -65,9 +75,6 @@ pub fn restore(task: &Task, me: &ThreadArgs) -> Result<(), Failed> {
     }
     prctl(PR_SET_SECUREBITS, c.securebits as usize, Object::Creds)?;
     capset(Sets { effective: c.effective, permitted: c.permitted, inheritable: c.inheritable })?;
-    if c.no_new_privs != 0 {
-        prctl(PR_SET_NO_NEW_PRIVS, 1, Object::Creds)?;
-    }
     Ok(())
 }
 

@@ -18,7 +18,6 @@ use crate::{
 
 const SECCOMP_SET_MODE_STRICT: usize = 0;
 const SECCOMP_SET_MODE_FILTER: usize = 1;
-const SECCOMP_FILTER_FLAG_TSYNC: u64 = 1;
 const PR_SET_NO_NEW_PRIVS: usize = 38;
 const EACCES: i32 = 13;
 
@@ -29,21 +28,11 @@ struct Program {
     code: *const u64,
 }
 
-/// Filters all threads have: put on all of them at once, so that they are the same objects, as a later
-/// `SECCOMP_FILTER_FLAG_TSYNC` of the program wants them.
-pub fn common(task: &Task) -> Result<(), Failed> {
-    let several = task.threads().len() > 1;
-    let flag = if several { SECCOMP_FILTER_FLAG_TSYNC } else { 0 };
-    for at in task.table(task.args.common_filters) {
-        add(task, *at, flag)?;
-    }
-    Ok(())
-}
-
-/// What one thread has on top, or strict mode.
-pub fn own(task: &Task, me: &ThreadArgs) -> Result<(), Failed> {
+/// The filters of one thread, or strict mode. A filter with `SECCOMP_FILTER_FLAG_TSYNC` goes to all threads at
+/// once, so that it is the same object for all, as a later one of the program would want it.
+pub fn restore(task: &Task, me: &ThreadArgs) -> Result<(), Failed> {
     for at in task.table(me.filters) {
-        add(task, *at, 0)?;
+        add(task, *at)?;
     }
     if me.seccomp == 1 {
         // SAFETY: no pointer in this mode.
@@ -57,11 +46,11 @@ pub fn own(task: &Task, me: &ThreadArgs) -> Result<(), Failed> {
     Ok(())
 }
 
-fn add(task: &Task, at: u32, flags: u64) -> Result<(), Failed> {
+fn add(task: &Task, at: u32) -> Result<(), Failed> {
     let filter = task.row(task.args.filters, at)?;
     let code = task.table(filter.code);
     let program = Program { len: code.len() as u16, code: code.as_ptr() };
-    let flags = (filter.flags | flags) as usize;
+    let flags = filter.flags as usize;
     // SAFETY: the program is a local, its code in the arena.
     let set =
         || unsafe { syscall3(nr::SECCOMP, SECCOMP_SET_MODE_FILTER, flags, (&raw const program) as usize) };

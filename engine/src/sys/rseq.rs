@@ -58,9 +58,46 @@ pub unsafe fn set(area: u64, len: u32, signature: u32, unregister: bool) -> Resu
     errno::check(ret, "rseq").map(drop)
 }
 
+/// Gives up the area that glibc (2.35 and later) registered for the calling thread, if it did. Its length is
+/// not told by all versions, so those in use are tried: a wrong one changes nothing.
+pub fn unregister_own() -> Result<()> {
+    const SIGNATURE: u32 = 0x5305_3053;
+    // SAFETY: both names are C strings; the symbols, where they exist, are a ptrdiff_t and an unsigned int.
+    let (offset, size) = unsafe {
+        let offset = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()).cast::<isize>();
+        let size = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr()).cast::<u32>();
+        if offset.is_null() || size.is_null() {
+            return Ok(());
+        }
+        (offset.read(), size.read())
+    };
+    if size == 0 {
+        return Ok(());
+    }
+    let area = crate::arch::thread_pointer().wrapping_add_signed(offset as i64);
+    let mut result = Ok(());
+    for len in [32, size, size.next_multiple_of(32), 20, 28] {
+        // SAFETY: nothing is registered, only given up.
+        result = unsafe { set(area, len, SIGNATURE, true) };
+        match &result {
+            Err(e) if e.errno() == Some(libc::EINVAL) => {}
+            _ => return result,
+        }
+    }
+    result
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_thread_can_give_up_its_area_once() {
+        let again = std::thread::spawn(|| (unregister_own(), unregister_own())).join().unwrap();
+        assert_eq!(again.0, Ok(()));
+        // The second time there is nothing left, unless the libc never registered.
+        assert!(again.1.is_ok() || again.1.unwrap_err().errno() == Some(libc::EINVAL));
+    }
 
     #[test]
     fn sections_end_before_their_last_byte() {

@@ -1,6 +1,11 @@
 //! Small per-task settings that procfs knows.
 
-use crate::{error::Result, procfs::ProcDir};
+use rcriu_images::pb;
+
+use crate::{
+    error::{Error, Result, SysContext},
+    procfs::ProcDir,
+};
 
 /// Execution domain, personality(2). The file holds hexadecimal digits; images of this format hold the number
 /// that their decimal reading gives, with whatever follows the last decimal digit dropped.
@@ -26,6 +31,42 @@ pub fn auxv(dir: &ProcDir) -> Result<Vec<u64>> {
     Ok(bytes.as_chunks::<8>().0.iter().map(|w| u64::from_ne_bytes(*w)).collect())
 }
 
+/// The personality that the number in images stands for: its decimal digits are the hexadecimal digits of the
+/// file.
+pub fn restore_personality(image: u32) -> u32 {
+    u32::from_str_radix(&image.to_string(), 16).unwrap_or(0)
+}
+
+/// Sets what procfs can set for the calling task. A refusal is warned of: these are hints to the system, not
+/// state of the program.
+pub fn restore(tc: &pb::TaskCoreEntry) -> Result<()> {
+    if let Some(wanted) = tc.oom_score_adj {
+        set("/proc/self/oom_score_adj", i64::from(wanted))?;
+    }
+    if let Some(wanted) = tc.loginuid {
+        set("/proc/self/loginuid", i64::from(wanted))?;
+    }
+    Ok(())
+}
+
+fn set(path: &str, wanted: i64) -> Result<()> {
+    let now = match std::fs::read_to_string(path) {
+        Ok(text) => text,
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(e) => return Err(Error::io(format!("read({path})"), &e)),
+    };
+    if now.trim().parse() == Ok(wanted) {
+        return Ok(());
+    }
+    match std::fs::write(path, wanted.to_string()) {
+        Err(e) if e.kind() == std::io::ErrorKind::PermissionDenied => {
+            log::warn!("{path} stays {} instead of {wanted}: {e}", now.trim());
+            Ok(())
+        }
+        other => other.call(format!("write({path})")),
+    }
+}
+
 fn absent<T>(result: Result<T>) -> Result<Option<T>> {
     match result {
         Err(e) if e.errno() == Some(libc::ENOENT) => Ok(None),
@@ -37,6 +78,14 @@ fn absent<T>(result: Result<T>) -> Result<Option<T>> {
 mod tests {
     use super::*;
     use crate::pstree::RealPid;
+
+    #[test]
+    fn personalities_survive_as_far_as_images_can_hold_them() {
+        // ADDR_NO_RANDOMIZE, 0x0040000, is stored as 40000.
+        assert_eq!(restore_personality(40_000), libc::ADDR_NO_RANDOMIZE as u32);
+        assert_eq!(restore_personality(0), 0);
+        assert_eq!(restore_personality(u32::MAX), 0);
+    }
 
     #[test]
     fn our_own_settings_are_read() {

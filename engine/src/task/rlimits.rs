@@ -1,6 +1,7 @@
 //! Resource limits of a task.
 
 use rcriu_images::pb;
+use restorer::args;
 
 use crate::{
     error::Result,
@@ -27,10 +28,41 @@ pub fn dump(dir: &ProcDir) -> Result<pb::TaskRlimitsEntry> {
     Ok(pb::TaskRlimitsEntry { rlimits })
 }
 
+/// Limits for the restorer to set, given those it will start `from`.
+///
+/// Without CAP_SYS_RESOURCE (`may_raise` false) a hard limit can only be kept or lowered: where the dumped one
+/// is higher ours stays, with a warning.
+pub fn restore(entry: &pb::TaskRlimitsEntry, from: &pb::TaskRlimitsEntry, may_raise: bool) -> Vec<args::Limit> {
+    (0..)
+        .zip(entry.rlimits.iter().zip(&from.rlimits))
+        .map(|(resource, (wanted, have))| {
+            let (soft, hard) = (wanted.cur.min(wanted.max), wanted.max);
+            let reachable = if may_raise { hard } else { hard.min(have.max) };
+            if reachable < hard {
+                log::warn!("Hard limit of resource {resource} is {reachable} instead of {hard}: no CAP_SYS_RESOURCE");
+            }
+            args::Limit { soft: soft.min(reachable), hard: reachable, resource, pad: 0 }
+        })
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::pstree::RealPid;
+
+    #[test]
+    fn limits_are_raised_only_where_that_is_allowed() {
+        let entry = |pairs: &[(u64, u64)]| pb::TaskRlimitsEntry {
+            rlimits: pairs.iter().map(|&(cur, max)| pb::RlimitEntry { cur, max }).collect(),
+        };
+        let wanted = entry(&[(10, u64::MAX), (5, 50), (9, 9)]);
+        let have = entry(&[(1, 100), (100, 100), (1, 7)]);
+        let pairs = |may| restore(&wanted, &have, may).iter().map(|l| (l.soft, l.hard)).collect::<Vec<_>>();
+        assert_eq!(pairs(true), [(10, u64::MAX), (5, 50), (9, 9)]);
+        assert_eq!(pairs(false), [(10, 100), (5, 50), (7, 7)]);
+        assert_eq!(restore(&wanted, &have, true)[2].resource, 2);
+    }
 
     #[test]
     fn our_own_limits_agree_either_way() {

@@ -91,6 +91,27 @@ fn half(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
+/// The registration for the restorer. [`pb::RseqEntry::rseq_cs_pointer`] is for whoever stops the thread last:
+/// registering clears it.
+pub fn restore(entry: Option<&pb::RseqEntry>) -> restorer::args::RseqArea {
+    match entry {
+        Some(e) if e.rseq_abi_pointer != 0 => restorer::args::RseqArea {
+            addr: e.rseq_abi_pointer,
+            len: e.rseq_abi_size,
+            sig: e.signature,
+        },
+        _ => restorer::args::RseqArea::default(),
+    }
+}
+
+/// Gives up the area that our own libc has registered for the calling thread, the only one.
+///
+/// # Errors
+/// Only if there is one and it cannot be given up.
+pub fn forget_own() -> Result<()> {
+    crate::sys::rseq::unregister_own()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

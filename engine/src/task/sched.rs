@@ -31,6 +31,13 @@ pub fn dump(tid: RealPid) -> Result<Scheduling> {
     Ok(Scheduling { policy: policy.cast_unsigned(), priority, nice: sched::nice(tid)? })
 }
 
+/// Policy, priority and nice value for the restorer; the policy is [`restorer::args::NONE`] if the image does
+/// not tell.
+pub fn restore(core: &rcriu_images::pb::ThreadCoreEntry) -> (u32, u32, i32) {
+    let policy = core.sched_policy.unwrap_or(restorer::args::NONE);
+    (policy, core.sched_prio.unwrap_or(0), core.sched_nice.unwrap_or(0))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -145,6 +145,47 @@ fn bytes(code: &[SockFilter]) -> Vec<u8> {
     out
 }
 
+/// Most instructions a filter can have (`BPF_MAXINSNS`).
+const MAX_CODE: usize = 4096;
+
+/// The chain that starts at filter `oldest` of seccomp.img, in the order of installation: positions in
+/// `entry`.
+///
+/// # Errors
+/// A position that does not exist, a chain that has no end.
+pub fn restore_chain(entry: &pb::SeccompEntry, oldest: u32) -> Result<Vec<u32>> {
+    let filters = &entry.seccomp_filters;
+    let mut chain = Vec::new();
+    let mut next = Some(oldest);
+    while let Some(at) = next {
+        let filter = filters.get(at as usize);
+        let filter = filter.ok_or_else(|| Error::image(format!("seccomp.img: there is no filter {at}")))?;
+        if chain.len() >= filters.len() {
+            return Err(Error::image("seccomp.img: a chain of filters has no end"));
+        }
+        chain.push(at);
+        next = filter.prev;
+    }
+    Ok(chain)
+}
+
+/// A filter for the restorer: its instructions and flags.
+pub fn restore_filter(filter: &pb::SeccompFilter) -> Result<(Vec<u64>, u64)> {
+    /// TSYNC, LOG, SPEC_ALLOW: those that mean something after the call.
+    const FLAGS: u32 = 7;
+    let (code, []) = filter.filter.as_chunks::<8>() else {
+        return Err(Error::image("seccomp.img: a filter is not made of whole instructions"));
+    };
+    if code.is_empty() || code.len() > MAX_CODE {
+        return Err(Error::image(format!("seccomp.img: a filter has {} instructions", code.len())));
+    }
+    let flags = filter.flags.unwrap_or(0);
+    if flags & !FLAGS != 0 {
+        return Err(Error::unsupported(format!("a seccomp filter with flags {flags:#x} cannot be restored")));
+    }
+    Ok((code.iter().map(|c| u64::from_ne_bytes(*c)).collect(), u64::from(flags)))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -162,6 +203,11 @@ mod tests {
             .map(|n| stored[n as usize].filter[4])
             .collect();
         assert_eq!(order, [1, 2, 3]);
+        assert_eq!(restore_chain(filters.entry(), at).unwrap(), [2, 1, 0]);
+        assert!(restore_chain(filters.entry(), 3).is_err());
+        let mut looped = filters.entry().clone();
+        looped.seccomp_filters[0].prev = Some(2);
+        assert!(restore_chain(&looped, at).is_err());
         assert_eq!(stored[0].filter, [6, 0, 0, 0, 3, 0, 0, 0]);
     }
 
@@ -175,6 +221,15 @@ mod tests {
         assert_ne!(a, c);
         assert_eq!(filters.entry().seccomp_filters.len(), 2);
         assert_eq!(filters.entry().seccomp_filters[0].flags, Some(1));
+    }
+
+    #[test]
+    fn hostile_filters_are_refused() {
+        let filter = |len, flags| pb::SeccompFilter { filter: vec![0; len], prev: None, flags };
+        assert_eq!(restore_filter(&filter(16, Some(1))).unwrap(), (vec![0, 0], 1));
+        for (len, flags) in [(0, None), (7, None), (8 * (MAX_CODE + 1), None), (8, Some(8))] {
+            assert!(restore_filter(&filter(len, flags)).is_err(), "{len} {flags:?}");
+        }
     }
 
     #[test]

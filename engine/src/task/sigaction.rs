@@ -1,6 +1,9 @@
 //! What a task does on each signal.
 
 use rcriu_images::pb;
+use restorer::args;
+
+use crate::error::{Error, Result};
 
 /// Number of signals, and the highest of them.
 pub const SIGNALS: usize = 64;
@@ -34,6 +37,28 @@ fn entry(action: &Action) -> pb::SaEntry {
     }
 }
 
+/// Actions for the restorer to set.
+pub fn restore(entries: &[pb::SaEntry]) -> Result<Vec<args::Action>> {
+    let signals: Vec<i32> = (1..=SIGNALS as i32).filter(|s| has_action(*s)).collect();
+    if entries.len() != signals.len() {
+        return Err(Error::image(format!("{} signal actions instead of {}", entries.len(), signals.len())));
+    }
+    let action = |(signal, e): (i32, &pb::SaEntry)| {
+        if e.compat_sigaction == Some(true) {
+            return Err(Error::unsupported(format!("the action of signal {signal} is that of a 32-bit program")));
+        }
+        Ok(args::Action {
+            handler: e.sigaction,
+            flags: e.flags,
+            restorer: e.restorer,
+            mask: e.mask,
+            signal: signal.cast_unsigned(),
+            pad: 0,
+        })
+    };
+    signals.into_iter().zip(entries).map(action).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -50,5 +75,8 @@ mod tests {
         assert_eq!(handlers[7..10], [8, 10, 11]);
         assert_eq!(handlers[16..19], [17, 18, 20]);
         assert_eq!(handlers[61], 64);
+        let back = restore(&entries).unwrap();
+        assert!(back.iter().all(|a| a.handler == u64::from(a.signal)));
+        assert!(restore(&entries[1..]).is_err());
     }
 }

@@ -1,6 +1,7 @@
 //! Signals that wait to be delivered, with all the information they carry.
 
 use rcriu_images::pb;
+use restorer::args;
 
 use crate::{
     error::{Error, Result},
@@ -28,6 +29,24 @@ pub fn dump(tid: RealPid, shared: bool, pending: u64) -> Result<pb::SignalQueueE
     Ok(pb::SignalQueueEntry { signals })
 }
 
+/// Signals for the restorer to queue.
+///
+/// # Errors
+/// Entries of the wrong size, and numbers that cannot be pending.
+pub fn restore(entry: Option<&pb::SignalQueueEntry>) -> Result<Vec<args::Siginfo>> {
+    let signals = entry.map_or(&[][..], |e| &e.signals);
+    let convert = |e: &pb::SiginfoEntry| {
+        let bytes = e.siginfo.as_slice();
+        let pending = signo(bytes).filter(|n| !matches!(*n as i32, libc::SIGKILL | libc::SIGSTOP));
+        let (Some(_), (words, [])) = (pending, bytes.as_chunks::<8>()) else {
+            return Err(Error::image("a pending signal makes no sense"));
+        };
+        let words: Vec<u64> = words.iter().map(|w| u64::from_ne_bytes(*w)).collect();
+        words.try_into().map_err(|_| Error::image("a pending signal has the wrong size"))
+    };
+    signals.iter().map(convert).collect()
+}
+
 /// A `siginfo_t` with nothing but a number.
 fn bare(signal: u32) -> Vec<u8> {
     const SI_KERNEL: i32 = 0x80;
@@ -52,5 +71,18 @@ mod tests {
         assert_eq!(signo(&bare(65)), None);
         assert_eq!(signo(&[1]), None);
         assert_eq!(bare(3).len(), 128);
+    }
+
+    #[test]
+    fn queues_come_back_and_nonsense_is_refused() {
+        let queue = |signals: Vec<Vec<u8>>| pb::SignalQueueEntry {
+            signals: signals.into_iter().map(|siginfo| pb::SiginfoEntry { siginfo }).collect(),
+        };
+        let back = restore(Some(&queue(vec![bare(10), bare(64)]))).unwrap();
+        assert_eq!(back.iter().map(|i| i[0] as u32).collect::<Vec<_>>(), [10, 64]);
+        assert!(restore(None).unwrap().is_empty());
+        for bad in [bare(9), bare(19), bare(10)[..120].to_vec(), bare(10)[..5].to_vec(), Vec::new(), bare(65)] {
+            assert!(restore(Some(&queue(vec![bad]))).is_err());
+        }
     }
 }

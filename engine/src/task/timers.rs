@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use rcriu_images::pb;
+use restorer::args;
 
 use crate::{
     error::{Error, Result},
@@ -68,6 +69,59 @@ pub fn dump(
     Ok(pb::TaskTimersEntry { real, virt, prof, posix })
 }
 
+/// Without `PR_TIMER_CREATE_RESTORE_IDS` every smaller id is created and deleted on the way.
+const MOST_TRIES: u32 = 1 << 20;
+
+/// The three interval timers for the restorer.
+pub fn restore_intervals(entry: &pb::TaskTimersEntry) -> Result<[args::Itimer; 3]> {
+    let convert = |which: &str, e: &pb::ItimerEntry| {
+        if e.iusec >= 1_000_000 || e.vusec >= 1_000_000 {
+            return Err(Error::image(format!("the {which} interval timer has more than 999999 microseconds")));
+        }
+        Ok([e.isec, e.iusec, e.vsec, e.vusec])
+    };
+    Ok([convert("real", &entry.real)?, convert("virtual", &entry.virt)?, convert("profiling", &entry.prof)?])
+}
+
+/// The POSIX timers for the restorer, by id; `exact` says whether the kernel takes an id.
+pub fn restore_posix(entry: &pb::TaskTimersEntry, exact: bool) -> Result<Vec<args::PosixTimer>> {
+    let convert = |e: &pb::PosixTimerEntry| {
+        let bad = |what: &str| Err(Error::image(format!("POSIX timer {}: {what}", e.it_id)));
+        if e.insec >= 1_000_000_000 || e.vnsec >= 1_000_000_000 {
+            return bad("more than 999999999 nanoseconds");
+        }
+        if e.it_id > i32::MAX as u32 {
+            return bad("there can be no such id");
+        }
+        if !exact && e.it_id > MOST_TRIES {
+            return Err(Error::host(format!("POSIX timer {} has an id this kernel cannot be told", e.it_id))
+                .remedy("restore on Linux 6.15 or later"));
+        }
+        let tid = match (e.it_sigev_notify as i32, e.notify_thread_id) {
+            (libc::SIGEV_THREAD_ID, Some(tid)) if tid > 0 => tid.cast_unsigned(),
+            (libc::SIGEV_THREAD_ID, _) => return bad("it notifies a thread that is not told"),
+            (libc::SIGEV_SIGNAL | libc::SIGEV_NONE, _) => 0,
+            _ => return bad("its way of notification is not known"),
+        };
+        Ok(args::PosixTimer {
+            id: e.it_id,
+            clock: e.clock_id.cast_signed(),
+            signal: e.si_signo,
+            notify: e.it_sigev_notify,
+            value: e.sival_ptr,
+            tid,
+            pad: 0,
+            spec: [e.isec, e.insec, e.vsec, e.vnsec],
+        })
+    };
+    let mut timers = entry.posix.iter().map(convert).collect::<Result<Vec<_>>>()?;
+    timers.sort_by_key(|t| t.id);
+    if let Some(pair) = timers.windows(2).find(|p| p[0].id == p[1].id) {
+        return Err(Error::image(format!("POSIX timer {} stands there twice", pair[0].id)));
+    }
+    Ok(timers)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,5 +138,31 @@ mod tests {
         assert_eq!((posix.it_id, posix.it_sigev_notify, posix.notify_thread_id), (3, 4, Some(77)));
         assert_eq!((posix.vsec, posix.overrun, posix.clock_id), (5, 2, -6i32 as u32));
         assert!(dump([real; 3], &[timer], &BTreeMap::new()).is_err());
+
+        assert_eq!(restore_intervals(&entry).unwrap(), [[0, 0, 0, 1], [0; 4], [0; 4]]);
+        let back = restore_posix(&entry, true).unwrap();
+        assert_eq!((back[0].id, back[0].tid, back[0].clock, back[0].spec), (3, 77, -6, [0, 0, 5, 0]));
+    }
+
+    #[test]
+    fn timers_that_make_no_sense_are_refused() {
+        let posix = |id, tid| pb::PosixTimerEntry {
+            it_id: id,
+            it_sigev_notify: if tid == 0 { 0 } else { 4 },
+            notify_thread_id: (tid != 0).then_some(tid),
+            ..Default::default()
+        };
+        let entry = |posix| pb::TaskTimersEntry { posix, ..Default::default() };
+        let ids = |e: &pb::TaskTimersEntry, exact| {
+            restore_posix(e, exact).map(|t| t.iter().map(|t| t.id).collect::<Vec<_>>()).map_err(drop)
+        };
+        assert_eq!(ids(&entry(vec![posix(5, 0), posix(2, 9)]), false), Ok(vec![2, 5]));
+        assert_eq!(ids(&entry(vec![posix(5, 0), posix(5, 0)]), true), Err(()));
+        assert_eq!(ids(&entry(vec![posix(5, -1)]), true), Err(()));
+        assert_eq!(ids(&entry(vec![posix(MOST_TRIES + 1, 0)]), false), Err(()));
+        assert_eq!(ids(&entry(vec![posix(MOST_TRIES + 1, 0)]), true), Ok(vec![MOST_TRIES + 1]));
+        let mut late = entry(Vec::new());
+        late.virt.vusec = 1_000_000;
+        assert!(restore_intervals(&late).is_err());
     }
 }

@@ -10,12 +10,14 @@
 //! | signal frame | 18 words and segments | XSAVE area between two magic numbers |
 
 mod layout;
+mod own;
 mod regs;
 mod sigframe;
 mod tls;
 mod xsave;
 
 pub use layout::Layout;
+pub use own::thread_pointer;
 pub use regs::{Interrupted, Regs};
 pub use sigframe::{AltStack, FRAME_ALIGN, SigFrame};
 pub use tls::{TLS_ENTRIES, tls_from_image, tls_to_image};

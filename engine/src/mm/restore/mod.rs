@@ -19,8 +19,10 @@
 
 mod entry;
 mod fill;
+mod finish;
 mod ranges;
 mod shared;
+pub mod vdso;
 
 use std::{collections::HashMap, os::fd::AsFd, os::fd::OwnedFd, rc::Rc};
 
@@ -61,7 +63,6 @@ pub struct Pages {
 struct Placed {
     /// As in the images of the task that made it.
     vma: pb::VmaEntry,
-    class: Class,
     region: Region,
     /// Protection it has now.
     prot: u32,
@@ -208,7 +209,7 @@ impl Maker<'_, '_> {
                 };
                 let region = self.room.map(vma.start, len, hidden)?;
                 region.mirror(region.start(), len, self.shared.address(vma)?)?;
-                return Ok(Placed { vma: vma.clone(), class, region, prot: READ_WRITE });
+                return Ok(Placed { vma: vma.clone(), region, prot: READ_WRITE });
             }
             _ if vma.status & st::ANON_PRIVATE != 0 => {
                 self.room.map(vma.start, len, Mapping { prot, flags, file: None })?
@@ -226,7 +227,7 @@ impl Maker<'_, '_> {
                 self.room.map(vma.start, len, Mapping { prot, flags, file })?
             }
         };
-        Ok(Placed { vma: vma.clone(), class, region, prot })
+        Ok(Placed { vma: vma.clone(), region, prot })
     }
 }
 

@@ -1,0 +1,104 @@
+//! The last things done to memory before the restorer takes over: what children must not inherit, and what
+//! would be in the way while pages are filled.
+
+use restorer::args::{Move, Span};
+
+use super::{Placed, Prepared, Range, Ranges, entry, vmas};
+use crate::error::{Context, Error, Result};
+use crate::mm::status as st;
+use crate::restore::TaskImage;
+use crate::sys::map::{Mapping, Region};
+
+/// `MADV_GUARD_INSTALL` (Linux 6.13).
+const MADV_GUARD_INSTALL: i32 = 102;
+/// Advice that mappings keep, in the numbers of madvise(2).
+const ADVICE: [i32; 8] = [
+    libc::MADV_RANDOM,
+    libc::MADV_SEQUENTIAL,
+    libc::MADV_DONTFORK,
+    libc::MADV_MERGEABLE,
+    libc::MADV_HUGEPAGE,
+    libc::MADV_NOHUGEPAGE,
+    libc::MADV_DONTDUMP,
+    libc::MADV_WIPEONFORK,
+];
+
+fn settle(at: &mut Placed) -> Result<()> {
+    let region = &at.region;
+    if at.prot != at.vma.prot {
+        region.protect(region.start(), region.len(), at.vma.prot)?;
+        at.prot = at.vma.prot;
+    }
+    let advice = at.vma.madv.unwrap_or(0);
+    for code in ADVICE.into_iter().filter(|code| advice >> code & 1 != 0) {
+        region.advise(region.start(), region.len(), code)?;
+    }
+    if at.vma.flags & libc::MAP_LOCKED as u32 != 0 {
+        match region.lock() {
+            // Locked all the same, but there is nothing to bring in.
+            Err(e) if e.errno() == Some(libc::ENOMEM) && at.vma.prot == 0 => {}
+            other => other?,
+        }
+    }
+    Ok(())
+}
+
+impl Prepared {
+    /// Gives every mapping its protection, advice, guard pages and lock.
+    ///
+    /// Precondition: all children are forked and all pages filled.
+    pub fn settle(&mut self, task: &TaskImage) -> Result<()> {
+        for at in &mut self.placed {
+            settle(at).during(|| entry::name(&at.vma))?;
+        }
+        self.guards(task)
+    }
+
+    /// Guard pages are ranges inside mappings, perhaps over the border of two.
+    fn guards(&self, task: &TaskImage) -> Result<()> {
+        for guard in vmas(task).iter().filter(|v| v.status & st::GUARD != 0) {
+            let mut at = guard.start;
+            let first = self.placed.partition_point(|p| p.vma.end <= at);
+            for inside in &self.placed[first..] {
+                if inside.vma.start > at || at >= guard.end {
+                    break;
+                }
+                let end = guard.end.min(inside.vma.end);
+                let here = inside.region.start() + (at - inside.vma.start);
+                inside
+                    .region
+                    .advise(here, end - at, MADV_GUARD_INSTALL)
+                    .during(|| format!("guard pages {at:x}-{end:x}"))?;
+                at = end;
+            }
+            if at < guard.end {
+                return Err(Error::image(format!("guard pages at {at:#x} lie in no mapping")));
+            }
+        }
+        Ok(())
+    }
+
+    /// Mappings that are not at their address yet.
+    pub fn moves(&self) -> Vec<Move> {
+        let waiting = self.placed.iter().filter(|p| p.region.start() != p.vma.start);
+        waiting.map(|p| Move { from: p.region.start(), to: p.vma.start, len: p.region.len() }).collect()
+    }
+
+    /// What must not be unmapped: the task's memory where it is now, and `others`.
+    pub fn keep(&self, others: impl IntoIterator<Item = Range>) -> Vec<Span> {
+        let now = self.placed.iter().map(|p| (p.region.start(), p.region.end()));
+        let all: Ranges = now.chain(others).collect();
+        all.iter().map(|(start, end)| Span { start, end }).collect()
+    }
+
+    /// Reserves `len` bytes for the restorer where neither the task nor we have anything.
+    pub fn hole(&mut self, len: u64) -> Result<Region> {
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u32;
+        self.room.map_elsewhere(0, len, Mapping { prot: 0, flags, file: None })
+    }
+
+    /// An address where `len` bytes stay free to the end: for mappings the task gets that it did not have.
+    pub fn spare(&self, len: u64) -> Result<u64> {
+        self.room.taken()?.room(len, super::TABLE).ok_or_else(|| super::no_room(len))
+    }
+}
