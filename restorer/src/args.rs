@@ -325,6 +325,8 @@ pub struct TaskArgs {
     pub vdso: Table<VdsoPart>,
     /// The memory descriptor's addresses.
     pub mm: MmMap,
+    /// The auxiliary vector that [`MmMap::auxv`] gives the address of.
+    pub auxv: Table<u64>,
     /// Descriptors to close, first and last of each range, once every task has its memory: tasks that share
     /// a table need them till then.
     pub close: Table<[u32; 2]>,
@@ -365,7 +367,7 @@ const _: () = {
     assert!(size_of::<Creds>() == 104);
     assert!(size_of::<Filter>() == 24);
     assert!(size_of::<ThreadArgs>() == 176);
-    assert!(size_of::<TaskArgs>() == 424);
+    assert!(size_of::<TaskArgs>() == 440);
     assert!(align_of::<TaskArgs>() == 8 && align_of::<ThreadArgs>() == 8);
 };
 

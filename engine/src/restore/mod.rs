@@ -5,6 +5,7 @@
 //!      -> sigchld -> creds -> complete -> detach
 //! ```
 
+pub mod handoff;
 pub mod plan;
 pub mod preflight;
 pub mod read;

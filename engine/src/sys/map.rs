@@ -103,6 +103,11 @@ impl Region {
         self.len
     }
 
+    /// Never: there are no empty mappings.
+    pub fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
     fn check(&self, at: u64, len: u64) -> Result<()> {
         let inside = at >= self.start && len <= self.len && at - self.start <= self.len - len;
         if inside { Ok(()) } else { Err(Error::bug(format!("{at:#x}+{len:#x} is outside {self:x?}"))) }
@@ -111,14 +116,16 @@ impl Region {
     /// Removes the mapping.
     pub fn unmap(self) -> Result<()> {
         // SAFETY: the region is ours and nothing refers to it.
-        errno::check(unsafe { libc::munmap(self.start as *mut _, self.len as usize) }.into(), "munmap").map(drop)
+        errno::check(unsafe { libc::munmap(self.start as *mut _, self.len as usize) }.into(), "munmap")
+            .map(drop)
     }
 
     /// mprotect(2) on a part.
     pub fn protect(&self, at: u64, len: u64, prot: u32) -> Result<()> {
         self.check(at, len)?;
         // SAFETY: inside the region, in which no Rust object lies.
-        errno::check(unsafe { libc::mprotect(at as *mut _, len as usize, prot as i32) }.into(), "mprotect").map(drop)
+        errno::check(unsafe { libc::mprotect(at as *mut _, len as usize, prot as i32) }.into(), "mprotect")
+            .map(drop)
     }
 
     /// madvise(2) on a part.
@@ -131,7 +138,8 @@ impl Region {
     /// mlock(2) on all of it.
     pub fn lock(&self) -> Result<()> {
         // SAFETY: no effect on contents.
-        errno::check(unsafe { libc::mlock(self.start as *const _, self.len as usize) }.into(), "mlock").map(drop)
+        errno::check(unsafe { libc::mlock(self.start as *const _, self.len as usize) }.into(), "mlock")
+            .map(drop)
     }
 
     /// Reads from `file` at `offset` into `pieces` (address and length) of the region, one after the other.

@@ -54,7 +54,8 @@ fn mask(halves: &[u32]) -> u64 {
 pub fn restore(entry: &pb::CredsEntry, own: &Status, own_securebits: u32) -> Result<args::Creds> {
     if let Some(profile) = &entry.lsm_profile
         && !matches!(profile.trim_end(), "" | "unconfined")
-        && std::fs::read_to_string("/proc/self/attr/current").is_ok_and(|own| own.trim_end() != profile.trim_end())
+        && std::fs::read_to_string("/proc/self/attr/current")
+            .is_ok_and(|own| own.trim_end() != profile.trim_end())
     {
         return Err(Error::unsupported(format!("the security profile {profile:?} cannot be restored")));
     }

@@ -32,14 +32,20 @@ pub fn dump(dir: &ProcDir) -> Result<pb::TaskRlimitsEntry> {
 ///
 /// Without CAP_SYS_RESOURCE (`may_raise` false) a hard limit can only be kept or lowered: where the dumped one
 /// is higher ours stays, with a warning.
-pub fn restore(entry: &pb::TaskRlimitsEntry, from: &pb::TaskRlimitsEntry, may_raise: bool) -> Vec<args::Limit> {
+pub fn restore(
+    entry: &pb::TaskRlimitsEntry,
+    from: &pb::TaskRlimitsEntry,
+    may_raise: bool,
+) -> Vec<args::Limit> {
     (0..)
         .zip(entry.rlimits.iter().zip(&from.rlimits))
         .map(|(resource, (wanted, have))| {
             let (soft, hard) = (wanted.cur.min(wanted.max), wanted.max);
             let reachable = if may_raise { hard } else { hard.min(have.max) };
             if reachable < hard {
-                log::warn!("Hard limit of resource {resource} is {reachable} instead of {hard}: no CAP_SYS_RESOURCE");
+                log::warn!(
+                    "Hard limit of resource {resource} is {reachable} instead of {hard}: no CAP_SYS_RESOURCE"
+                );
             }
             args::Limit { soft: soft.min(reachable), hard: reachable, resource, pad: 0 }
         })

@@ -95,11 +95,9 @@ fn half(bytes: &[u8], at: usize) -> u32 {
 /// registering clears it.
 pub fn restore(entry: Option<&pb::RseqEntry>) -> restorer::args::RseqArea {
     match entry {
-        Some(e) if e.rseq_abi_pointer != 0 => restorer::args::RseqArea {
-            addr: e.rseq_abi_pointer,
-            len: e.rseq_abi_size,
-            sig: e.signature,
-        },
+        Some(e) if e.rseq_abi_pointer != 0 => {
+            restorer::args::RseqArea { addr: e.rseq_abi_pointer, len: e.rseq_abi_size, sig: e.signature }
+        }
         _ => restorer::args::RseqArea::default(),
     }
 }

@@ -45,7 +45,9 @@ pub fn restore(entries: &[pb::SaEntry]) -> Result<Vec<args::Action>> {
     }
     let action = |(signal, e): (i32, &pb::SaEntry)| {
         if e.compat_sigaction == Some(true) {
-            return Err(Error::unsupported(format!("the action of signal {signal} is that of a 32-bit program")));
+            return Err(Error::unsupported(format!(
+                "the action of signal {signal} is that of a 32-bit program"
+            )));
         }
         Ok(args::Action {
             handler: e.sigaction,

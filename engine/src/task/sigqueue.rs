@@ -81,7 +81,8 @@ mod tests {
         let back = restore(Some(&queue(vec![bare(10), bare(64)]))).unwrap();
         assert_eq!(back.iter().map(|i| i[0] as u32).collect::<Vec<_>>(), [10, 64]);
         assert!(restore(None).unwrap().is_empty());
-        for bad in [bare(9), bare(19), bare(10)[..120].to_vec(), bare(10)[..5].to_vec(), Vec::new(), bare(65)] {
+        for bad in [bare(9), bare(19), bare(10)[..120].to_vec(), bare(10)[..5].to_vec(), Vec::new(), bare(65)]
+        {
             assert!(restore(Some(&queue(vec![bad]))).is_err());
         }
     }

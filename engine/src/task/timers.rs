@@ -76,7 +76,9 @@ const MOST_TRIES: u32 = 1 << 20;
 pub fn restore_intervals(entry: &pb::TaskTimersEntry) -> Result<[args::Itimer; 3]> {
     let convert = |which: &str, e: &pb::ItimerEntry| {
         if e.iusec >= 1_000_000 || e.vusec >= 1_000_000 {
-            return Err(Error::image(format!("the {which} interval timer has more than 999999 microseconds")));
+            return Err(Error::image(format!(
+                "the {which} interval timer has more than 999999 microseconds"
+            )));
         }
         Ok([e.isec, e.iusec, e.vsec, e.vusec])
     };

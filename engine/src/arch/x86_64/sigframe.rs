@@ -48,6 +48,11 @@ pub struct SigFrame {
 }
 
 impl SigFrame {
+    /// Bytes that any frame takes at most on this processor.
+    pub fn most(layout: &Layout) -> usize {
+        FPSTATE + layout.len_for(u64::MAX) + size_of::<u32>()
+    }
+
     /// Bytes that a frame for `xsave` takes at most.
     pub fn max_len(xsave: &Xsave) -> usize {
         FPSTATE + xsave.bytes().len() + size_of::<u32>()

@@ -137,7 +137,7 @@ pub fn prepare(
         let inherited = kept.remove(&vma.start);
         let fresh = inherited.is_none();
         let mut at = match inherited {
-            Some(old) => Placed { vma: vma.clone(), ..old },
+            Some(old) => Placed { vma: *vma, ..old },
             None => maker.make(vma, class, content.is_some()).during(during)?,
         };
         if class == Class::Private && (content.is_some() || !fresh) {
@@ -209,7 +209,7 @@ impl Maker<'_, '_> {
                 };
                 let region = self.room.map(vma.start, len, hidden)?;
                 region.mirror(region.start(), len, self.shared.address(vma)?)?;
-                return Ok(Placed { vma: vma.clone(), region, prot: READ_WRITE });
+                return Ok(Placed { vma: *vma, region, prot: READ_WRITE });
             }
             _ if vma.status & st::ANON_PRIVATE != 0 => {
                 self.room.map(vma.start, len, Mapping { prot, flags, file: None })?
@@ -227,7 +227,7 @@ impl Maker<'_, '_> {
                 self.room.map(vma.start, len, Mapping { prot, flags, file })?
             }
         };
-        Ok(Placed { vma: vma.clone(), region, prot })
+        Ok(Placed { vma: *vma, region, prot })
     }
 }
 

@@ -105,13 +105,10 @@ mod tests {
     #[test]
     fn without_takes_away() {
         let r = ranges(&[(0, 10), (20, 30), (40, 50)]);
-        assert_eq!(r.without(&ranges(&[(2, 3), (5, 22), (25, 26), (29, 45)])).0, [
-            (0, 2),
-            (3, 5),
-            (22, 25),
-            (26, 29),
-            (45, 50)
-        ]);
+        assert_eq!(
+            r.without(&ranges(&[(2, 3), (5, 22), (25, 26), (29, 45)])).0,
+            [(0, 2), (3, 5), (22, 25), (26, 29), (45, 50)]
+        );
         assert_eq!(r.without(&ranges(&[])), r);
         assert_eq!(r.without(&ranges(&[(0, 100)])).0, []);
     }
@@ -121,7 +118,9 @@ mod tests {
         let stack = (0x7ff0_0000_0000, 0x7ff0_0010_0000);
         let taken = ranges(&[(0x40_0000, 0x50_0000), stack]);
         let at = taken.room(1 << 30, 1 << 21).unwrap();
-        assert!(at % (1 << 21) == 0 && at > 0x50_0000 + DISTANCE && at + (1 << 30) + DISTANCE <= stack.0);
+        assert!(
+            at.is_multiple_of(1 << 21) && at > 0x50_0000 + DISTANCE && at + (1 << 30) + DISTANCE <= stack.0
+        );
         // Most of the space reserved, as some sanitizers do.
         let taken = ranges(&[(0x1000, 0x6000_0000_0000), (0x6100_0000_0000, TOP)]);
         assert!(taken.room(0xff_0000_0000, 4096).is_some());

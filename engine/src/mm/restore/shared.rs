@@ -28,7 +28,8 @@ impl SharedAnon {
         let all = snapshot.alive().flat_map(|(_, task)| vmas(task));
         for vma in all.filter(|v| v.status & st::ANON_SHARED != 0 && v.status & st::SYSVIPC == 0) {
             let end = vma.pgoff.checked_add(vma.end - vma.start).filter(|end| end % PAGE_SIZE == 0);
-            let end = end.ok_or_else(|| Error::image(format!("{}: offset out of range", entry::name(vma))))?;
+            let end =
+                end.ok_or_else(|| Error::image(format!("{}: offset out of range", entry::name(vma))))?;
             let size = sizes.entry(vma.shmid).or_default();
             *size = end.max(*size);
         }
