@@ -1,3 +1,144 @@
-//! The dump.
+//! The dump: a running tree becomes images.
+//!
+//! ```text
+//! seize -> collect -> for each task: signals -> infect -> ask, files -> cure -> memory -> core
+//!       -> pstree -> inventory -> kill | leave running | leave stopped
+//! ```
+//!
+//! Until the last line everything is undone by guards: tasks are cured and let go as they were found, files
+//! created so far are removed.
 
+pub mod collect;
+mod core;
+mod finish;
+pub(crate) mod freezer;
 pub(crate) mod identity;
+mod namespaces;
+pub(crate) mod refuse;
+pub mod seize;
+mod task;
+
+use std::sync::atomic::Ordering;
+
+use rcriu_images::ImageDir;
+
+use crate::{
+    arch::Layout,
+    error::{Result, SysContext},
+    files::FilesOut,
+    interrupt,
+    kernel::Kernel,
+    mm::{pages::PageStore, vma::VmaRules},
+    options::{Afterwards, DumpOptions},
+    pstree::RealPid,
+    scripts::Stage,
+    stats::DumpStats,
+    task::{cgroup::Sets, seccomp::Filters},
+};
+
+/// What a dump carries from task to task.
+pub struct DumpCx<'a> {
+    pub opts: &'a DumpOptions,
+    pub kernel: &'a Kernel,
+    pub images: &'a ImageDir,
+    pub files: FilesOut<'a>,
+    pub pages: PageStore,
+    pub seccomp: Filters,
+    pub cgroups: Sets,
+    pub stats: DumpStats,
+    /// Where this processor keeps its state.
+    pub layout: Layout,
+    /// What decides about mappings.
+    pub rules: VmaRules,
+    /// A mapping of uprobes was left out.
+    pub uprobes: bool,
+}
+
+impl<'a> DumpCx<'a> {
+    /// Nothing is written yet.
+    pub fn new(opts: &'a DumpOptions, kernel: &'a Kernel, images: &'a ImageDir) -> Result<Self> {
+        let pages = PageStore::new(images.clone());
+        Ok(DumpCx {
+            opts,
+            kernel,
+            images,
+            files: FilesOut::new(opts, kernel, images),
+            pages,
+            seccomp: Filters::default(),
+            cgroups: Sets::new()?,
+            stats: DumpStats::default(),
+            layout: Layout::host(),
+            rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev: shmem_dev()? },
+            uprobes: false,
+        })
+    }
+}
+
+/// Dumps the tree of `opts.pid`.
+pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
+    let root = RealPid(opts.pid);
+    log::info!("Dumping processes (pid: {root})");
+    let notify = |stage| opts.common.notifier.notify(stage, Some(root));
+    notify(Stage::PreDump)?;
+    let images = opts.common.images_dir.images()?;
+    let created = Created::new(&images);
+    let mut cx = DumpCx::new(opts, kernel, &images)?;
+
+    cx.stats.freezing.start();
+    // From here on nothing in the tree runs; dropped, everything goes on as it was found.
+    let mut frozen = seize::tree(opts, kernel)?;
+    cx.stats.freezing.stop();
+    cx.stats.frozen.start();
+    // Needs: nobody can fork any more.
+    let tree = collect::pstree(&frozen, opts.common.shell_job, kernel)?;
+    for at in 0..tree.tasks.len() {
+        interrupt::check()?;
+        task::dump(&tree, at, &mut frozen, &mut cx)?;
+    }
+    let mut stats = std::mem::take(&mut cx.stats);
+    stats.shpages_scanned = cx.pages.counts().shmem_scanned.load(Ordering::Relaxed);
+    stats.shpages_written = cx.pages.counts().shmem_written.load(Ordering::Relaxed);
+    // The inventory is the last image: no inventory, no snapshot.
+    finish::seal(cx, &tree, opts.afterwards != Afterwards::Kill)?;
+    // A complete set stays, also if somebody objects to ending the tree.
+    created.keep();
+    notify(Stage::PostDump)?;
+    frozen.finish(opts.afterwards)?;
+    stats.frozen.stop();
+    stats.write(&opts.common.work_dir)?;
+    log::info!("Dumping finished successfully");
+    Ok(())
+}
+
+/// Removes the images created so far, unless they are kept.
+struct Created<'a> {
+    images: &'a ImageDir,
+    keep: bool,
+}
+
+impl<'a> Created<'a> {
+    fn new(images: &'a ImageDir) -> Self {
+        Created { images, keep: false }
+    }
+
+    fn keep(mut self) {
+        self.keep = true;
+    }
+}
+
+impl Drop for Created<'_> {
+    fn drop(&mut self) {
+        if !self.keep
+            && let Err(e) = self.images.remove_created()
+        {
+            log::error!("Can't remove the images of the failed dump: {e}");
+        }
+    }
+}
+
+/// `st_dev` of the kernel's own tmpfs, on which anonymous shared memory lives.
+fn shmem_dev() -> Result<u64> {
+    use nix::sys::memfd::{MFdFlags, memfd_create};
+    let file = memfd_create("rcriu", MFdFlags::MFD_CLOEXEC).call("memfd_create")?;
+    Ok(nix::sys::stat::fstat(&file).call("fstat")?.st_dev)
+}

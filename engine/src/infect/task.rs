@@ -44,6 +44,17 @@ impl StoppedTask {
     /// `timeout` (a vfork parent, a call into a dead server). A thread that could not be stopped at all
     /// is let go only when the calling thread ends: the kernel has no other way.
     pub fn seize(pid: RealPid, kernel: &Kernel, timeout: Duration) -> Result<StoppedTask> {
+        Self::seize_held(pid, kernel, timeout, &mut HashSet::new())
+    }
+
+    /// As [`StoppedTask::seize`], with threads in `held` that were attached and asked to stop already (those
+    /// of a control group that was frozen for it). The threads of this process are taken out of it.
+    pub fn seize_held(
+        pid: RealPid,
+        kernel: &Kernel,
+        timeout: Duration,
+        held: &mut HashSet<RealPid>,
+    ) -> Result<StoppedTask> {
         let deadline = Instant::now() + timeout;
         let mut task = StoppedTask {
             pid,
@@ -60,7 +71,7 @@ impl StoppedTask {
             }
             // All of them first: they come to their stops while we wait for the first.
             for tid in new {
-                if task.attach(tid)? {
+                if held.remove(&tid) || task.attach(tid)? {
                     task.attached.push(tid);
                 }
             }

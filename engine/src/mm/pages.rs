@@ -39,11 +39,9 @@ struct Shared {
     counts: Counts,
 }
 
-/// Pages looked at and written, of tasks and of shared memory.
+/// Pages of shared memory looked at and written.
 #[derive(Debug, Default)]
 pub struct Counts {
-    pub scanned: AtomicU64,
-    pub written: AtomicU64,
     pub shmem_scanned: AtomicU64,
     pub shmem_written: AtomicU64,
 }

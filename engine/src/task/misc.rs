@@ -25,10 +25,25 @@ pub fn oom_score_adj(dir: &ProcDir) -> Result<Option<i32>> {
     absent(dir.number("oom_score_adj"))
 }
 
-/// Auxiliary vector, as words.
+/// Words of an auxiliary vector that every reader of the format takes.
+const AUXV_WORDS: usize = 44;
+
+/// Auxiliary vector, as words, without the empty pair at its end: the kernel sets that itself, and for CRIU
+/// it would be too much.
 pub fn auxv(dir: &ProcDir) -> Result<Vec<u64>> {
     let bytes = dir.read("auxv")?;
-    Ok(bytes.as_chunks::<8>().0.iter().map(|w| u64::from_ne_bytes(*w)).collect())
+    let mut words: Vec<u64> = bytes.as_chunks::<8>().0.iter().map(|w| u64::from_ne_bytes(*w)).collect();
+    while let [.., 0, 0] = words[..] {
+        words.truncate(words.len() - 2);
+    }
+    if words.len() > AUXV_WORDS {
+        log::warn!(
+            "The auxiliary vector of {} has {} words: CRIU takes {AUXV_WORDS}",
+            dir.pid(),
+            words.len()
+        );
+    }
+    Ok(words)
 }
 
 /// The personality that the number in images stands for: its decimal digits are the hexadecimal digits of the

@@ -1,24 +1,13 @@
 //! What a task does on each signal.
 
+use parasite::sigactions::{SIGNALS, Sigaction};
 use rcriu_images::pb;
 use restorer::args;
 
 use crate::error::{Error, Result};
 
-/// Number of signals, and the highest of them.
-pub const SIGNALS: usize = 64;
-
-/// The kernel's `struct sigaction` of rt_sigaction(2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Action {
-    pub handler: u64,
-    pub flags: u64,
-    pub restorer: u64,
-    pub mask: u64,
-}
-
 /// Entries for all signals, given those of signal 1 first. The two that have no action are left out.
-pub fn dump(actions: &[Action; SIGNALS]) -> Vec<pb::SaEntry> {
+pub fn dump(actions: &[Sigaction]) -> Vec<pb::SaEntry> {
     (1..).zip(actions).filter(|(signal, _)| has_action(*signal)).map(|(_, a)| entry(a)).collect()
 }
 
@@ -26,7 +15,7 @@ fn has_action(signal: i32) -> bool {
     signal != libc::SIGKILL && signal != libc::SIGSTOP
 }
 
-fn entry(action: &Action) -> pb::SaEntry {
+fn entry(action: &Sigaction) -> pb::SaEntry {
     pb::SaEntry {
         sigaction: action.handler,
         flags: action.flags,
@@ -67,7 +56,7 @@ mod tests {
 
     #[test]
     fn kill_and_stop_have_no_entry() {
-        let mut actions = [Action::default(); SIGNALS];
+        let mut actions = [Sigaction::default(); SIGNALS];
         for (signal, action) in (1..).zip(&mut actions) {
             action.handler = signal;
         }

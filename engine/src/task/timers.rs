@@ -1,53 +1,37 @@
 //! Interval timers and POSIX timers of a task.
 
-use std::collections::BTreeMap;
-
+use parasite::timers::{ITIMERS, Itimer, PosixTimer};
 use rcriu_images::pb;
 use restorer::args;
 
 use crate::{
     error::{Error, Result},
-    procfs,
+    procfs::timers::Timer,
 };
 
-/// `struct itimerval` of getitimer(2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Interval {
-    pub interval_sec: u64,
-    pub interval_usec: u64,
-    pub value_sec: u64,
-    pub value_usec: u64,
-}
-
-/// Time left of a POSIX timer, from timer_gettime(2) and timer_getoverrun(2) inside the task.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Left {
-    pub interval_sec: u64,
-    pub interval_nsec: u64,
-    pub value_sec: u64,
-    pub value_nsec: u64,
-    pub overrun: u32,
-}
-
 /// The entry of a task: real, virtual and profiling timer, and the POSIX timers of `/proc/PID/timers` with the
-/// time that is `left` of each, by id.
+/// time that is `left` of each, in the same order.
 pub fn dump(
-    intervals: [Interval; 3],
-    timers: &[procfs::timers::Timer],
-    left: &BTreeMap<u32, Left>,
+    intervals: [Itimer; ITIMERS],
+    timers: &[Timer],
+    left: &[PosixTimer],
 ) -> Result<pb::TaskTimersEntry> {
     let [real, virt, prof] = intervals.map(|i| pb::ItimerEntry {
-        isec: i.interval_sec,
-        iusec: i.interval_usec,
-        vsec: i.value_sec,
-        vusec: i.value_usec,
+        isec: i.interval_sec.cast_unsigned(),
+        iusec: i.interval_usec.cast_unsigned(),
+        vsec: i.value_sec.cast_unsigned(),
+        vusec: i.value_usec.cast_unsigned(),
     });
+    if timers.len() != left.len() {
+        return Err(Error::bug(format!("{} POSIX timers, {} answers", timers.len(), left.len())));
+    }
     let posix = timers
         .iter()
-        .map(|timer| {
-            let left = left
-                .get(&timer.id)
-                .ok_or_else(|| Error::bug(format!("POSIX timer {} was not read", timer.id)))?;
+        .zip(left)
+        .map(|(timer, left)| {
+            if left.id != i64::from(timer.id) {
+                return Err(Error::bug(format!("POSIX timer {} was not read", timer.id)));
+            }
             Ok(pb::PosixTimerEntry {
                 it_id: timer.id,
                 clock_id: timer.clock.cast_unsigned(),
@@ -57,11 +41,11 @@ pub fn dump(
                     None => timer.notify,
                 },
                 sival_ptr: timer.sival_ptr,
-                overrun: left.overrun,
-                isec: left.interval_sec,
-                insec: left.interval_nsec,
-                vsec: left.value_sec,
-                vnsec: left.value_nsec,
+                overrun: u32::try_from(left.overrun).unwrap_or(u32::MAX),
+                isec: left.interval_sec.cast_unsigned(),
+                insec: left.interval_nsec.cast_unsigned(),
+                vsec: left.value_sec.cast_unsigned(),
+                vnsec: left.value_nsec.cast_unsigned(),
                 notify_thread_id: timer.notify_thread,
             })
         })
@@ -127,19 +111,20 @@ pub fn restore_posix(entry: &pb::TaskTimersEntry, exact: bool) -> Result<Vec<arg
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::procfs::timers::Timer;
 
     #[test]
     fn timers_keep_whom_they_notify() {
         let timer = Timer { id: 3, signo: 34, sival_ptr: 9, notify: 0, notify_thread: Some(77), clock: -6 };
-        let left = BTreeMap::from([(3, Left { value_sec: 5, overrun: 2, ..Left::default() })]);
-        let real = Interval { value_usec: 1, ..Interval::default() };
-        let entry = dump([real, Interval::default(), Interval::default()], &[timer], &left).unwrap();
+        let left = PosixTimer { id: 3, value_sec: 5, overrun: 2, ..PosixTimer::default() };
+        let real = Itimer { value_usec: 1, ..Itimer::default() };
+        let off = Itimer::default();
+        let entry = dump([real, off, off], &[timer], &[left]).unwrap();
         assert_eq!((entry.real.vusec, entry.virt.vusec), (1, 0));
         let posix = &entry.posix[0];
         assert_eq!((posix.it_id, posix.it_sigev_notify, posix.notify_thread_id), (3, 4, Some(77)));
         assert_eq!((posix.vsec, posix.overrun, posix.clock_id), (5, 2, -6i32 as u32));
-        assert!(dump([real; 3], &[timer], &BTreeMap::new()).is_err());
+        assert!(dump([off; 3], &[timer], &[]).is_err());
+        assert!(dump([off; 3], &[timer], &[PosixTimer { id: 4, ..left }]).is_err());
 
         assert_eq!(restore_intervals(&entry).unwrap(), [[0, 0, 0, 1], [0; 4], [0; 4]]);
         let back = restore_posix(&entry, true).unwrap();

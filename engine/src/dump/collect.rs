@@ -1,0 +1,166 @@
+//! The tree as images describe it: who is whose child, in which group and session, and who shares what.
+
+use rcriu_images::pb;
+
+use super::{identity::KcmpTree, namespaces::NsIds, refuse, seize::Frozen};
+use crate::{
+    error::{Error, Result},
+    kernel::Kernel,
+    procfs::{ProcDir, stat::Stat},
+    pstree::{RealPid, TaskState, VirtPid},
+    sys::kcmp::What,
+};
+
+/// All tasks, parents before their children; the root is the first.
+#[derive(Debug)]
+pub struct Pstree {
+    pub tasks: Vec<Task>,
+    /// Numbers of this process's own objects, for the inventory.
+    pub own: pb::TaskKobjIdsEntry,
+}
+
+/// One task.
+#[derive(Debug)]
+pub struct Task {
+    pub pid: RealPid,
+    pub virt: VirtPid,
+    /// Position of the parent; the root has none.
+    pub parent: Option<usize>,
+    pub state: TaskState,
+    /// Signal that stopped it, of a stopped one.
+    pub stop_signal: Option<i32>,
+    pub pgid: VirtPid,
+    pub sid: VirtPid,
+    /// Threads, the leader first.
+    pub threads: Vec<VirtPid>,
+    /// Numbers of what it shares with others; all 0 for one that has ended.
+    pub ids: pb::TaskKobjIdsEntry,
+    pub dir: ProcDir,
+    /// As read when everything stood still.
+    pub stat: Stat,
+}
+
+/// Trees of everything that tasks may share.
+struct Sharing {
+    vm: KcmpTree<u32>,
+    files: KcmpTree<u32>,
+    fs: KcmpTree<u32>,
+    sighand: KcmpTree<u32>,
+    /// Numbers given out so far, in the order above.
+    next: [u32; 4],
+    namespaces: NsIds,
+    kcmp: bool,
+}
+
+/// Describes the tree that `frozen` holds.
+///
+/// Preconditions: nothing in the tree runs. `shell_job` allows session and group to lead outside.
+pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstree> {
+    let mut sharing = Sharing {
+        vm: KcmpTree::new(),
+        files: KcmpTree::new(),
+        fs: KcmpTree::new(),
+        sighand: KcmpTree::new(),
+        next: [0; 4],
+        namespaces: NsIds::default(),
+        kcmp: kernel.kcmp,
+    };
+    let me = RealPid(std::process::id().cast_signed());
+    let own = sharing.number(me, &ProcDir::open(me)?, None)?;
+    let mut tasks = Vec::with_capacity(frozen.tasks().len());
+    for (at, from) in frozen.preorder() {
+        let task = &frozen.tasks()[at];
+        let dir = ProcDir::open(task.pid)?;
+        let stat = Stat::read(&dir)?;
+        let ids = if task.state.is_alive() {
+            sharing.number(task.pid, &dir, Some(kernel))?
+        } else {
+            pb::TaskKobjIdsEntry::default()
+        };
+        if stat.sid == 0 {
+            return Err(Error::unsupported(format!(
+                "the session of {} is led by a task outside of its pid namespace",
+                refuse::name(task.pid)
+            )));
+        }
+        tasks.push(Task {
+            pid: task.pid,
+            virt: virt(task.pid),
+            parent: from,
+            state: task.state,
+            stop_signal: task.stop_signal,
+            pgid: VirtPid(stat.pgid),
+            sid: VirtPid(stat.sid),
+            threads: task.threads().map(virt).collect(),
+            ids,
+            dir,
+            stat,
+        });
+    }
+    let root = &tasks[0];
+    if root.sid != root.virt && !shell_job {
+        return Err(Error::unsupported(format!(
+            "The root process {} is not a session leader: its session {} is not part of the tree",
+            root.virt, root.sid
+        ))
+        .remedy("Consider using --shell-job option"));
+    }
+    Ok(Pstree { tasks, own })
+}
+
+/// Tasks live in our own pid namespace, nested ones are refused when they are seized.
+fn virt(pid: RealPid) -> VirtPid {
+    VirtPid(pid.0)
+}
+
+impl Sharing {
+    fn number(
+        &mut self,
+        pid: RealPid,
+        dir: &ProcDir,
+        check: Option<&Kernel>,
+    ) -> Result<pb::TaskKobjIdsEntry> {
+        let mut ids = pb::TaskKobjIdsEntry::default();
+        if self.kcmp {
+            let next = &mut self.next;
+            let mut fresh = |which: usize| {
+                next[which] += 1;
+                Ok(next[which])
+            };
+            let (vm, new_vm) = self.vm.number(pid, 0, |_, _| What::Vm, || fresh(0))?;
+            let (files, _) = self.files.number(pid, 0, |_, _| What::Files, || fresh(1))?;
+            let (fs, new_fs) = self.fs.number(pid, 0, |_, _| What::Fs, || fresh(2))?;
+            let (sighand, new_sighand) = self.sighand.number(pid, 0, |_, _| What::Sighand, || fresh(3))?;
+            if !new_vm {
+                return Err(shared(pid, "memory", "CLONE_VM"));
+            }
+            if !new_sighand {
+                return Err(shared(pid, "signal handlers", "CLONE_SIGHAND"));
+            }
+            if !new_fs {
+                log::warn!(
+                    "{} shares its working folder (CLONE_FS): CRIU will not share it again",
+                    refuse::name(pid)
+                );
+            }
+            (ids.vm_id, ids.files_id, ids.fs_id, ids.sighand_id) = (vm, files, fs, sighand);
+        } else {
+            // Without kcmp nobody can tell; the number of threads is all that shares.
+            self.next.iter_mut().for_each(|n| *n += 1);
+            [ids.vm_id, ids.files_id, ids.fs_id, ids.sighand_id] = self.next;
+            if check.is_some() {
+                log::warn!("This kernel has no kcmp: tables shared by tasks cannot be recognised");
+            }
+        }
+        self.namespaces.fill(dir, &mut ids)?;
+        Ok(ids)
+    }
+}
+
+fn shared(pid: RealPid, what: &str, flag: &str) -> Error {
+    Error::unsupported(format!(
+        "{} shares its {what} with another task ({flag} without CLONE_THREAD)",
+        refuse::name(pid)
+    ))
+    .remedy("wait until a vfork or posix_spawn of it is over")
+}

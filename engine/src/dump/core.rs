@@ -1,0 +1,167 @@
+//! `core-TID.img`: registers and settings of each thread; the leader's also holds those of the task.
+
+use parasite::thread::ThreadInfo;
+use rcriu_images::{ImageKind, pb};
+
+use super::{
+    DumpCx,
+    collect::Task,
+    finish::one,
+    task::{Asked, Signals},
+};
+use crate::{
+    arch::{self, Interrupted, TLS_ENTRIES},
+    error::{Context, Error, Result},
+    infect::{StoppedTask, StoppedThread},
+    procfs::status::Status,
+    pstree::{TaskState, VirtPid},
+    sys::{
+        ptrace::{self, UserDesc},
+        robust_list,
+    },
+    task::{
+        creds, misc, rlimits, rseq, sched,
+        seccomp::{Mode, ThreadSeccomp},
+    },
+};
+
+/// Writes the cores of all threads of `task`; `statuses` and `asked.threads` are in the order of its threads.
+pub(super) fn dump(
+    task: &Task,
+    stopped: &StoppedTask,
+    statuses: &[Status],
+    asked: Asked,
+    signals: Signals,
+    cx: &mut DumpCx<'_>,
+) -> Result<()> {
+    let modes = stopped
+        .threads()
+        .iter()
+        .zip(statuses)
+        .map(|(thread, status)| Ok((thread.tid(), Mode::from_status(status.seccomp)?)))
+        .collect::<Result<Vec<_>>>()?;
+    let seccomp = cx.seccomp.task(&modes)?;
+    let mut tc = Some(task_core(task, &asked, signals.shared)?);
+    let threads =
+        stopped.threads().iter().zip(statuses).zip(&asked.threads).zip(signals.private).zip(seccomp);
+    for ((((thread, status), info), pending), seccomp) in threads {
+        let leader = thread.tid() == task.pid;
+        let virt = VirtPid(thread.tid().0);
+        let mut core = thread_core(task, thread, status, info, pending, seccomp, cx)
+            .during(|| format!("thread {}", thread.tid()))?;
+        if leader {
+            if let Some(tc) = &mut tc {
+                tc.blk_sigset = thread.sigmask();
+            }
+            core.tc = tc.take();
+        } else if let Some(part) = &mut core.thread_core {
+            part.blk_sigset = Some(thread.sigmask());
+        }
+        one(cx.images, ImageKind::Core, virt.0.cast_unsigned().into(), &core)?;
+    }
+    Ok(())
+}
+
+/// What all threads have in common.
+fn task_core(task: &Task, asked: &Asked, signals: pb::SignalQueueEntry) -> Result<pb::TaskCoreEntry> {
+    let info = &asked.task;
+    let stopped = task.state == TaskState::Stopped;
+    Ok(pb::TaskCoreEntry {
+        task_state: task.state.to_image(),
+        exit_code: 0,
+        personality: misc::personality(&task.dir)?,
+        flags: task.stat.flags,
+        comm: task.stat.comm.clone(),
+        timers: Some(asked.timers.clone()),
+        rlimits: Some(rlimits::dump(&task.dir)?),
+        signals_s: Some(signals),
+        loginuid: misc::loginuid(&task.dir)?,
+        oom_score_adj: misc::oom_score_adj(&task.dir)?,
+        sigactions: asked.sigactions.clone(),
+        child_subreaper: Some(info.child_subreaper > 0),
+        stop_signo: if stopped { task.stop_signal.map(i32::cast_unsigned) } else { None },
+        membarrier_registration_mask: u32::try_from(info.membarrier).ok().filter(|mask| *mask != 0),
+        ..pb::TaskCoreEntry::default()
+    })
+}
+
+fn thread_core(
+    task: &Task,
+    thread: &StoppedThread,
+    status: &Status,
+    info: &ThreadInfo,
+    pending: pb::SignalQueueEntry,
+    seccomp: ThreadSeccomp,
+    cx: &mut DumpCx<'_>,
+) -> Result<pb::CoreEntry> {
+    let tid = thread.tid();
+    let (regs, call) = thread.image_regs()?;
+    if call == Interrupted::Eintr {
+        log::warn!("Will restore {tid} with interrupted system call");
+    }
+    if thread.syscall_user_dispatch().mode != 0 {
+        return Err(Error::unsupported("syscall user dispatch is on, which cannot be kept yet"));
+    }
+    let (fpregs, leftovers) = thread.xsave().to_image(&cx.layout)?;
+    if let Some(left) = leftovers.first() {
+        return Err(Error::unsupported(format!(
+            "processor state {} is in use (AMX or newer), which the image format cannot hold",
+            left.component
+        )));
+    }
+    let tls = TLS_ENTRIES.map(|n| tls(tid, n)).collect::<Result<_>>()?;
+    let (futex_rla, futex_rla_len) = match robust_list::get(tid) {
+        Err(e) if e.errno() == Some(libc::ENOSYS) => (0, 0),
+        other => other?,
+    };
+    let scheduling = sched::dump(tid)?;
+    if info.clear_tid == u64::MAX {
+        log::warn!("This kernel does not tell the clear_child_tid address of {tid}");
+    }
+    let cgroups = task.dir.thread(tid)?;
+    Ok(pb::CoreEntry {
+        mtype: pb::core_entry::March::X8664 as i32,
+        thread_info: Some(pb::ThreadInfoX86 {
+            clear_tid_addr: if info.clear_tid == u64::MAX { 0 } else { info.clear_tid },
+            gpregs: regs.to_image(),
+            fpregs,
+            tls,
+        }),
+        thread_core: Some(pb::ThreadCoreEntry {
+            futex_rla,
+            futex_rla_len: futex_rla_len as u32,
+            sched_nice: Some(scheduling.nice),
+            sched_policy: Some(scheduling.policy),
+            sched_prio: scheduling.priority,
+            blk_sigset: None,
+            sas: Some(pb::ThreadSasEntry {
+                ss_sp: info.altstack_sp,
+                ss_size: info.altstack_size,
+                ss_flags: info.altstack_flags as u32,
+            }),
+            pdeath_sig: u32::try_from(info.pdeath_sig).ok().filter(|signal| *signal != 0),
+            signals_p: Some(pending),
+            creds: Some(creds::dump(status, u32::try_from(info.securebits).unwrap_or(0))?),
+            seccomp_mode: seccomp.mode,
+            seccomp_filter: seccomp.filter,
+            comm: Some(info.name.iter().copied().take_while(|c| *c != 0).collect()),
+            rseq_entry: cx.kernel.get_rseq_conf.then(|| rseq::dump(thread)).transpose()?,
+            cg_set: Some(cx.cgroups.of(&cgroups)?),
+            ..pb::ThreadCoreEntry::default()
+        }),
+        ..pb::CoreEntry::default()
+    })
+}
+
+/// A descriptor of thread-local storage; empty where the kernel runs no 32-bit programs.
+fn tls(tid: crate::pstree::RealPid, number: u32) -> Result<pb::UserDescT> {
+    // Bits of an empty descriptor: read_exec_only and seg_not_present.
+    const EMPTY: u32 = 1 << 3 | 1 << 5;
+    let desc = match ptrace::get_thread_area(tid, number) {
+        Err(e) if matches!(e.errno(), Some(libc::EIO | libc::EINVAL)) => {
+            UserDesc { entry_number: number, flags: EMPTY, ..UserDesc::default() }
+        }
+        other => other?,
+    };
+    Ok(arch::tls_to_image(&desc))
+}

@@ -1,0 +1,129 @@
+//! The images of the dump as a whole. The inventory is the last: without it there is no snapshot.
+
+use nix::time::{ClockId, clock_gettime};
+use rcriu_images::{ImageDir, ImageKind, pb};
+
+use super::{
+    DumpCx,
+    collect::{Pstree, Task},
+};
+use crate::{
+    error::{Result, SysContext},
+    options::{DumpOptions, NetworkLock},
+    pstree::TaskState,
+    task::cgroup,
+};
+
+/// `inventory_entry.img_version` of sets with ids and namespaces by number.
+const IMG_VERSION: u32 = 2;
+
+/// Core images of tasks that have ended and were not waited for: a name and an exit code are all they have.
+pub fn zombies(pstree: &Pstree, images: &ImageDir) -> Result<()> {
+    for task in pstree.tasks.iter().filter(|t| !t.state.is_alive()) {
+        log::info!("Dumping zombie {} with exit code {:#x}", task.pid, task.stat.exit_code);
+        let core = pb::CoreEntry {
+            mtype: pb::core_entry::March::X8664 as i32,
+            tc: Some(pb::TaskCoreEntry {
+                task_state: TaskState::Dead.to_image(),
+                exit_code: task.stat.exit_code.cast_unsigned(),
+                comm: task.stat.comm.clone(),
+                ..pb::TaskCoreEntry::default()
+            }),
+            ..pb::CoreEntry::default()
+        };
+        one(images, ImageKind::Core, task.virt.0.cast_unsigned().into(), &core)?;
+    }
+    Ok(())
+}
+
+/// `pstree.img`: parents before children.
+pub fn pstree(pstree: &Pstree, images: &ImageDir) -> Result<()> {
+    let mut out = images.writer(ImageKind::Pstree, 0);
+    for task in &pstree.tasks {
+        let parent = task.parent.and_then(|at| pstree.tasks.get(at)).map_or(0, |p| p.virt.0);
+        out.write(&entry(task, parent))?;
+    }
+    Ok(out.finish()?)
+}
+
+fn entry(task: &Task, parent: i32) -> pb::PstreeEntry {
+    pb::PstreeEntry {
+        pid: task.virt.0.cast_unsigned(),
+        ppid: parent.cast_unsigned(),
+        pgid: task.pgid.0.cast_unsigned(),
+        sid: task.sid.0.cast_unsigned(),
+        threads: task.threads.iter().map(|t| t.0.cast_unsigned()).collect(),
+    }
+}
+
+/// Everything that is written once all tasks are, up to the inventory.
+///
+/// `stays` says that the tree goes on: names made only for the images are then removed.
+pub fn seal(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<()> {
+    zombies(tree, cx.images)?;
+    pstree(tree, cx.images)?;
+    cx.files.finish(stays)?;
+    one(cx.images, ImageKind::Seccomp, 0, cx.seccomp.entry())?;
+    cx.cgroups.write(cx.images)?;
+    clocks(cx.images)?;
+    cx.images.check_written()?;
+    one(cx.images, ImageKind::Inventory, 0, &inventory(cx.opts, tree.own))
+}
+
+/// Clocks of the host at the time of the dump (`timens-0.img`): a restore in a new time namespace goes on
+/// from here.
+fn clocks(images: &ImageDir) -> Result<()> {
+    let now = |clock| -> Result<pb::Timespec> {
+        let t = clock_gettime(clock).call("clock_gettime")?;
+        Ok(pb::Timespec { tv_sec: t.tv_sec().cast_unsigned(), tv_nsec: t.tv_nsec().cast_unsigned() })
+    };
+    let entry = pb::TimensEntry {
+        monotonic: now(ClockId::CLOCK_MONOTONIC)?,
+        boottime: now(ClockId::CLOCK_BOOTTIME)?,
+    };
+    one(images, ImageKind::Timens, 0, &entry)
+}
+
+fn inventory(opts: &DumpOptions, own: pb::TaskKobjIdsEntry) -> pb::InventoryEntry {
+    let lsm = |name: &str| std::path::Path::new(name).exists();
+    let lsmtype = if lsm("/sys/kernel/security/apparmor") {
+        pb::Lsmtype::Apparmor
+    } else if lsm("/sys/fs/selinux/enforce") {
+        pb::Lsmtype::Selinux
+    } else {
+        pb::Lsmtype::NoLsm
+    };
+    let network_lock = match opts.network_lock {
+        NetworkLock::Iptables => 0,
+        NetworkLock::Nftables => 1,
+        NetworkLock::Skip => 2,
+    };
+    pb::InventoryEntry {
+        img_version: IMG_VERSION,
+        fdinfo_per_id: Some(true),
+        root_ids: Some(own),
+        ns_per_id: Some(true),
+        root_cg_set: Some(cgroup::OWN),
+        lsmtype: Some(lsmtype as i32),
+        tcp_close: opts.common.tcp.close.then_some(true),
+        network_lock_method: Some(network_lock),
+        plugins_entry: Some(pb::PluginsEntry::default()),
+        dump_criu_run_id: Some(run_id()),
+        allow_uprobes: opts.common.allow_uprobes.then_some(true),
+        ..pb::InventoryEntry::default()
+    }
+}
+
+/// A name for this run, unique on the host.
+fn run_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .map(|s| s.trim().to_owned())
+        .unwrap_or_else(|_| format!("{:08x}-0000-4000-8000-{:012x}", std::process::id(), std::process::id()))
+}
+
+/// Writes an image of a single entry.
+pub(super) fn one(images: &ImageDir, kind: ImageKind, id: u64, entry: &impl prost::Message) -> Result<()> {
+    let mut out = images.writer(kind, id);
+    out.write(entry)?;
+    Ok(out.finish()?)
+}

@@ -1,0 +1,221 @@
+//! Tasks that cannot be dumped, found before anything is done to them: each refusal names its reason.
+
+use crate::{
+    error::{Error, Kind, Result},
+    procfs::{
+        ProcDir,
+        stat::{PF_KTHREAD, Stat},
+        status::Status,
+    },
+    pstree::RealPid,
+};
+
+/// Namespaces that all dumped tasks must share with this process.
+const NAMESPACES: [(&str, &str); 10] = [
+    ("pid", "pid"),
+    ("pid_for_children", "pid (of its children)"),
+    ("user", "user"),
+    ("mnt", "mount"),
+    ("net", "network"),
+    ("ipc", "ipc"),
+    ("uts", "uts"),
+    ("cgroup", "cgroup"),
+    ("time", "time"),
+    ("time_for_children", "time (of its children)"),
+];
+
+/// The root task: it exists, is alive, and is not this process or one that waits for it.
+pub fn root(pid: RealPid) -> Result<()> {
+    let dir = ProcDir::open(pid).map_err(|e| match e.kind() {
+        Kind::TaskDied(_) => Error::host(format!("there is no task {pid}")),
+        _ => e,
+    })?;
+    let status = Status::read(&dir)?;
+    if status.tgid != pid.0 {
+        return Err(Error::usage(format!("{pid} is a thread of task {0}", status.tgid))
+            .remedy(format!("give the task: -t {}", status.tgid)));
+    }
+    if status.is_zombie() {
+        return Err(Error::host(format!("{} has ended already (it is a zombie)", name(pid))));
+    }
+    let mut ancestor = RealPid(std::process::id().cast_signed());
+    loop {
+        if ancestor == pid {
+            let who = if pid.0.cast_unsigned() == std::process::id() {
+                "this very process"
+            } else {
+                "a parent of this process"
+            };
+            return Err(Error::usage(format!("{} is {who}: it would dump itself", name(pid)))
+                .remedy("start the dump from outside of the tree, for example from another shell"));
+        }
+        let parent = ProcDir::open(ancestor).and_then(|dir| Stat::read(&dir)).map(|stat| stat.ppid);
+        match parent {
+            Ok(ppid) if ppid > 0 => ancestor = RealPid(ppid),
+            _ => return Ok(()),
+        }
+    }
+}
+
+/// Any living task of the tree, before it is seized.
+pub fn task(dir: &ProcDir) -> Result<()> {
+    let pid = dir.pid();
+    let stat = Stat::read(dir)?;
+    let status = Status::read(dir)?;
+    if stat.flags & PF_KTHREAD != 0 || status.kthread {
+        return Err(Error::unsupported(format!("{} is a thread of the kernel", name(pid))));
+    }
+    if status.tracer != 0 {
+        return Err(traced(pid, status.tracer));
+    }
+    if status.nspid.len() > 1 {
+        return Err(nested(pid, "pid"));
+    }
+    namespaces(dir)
+}
+
+/// All namespaces are those of this process.
+fn namespaces(dir: &ProcDir) -> Result<()> {
+    let me = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
+    for (file, what) in NAMESPACES {
+        let link = format!("ns/{file}");
+        match (me.link(&link), dir.link(&link)) {
+            (Ok(ours), Ok(theirs)) if ours == theirs => {}
+            (Ok(_), Ok(_)) => return Err(nested(dir.pid(), what)),
+            // A kernel without this kind of namespace; or nobody lives in the child's one yet.
+            (Err(e), _) if e.errno() == Some(libc::ENOENT) => {}
+            (_, Err(e)) if e.errno() == Some(libc::ENOENT) => {}
+            (_, Err(e)) | (Err(e), _) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+fn nested(pid: RealPid, what: &str) -> Error {
+    Error::unsupported(format!("{} is in another {what} namespace than this process", name(pid)))
+        .remedy("run the dump inside of it, for example with nsenter")
+}
+
+/// The refusal of a task that `tracer` traces.
+pub fn traced(pid: RealPid, tracer: i32) -> Error {
+    let tracer = RealPid(tracer);
+    Error::host(format!("{} is being traced by {}", name(pid), name(tracer)))
+        .remedy("end the debugger or tracer first")
+}
+
+/// `task 12 (bash)`, for messages.
+pub fn name(pid: RealPid) -> String {
+    let comm = ProcDir::open(pid).and_then(|dir| dir.read("comm")).unwrap_or_default();
+    let comm = comm.strip_suffix(b"\n").unwrap_or(&comm);
+    if comm.is_empty() { format!("task {pid}") } else { format!("task {pid} ({})", comm.escape_ascii()) }
+}
+
+/// What a thread in an uninterruptible wait waits for; `None` for all others.
+pub fn waits_for(tid: RealPid) -> Option<String> {
+    let dir = ProcDir::open(tid).ok()?;
+    if Stat::read(&dir).ok()?.state != b'D' {
+        return None;
+    }
+    let call = dir.read("syscall").unwrap_or_default();
+    let number = crate::procfs::words(&call).next().and_then(crate::procfs::number::<i64>);
+    let wchan = dir.read("wchan").unwrap_or_default();
+    let why = match number {
+        Some(libc::SYS_vfork) => "waits for the child of its vfork to execute or end".to_owned(),
+        Some(libc::SYS_clone | libc::SYS_clone3) => {
+            "waits for the child of its vfork-like clone to execute or end".to_owned()
+        }
+        Some(n) => format!("is in an uninterruptible wait of system call {n}, {}", wchan.escape_ascii()),
+        None => format!("is in an uninterruptible wait, {}", wchan.escape_ascii()),
+    };
+    Some(format!("{} {why}", name(tid)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::process::{Child, Command};
+
+    struct Kept(Child);
+    impl Drop for Kept {
+        fn drop(&mut self) {
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    fn pid(child: &Kept) -> RealPid {
+        RealPid(child.0.id() as i32)
+    }
+
+    #[test]
+    fn a_pid_that_is_nobody_is_named() {
+        let mut child = Command::new("true").spawn().unwrap();
+        let gone = RealPid(child.id() as i32);
+        child.wait().unwrap();
+        assert_eq!(root(gone).unwrap_err().to_string(), format!("there is no task {gone}"));
+    }
+
+    #[test]
+    fn ourselves_and_our_parents_are_refused() {
+        let me = RealPid(std::process::id() as i32);
+        assert!(root(me).unwrap_err().to_string().contains("this very process"));
+        let parent = RealPid(std::os::unix::process::parent_id() as i32);
+        assert!(root(parent).unwrap_err().to_string().contains("a parent of this process"));
+    }
+
+    #[test]
+    fn a_zombie_is_refused_and_a_living_task_is_not() {
+        let alive = Kept(Command::new("sleep").arg("1000").spawn().unwrap());
+        root(pid(&alive)).unwrap();
+        task(&ProcDir::open(pid(&alive)).unwrap()).unwrap();
+        let zombie = Kept(Command::new("true").spawn().unwrap());
+        let dir = ProcDir::open(pid(&zombie)).unwrap();
+        while !Status::read(&dir).unwrap().is_zombie() {
+            std::thread::yield_now();
+        }
+        assert!(root(pid(&zombie)).unwrap_err().to_string().contains("zombie"));
+    }
+
+    #[test]
+    fn a_thread_is_told_from_a_task() {
+        let (send, receive) = std::sync::mpsc::channel();
+        let (done, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::spawn(move || {
+            send.send(nix::unistd::gettid().as_raw()).unwrap();
+            let _ = wait.recv();
+        });
+        let e = root(RealPid(receive.recv().unwrap())).unwrap_err().to_string();
+        assert!(e.contains("is a thread of task"), "{e}");
+        drop(done);
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_kernel_thread_is_refused() {
+        let Ok(dir) = ProcDir::open(RealPid(2)) else { return };
+        if Stat::read(&dir).is_ok_and(|s| s.flags & PF_KTHREAD != 0) {
+            assert!(task(&dir).unwrap_err().to_string().contains("thread of the kernel"));
+        } else {
+            eprintln!("skipped: no kernel threads are visible here");
+        }
+    }
+
+    #[test]
+    fn a_task_elsewhere_is_refused_by_the_kind_of_namespace() {
+        let Ok(child) = Command::new("unshare").args(["--uts", "sleep", "1000"]).spawn() else {
+            eprintln!("skipped: no unshare program");
+            return;
+        };
+        let child = Kept(child);
+        let dir = ProcDir::open(pid(&child)).unwrap();
+        while dir.read("comm").unwrap() != b"sleep\n" {
+            if Status::read(&dir).unwrap().is_zombie() {
+                eprintln!("skipped: namespaces cannot be made here");
+                return;
+            }
+            std::thread::yield_now();
+        }
+        let e = task(&dir).unwrap_err().to_string();
+        assert!(e.contains("is in another uts namespace"), "{e}");
+    }
+}

@@ -1,0 +1,323 @@
+//! Stopping a whole tree, so that nothing in it changes any more.
+//!
+//! Tasks are seized in rounds: while some still run, new children appear, children of dying tasks move up to
+//! a frozen ancestor. A round lists the children of every task whose list is older than the last seizure;
+//! when a round finds nobody new, all lists are final. With `--freeze-cgroup` the group is frozen first, so
+//! that there is nothing to race with.
+
+use std::{
+    collections::{HashMap, HashSet},
+    time::{Duration, Instant},
+};
+
+use nix::{
+    errno::Errno,
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use super::{freezer::Freezer, refuse};
+use crate::{
+    error::{Context, Error, Kind, Result, SysContext},
+    infect::StoppedTask,
+    interrupt,
+    kernel::Kernel,
+    options::{Afterwards, DumpOptions},
+    procfs::{ProcDir, status::Status},
+    pstree::{RealPid, TaskState},
+    sys::{ptrace, wait},
+};
+
+/// How long killed tasks may take to vanish.
+const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// A task that cannot change any more: stopped by us, or ended.
+#[derive(Debug)]
+pub struct FrozenTask {
+    pub pid: RealPid,
+    /// Position of the parent in [`Frozen::tasks`].
+    pub parent: Option<usize>,
+    pub state: TaskState,
+    /// Signal of job control that had stopped it.
+    pub stop_signal: Option<i32>,
+    /// The hold on its threads; an ended task has none.
+    pub stopped: Option<StoppedTask>,
+    /// Seizures that had happened when its children were listed; 0 before the first time.
+    listed: u64,
+}
+
+impl FrozenTask {
+    /// Its threads, the leader first.
+    pub fn threads(&self) -> impl Iterator<Item = RealPid> {
+        let threads = self.stopped.iter().flat_map(|s| s.threads().iter().map(|t| t.tid()));
+        threads.chain(self.stopped.is_none().then_some(self.pid))
+    }
+}
+
+/// A tree that stands still. Dropped, every task goes on as it was found.
+#[derive(Debug)]
+pub struct Frozen {
+    tasks: Vec<FrozenTask>,
+    known: HashMap<RealPid, usize>,
+    /// Threads seized in the freezer group, not yet found in the tree.
+    waiting: HashSet<RealPid>,
+    /// Threads of the freezer group that are not part of the tree, stopped.
+    others: Vec<RealPid>,
+    freezer: Option<Freezer>,
+    seizures: u64,
+    deadline: Instant,
+}
+
+/// Stops the tree of `opts.pid`.
+pub fn tree(opts: &DumpOptions, kernel: &Kernel) -> Result<Frozen> {
+    let root = RealPid(opts.pid);
+    refuse::root(root)?;
+    let limit = interrupt::remaining(opts.freeze_timeout);
+    let mut frozen = Frozen {
+        tasks: Vec::new(),
+        known: HashMap::new(),
+        waiting: HashSet::new(),
+        others: Vec::new(),
+        freezer: None,
+        seizures: 0,
+        deadline: Instant::now() + limit,
+    };
+    if let Some(folder) = &opts.freeze_cgroup {
+        frozen.freeze_group(folder)?;
+    }
+    frozen.add(root, None, kernel)?;
+    while frozen.round(kernel)? {
+        interrupt::check()?;
+        if Instant::now() > frozen.deadline {
+            return Err(Error::host(format!("{} forks faster than it can be stopped", refuse::name(root)))
+                .remedy("freeze it through its control group with --freeze-cgroup"));
+        }
+    }
+    frozen.settle_group()?;
+    log::info!("Seized {} tasks", frozen.tasks.len());
+    Ok(frozen)
+}
+
+impl Frozen {
+    /// All tasks, in the order they were found; the root is the first.
+    pub fn tasks(&self) -> &[FrozenTask] {
+        &self.tasks
+    }
+
+    /// One task, to be infected.
+    pub fn task_mut(&mut self, pid: RealPid) -> Result<&mut FrozenTask> {
+        let at = self.known.get(&pid).ok_or_else(|| Error::bug(format!("task {pid} is not frozen")))?;
+        Ok(&mut self.tasks[*at])
+    }
+
+    /// Positions of all tasks, parents before children, each with its parent's place in this order.
+    pub fn preorder(&self) -> Vec<(usize, Option<usize>)> {
+        let mut children: Vec<Vec<usize>> = vec![Vec::new(); self.tasks.len()];
+        for (at, task) in self.tasks.iter().enumerate() {
+            if let Some(parent) = task.parent {
+                children[parent].push(at);
+            }
+        }
+        let mut order = Vec::with_capacity(self.tasks.len());
+        let mut stack = vec![(0, None)];
+        while let Some((at, parent)) = stack.pop() {
+            let place = order.len();
+            order.push((at, parent));
+            stack.extend(children[at].iter().rev().map(|child| (*child, Some(place))));
+        }
+        order
+    }
+
+    /// Lists children where the list may have changed; says whether anybody new was found.
+    fn round(&mut self, kernel: &Kernel) -> Result<bool> {
+        let before = self.tasks.len();
+        let mut at = 0;
+        while at < self.tasks.len() {
+            let task = &mut self.tasks[at];
+            if task.state.is_alive() && (task.listed == 0 || task.listed < self.seizures) {
+                task.listed = self.seizures;
+                let pid = task.pid;
+                let dir = ProcDir::open(pid)?;
+                let threads: Vec<_> = task.threads().collect();
+                for tid in threads {
+                    for child in dir.thread(tid)?.children()? {
+                        if !self.known.contains_key(&child) {
+                            self.add(child, Some(at), kernel).during(|| format!("child of task {pid}"))?;
+                        }
+                    }
+                }
+            }
+            at += 1;
+        }
+        Ok(self.tasks.len() > before)
+    }
+
+    /// Seizes one task with all its threads. A child that is gone meanwhile is nobody.
+    fn add(&mut self, pid: RealPid, parent: Option<usize>, kernel: &Kernel) -> Result<()> {
+        match self.seize(pid, parent, kernel) {
+            Err(e) if parent.is_some() && *e.kind() == Kind::TaskDied(pid.0) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn seize(&mut self, pid: RealPid, parent: Option<usize>, kernel: &Kernel) -> Result<()> {
+        let dir = ProcDir::open(pid)?;
+        let status = Status::read(&dir)?;
+        let (state, stop_signal, stopped) = if status.is_zombie() {
+            if status.threads > 1 || dir.threads()?.len() > 1 {
+                return Err(Error::unsupported(format!(
+                    "the main thread of {} has ended while others of its threads go on",
+                    refuse::name(pid)
+                )));
+            }
+            (TaskState::Dead, None, None)
+        } else {
+            refuse::task(&dir)?;
+            let stopped = StoppedTask::seize_held(pid, kernel, self.left(), &mut self.waiting)?;
+            // A pid that was given to somebody else between listing and seizing has another parent.
+            let now = Status::read(&dir)?;
+            if let Some(parent) = parent
+                && now.ppid != self.tasks[parent].pid.0
+            {
+                return Err(Error::new(Kind::TaskDied(pid.0)));
+            }
+            self.seizures += 1;
+            match stopped.job_stop() {
+                None => (TaskState::Alive, None, Some(stopped)),
+                Some(signal) => (TaskState::Stopped, Some(signal), Some(stopped)),
+            }
+        };
+        log::info!("Seized task {pid}, state {}", state.to_image());
+        self.known.insert(pid, self.tasks.len());
+        self.tasks.push(FrozenTask { pid, parent, state, stop_signal, stopped, listed: 0 });
+        Ok(())
+    }
+
+    /// Freezes the group, seizes every thread in it, and lets it thaw: ptrace has them all by then.
+    fn freeze_group(&mut self, folder: &std::path::Path) -> Result<()> {
+        let mut freezer = Freezer::open(folder)?;
+        freezer.freeze(self.deadline)?;
+        let me = std::process::id().cast_signed();
+        for tid in freezer.threads()? {
+            if tid.0 == me {
+                return Err(Error::usage(format!(
+                    "this process is in the group {} itself",
+                    folder.display()
+                )));
+            }
+            match attach(tid) {
+                Ok(()) => {
+                    self.waiting.insert(tid);
+                }
+                Err(e) => {
+                    // Ended ones and threads of the kernel stay where they are; a tracer is in the way.
+                    let status = ProcDir::open(tid).and_then(|dir| Status::read(&dir));
+                    match status {
+                        Ok(s) if s.tracer != 0 => return Err(refuse::traced(tid, s.tracer)),
+                        Ok(s) if s.is_zombie() || s.kthread => {}
+                        Err(gone) if matches!(gone.kind(), Kind::TaskDied(_)) => {}
+                        _ => return Err(e.during(refuse::name(tid))),
+                    }
+                }
+            }
+        }
+        freezer.thaw()?;
+        self.freezer = Some(freezer);
+        Ok(())
+    }
+
+    /// Waits for the threads of the group that turned out not to be part of the tree.
+    fn settle_group(&mut self) -> Result<()> {
+        for tid in std::mem::take(&mut self.waiting) {
+            self.others.push(tid);
+            match wait::until(tid, self.deadline) {
+                Ok(Some(status)) if !status.is_end() => {
+                    log::warn!("Unexpected {} in the freezer group: it is not dumped", refuse::name(tid));
+                }
+                Ok(Some(_)) => {
+                    self.others.pop();
+                }
+                Ok(None) => {
+                    return Err(Error::host(format!("{} does not stop", refuse::name(tid))));
+                }
+                Err(e) if matches!(e.kind(), Kind::TaskDied(_)) => {
+                    self.others.pop();
+                }
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+
+    /// Ends the dump: what becomes of the tree.
+    pub fn finish(mut self, afterwards: Afterwards) -> Result<()> {
+        match afterwards {
+            Afterwards::Run => Ok(()),
+            Afterwards::Stop => {
+                for task in self.tasks.iter().filter(|t| t.state.is_alive()) {
+                    kill(Pid::from_raw(task.pid.0), Signal::SIGSTOP)
+                        .call("kill(SIGSTOP)")
+                        .during(|| refuse::name(task.pid))?;
+                }
+                Ok(())
+            }
+            Afterwards::Kill => self.kill(),
+        }
+    }
+
+    /// Kills everything at once, while it is stopped, and waits until it is gone.
+    fn kill(&mut self) -> Result<()> {
+        let deadline = Instant::now() + KILL_LIMIT;
+        for task in self.tasks.iter().filter(|t| t.state.is_alive()) {
+            match kill(Pid::from_raw(task.pid.0), Signal::SIGKILL) {
+                Ok(()) | Err(Errno::ESRCH) => {}
+                Err(e) => return Err(Error::sys("kill(SIGKILL)", e as i32).during(refuse::name(task.pid))),
+            }
+        }
+        for stopped in self.tasks.iter_mut().filter_map(|t| t.stopped.take()) {
+            stopped.kill(deadline.saturating_duration_since(Instant::now()))?;
+        }
+        Ok(())
+    }
+
+    fn left(&self) -> Duration {
+        self.deadline.saturating_duration_since(Instant::now())
+    }
+}
+
+/// Attaches to a thread and asks it to stop, which it does when its group has thawed.
+fn attach(tid: RealPid) -> Result<()> {
+    match ptrace::seize(tid, ptrace::O_TRACESYSGOOD | ptrace::O_SUSPEND_SECCOMP) {
+        // We may not suspend filters; whether it has any is asked when it has stopped.
+        Err(e) if matches!(e.errno(), Some(libc::EPERM | libc::EINVAL)) => {
+            ptrace::seize(tid, ptrace::O_TRACESYSGOOD)?;
+        }
+        other => other?,
+    }
+    ptrace::interrupt(tid)
+}
+
+impl Drop for Frozen {
+    fn drop(&mut self) {
+        // A group that was frozen by somebody else is frozen again before anything can run.
+        if let Some(freezer) = &mut self.freezer
+            && freezer.was_frozen()
+            && let Err(e) = freezer.restore()
+        {
+            log::error!("Can't freeze the control group again: {e}");
+        }
+        for tid in self.waiting.drain().chain(self.others.drain(..)) {
+            let soon = Instant::now() + Duration::from_secs(1);
+            if let Err(e) =
+                ptrace::detach(tid, 0).or_else(|_| wait::until(tid, soon).and(ptrace::detach(tid, 0)))
+                && !matches!(e.kind(), Kind::TaskDied(_))
+            {
+                log::error!("Can't let go of {}: {e}", refuse::name(tid));
+            }
+        }
+        // Tasks are let go by their own guards, children before parents.
+        while let Some(task) = self.tasks.pop() {
+            drop(task);
+        }
+    }
+}

@@ -1,0 +1,196 @@
+//! One task: everything it has, in an order that leaves it infected for as short as possible.
+
+use nix::fcntl::OFlag;
+use parasite::{task::TaskInfo, thread::ThreadInfo};
+use rcriu_images::{ImageKind, pb};
+
+use super::{
+    DumpCx,
+    collect::{Pstree, Task},
+    core,
+    finish::one,
+    refuse,
+    seize::Frozen,
+};
+use crate::{
+    error::{Context, Error, Result},
+    files::{FilesOut, PathUse},
+    infect::{Infected, StoppedTask},
+    mm::{
+        pagemap::Scanner,
+        pages::Copier,
+        status as st,
+        vma::{self, MappedFiles, Vma},
+    },
+    procfs::{ProcDir, maps, stat::Stat, status::Status, timers},
+    pstree::{FileId, RealPid},
+    task::{fs, misc, sigaction, sigqueue},
+};
+
+/// What is asked from inside.
+pub(super) struct Asked {
+    pub task: TaskInfo,
+    pub threads: Vec<ThreadInfo>,
+    pub sigactions: Vec<pb::SaEntry>,
+    pub timers: pb::TaskTimersEntry,
+}
+
+/// Dumps the task at position `at` of the tree. One that has ended has only what [`super::finish`] writes.
+pub fn dump(tree: &Pstree, at: usize, frozen: &mut Frozen, cx: &mut DumpCx<'_>) -> Result<()> {
+    let task = &tree.tasks[at];
+    if !task.state.is_alive() {
+        return Ok(());
+    }
+    log::info!("========================================");
+    log::info!("Dumping task (pid: {} comm: {})", task.pid, task.stat.comm.escape_ascii());
+    log::info!("========================================");
+    let hold = frozen.task_mut(task.pid)?;
+    let stopped = hold.stopped.as_ref().ok_or_else(|| Error::bug("a living task is not stopped"))?;
+    whole(task, stopped, cx).during(|| refuse::name(task.pid))
+}
+
+fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> {
+    let dir = &task.dir;
+    // Mappings, status and signals are read before anything of ours is in the task.
+    let maps = maps::smaps(dir)?;
+    let statuses: Vec<Status> =
+        stopped.threads().iter().map(|t| Status::read(&dir.thread(t.tid())?)).collect::<Result<_>>()?;
+    let signals = signals(stopped, &statuses)?;
+    cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");
+    let vmas = vma::collect(dir, &maps, cx.rules, &mut Mapped { task: task.pid, files: &mut cx.files })?;
+    drop(maps);
+    let vmas = with_guards(vmas, dir, cx)?;
+
+    let asked = ask(task, stopped, cx)?;
+
+    pages(task, stopped, &vmas, cx)?;
+    mm(task, &asked.task, vmas, cx)?;
+    let file = |fd, what| cx.files.path_file(task.pid, fd, what);
+    folders(task, &statuses[0], cx.images, file)?;
+    one(cx.images, ImageKind::Ids, id(task), &task.ids)?;
+    core::dump(task, stopped, &statuses, asked, signals, cx)
+}
+
+fn id(task: &Task) -> u64 {
+    task.virt.0.cast_unsigned().into()
+}
+
+/// Signals pending for the task, and for each thread alone.
+pub(super) struct Signals {
+    pub shared: pb::SignalQueueEntry,
+    pub private: Vec<pb::SignalQueueEntry>,
+}
+
+fn signals(stopped: &StoppedTask, statuses: &[Status]) -> Result<Signals> {
+    let mut private = Vec::with_capacity(statuses.len());
+    for (thread, status) in stopped.threads().iter().zip(statuses) {
+        private.push(sigqueue::dump(thread.tid(), false, status.sig_pending)?);
+    }
+    let leader = stopped.threads().first().ok_or_else(|| Error::bug("a task without threads"))?;
+    let shared = sigqueue::dump(leader.tid(), true, statuses.first().map_or(0, |s| s.shared_pending))?;
+    Ok(Signals { shared, private })
+}
+
+/// Asks the task itself what nobody else can tell, and takes its descriptors. It is cured on the way out.
+fn ask(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<Asked> {
+    let timers = timers::read(&task.dir)?;
+    let infected = Infected::new(stopped, cx.kernel)?;
+    let info = infected.task_info()?;
+    let mut threads = Vec::with_capacity(stopped.threads().len());
+    for thread in stopped.threads() {
+        threads.push(infected.thread_info(thread)?);
+    }
+    let sigactions = infected.sigactions()?;
+    let intervals = infected.itimers()?;
+    let ids: Vec<i32> = timers.iter().map(|t| t.id.cast_signed()).collect();
+    let left = infected.posix_timers(&ids)?;
+    cx.files.task_fds(task.pid, task.ids.files_id, &task.dir, &mut |fd| infected.take_fd(fd))?;
+    infected.cure()?;
+    Ok(Asked {
+        task: info,
+        threads,
+        sigactions: sigaction::dump(&sigactions),
+        timers: crate::task::timers::dump(intervals, &timers, &left)?,
+    })
+}
+
+/// Gives mapped files their numbers.
+struct Mapped<'a, 'b> {
+    task: RealPid,
+    files: &'a mut FilesOut<'b>,
+}
+
+impl MappedFiles for Mapped<'_, '_> {
+    fn mapped(&mut self, fd: std::os::fd::OwnedFd) -> Result<FileId> {
+        self.files.path_file(self.task, fd, PathUse::Mapping)
+    }
+}
+
+/// Ranges of guard pages follow the mappings, as entries of their own.
+fn with_guards(mut vmas: Vec<Vma>, dir: &ProcDir, cx: &DumpCx<'_>) -> Result<Vec<Vma>> {
+    for (start, end) in Scanner::new(dir, cx.kernel)?.guards()? {
+        let entry = pb::VmaEntry { start, end, status: st::GUARD, fd: -1, ..pb::VmaEntry::default() };
+        vmas.push(Vma { entry, name: None, touched: false });
+    }
+    Ok(vmas)
+}
+
+/// `pagemap-PID.img` and its pages.
+fn pages(task: &Task, stopped: &StoppedTask, vmas: &[Vma], cx: &mut DumpCx<'_>) -> Result<()> {
+    log::info!("Dumping pages (pid: {})", task.pid);
+    cx.stats.memdump.start();
+    let mut stacks: Vec<u64> = stopped.threads().iter().map(|t| t.regs().rsp & !0xfff).collect();
+    stacks.sort_unstable();
+    stacks.dedup();
+    let mut out = cx.pages.create(ImageKind::Pagemap, id(task))?;
+    let mut copier = Copier::new(stopped.live(), &mut out, &stacks);
+    let mut scanner = Scanner::new(&task.dir, cx.kernel)?;
+    let scanned = scanner.pages(vmas, |vma, start, end| copier.add(vma, start, end))?;
+    copier.flush()?;
+    drop(copier);
+    let written = out.finish()?;
+    cx.stats.memdump.stop();
+    cx.stats.pages_scanned += scanned;
+    cx.stats.pages_written += written;
+    log::info!("Dumped {written} pages of {}", task.pid);
+    Ok(())
+}
+
+/// `mm-PID.img`.
+fn mm(task: &Task, info: &TaskInfo, vmas: Vec<Vma>, cx: &mut DumpCx<'_>) -> Result<()> {
+    let exe = task.dir.file("exe", OFlag::O_PATH)?;
+    let exe = cx.files.path_file(task.pid, exe, PathUse::Exe).during(|| "executable".into())?;
+    let Stat { start_code, end_code, start_data, end_data, start_stack, start_brk, .. } = task.stat;
+    let Stat { arg_start, arg_end, env_start, env_end, .. } = task.stat;
+    let entry = pb::MmEntry {
+        mm_start_code: start_code,
+        mm_end_code: end_code,
+        mm_start_data: start_data,
+        mm_end_data: end_data,
+        mm_start_stack: start_stack,
+        mm_start_brk: start_brk,
+        mm_brk: info.brk,
+        mm_arg_start: arg_start,
+        mm_arg_end: arg_end,
+        mm_env_start: env_start,
+        mm_env_end: env_end,
+        exe_file_id: exe.0,
+        mm_saved_auxv: misc::auxv(&task.dir)?,
+        vmas: vmas.into_iter().map(|v| v.entry).collect(),
+        dumpable: i32::try_from(info.dumpable).ok().filter(|d| *d >= 0),
+        aios: Vec::new(),
+        thp_disabled: Some(info.thp_disabled > 0),
+    };
+    one(cx.images, ImageKind::Mm, id(task), &entry)
+}
+
+/// `fs-PID.img`.
+fn folders(
+    task: &Task,
+    status: &Status,
+    images: &rcriu_images::ImageDir,
+    mut file: impl FnMut(std::os::fd::OwnedFd, PathUse) -> Result<FileId>,
+) -> Result<()> {
+    let mut uses = [PathUse::Cwd, PathUse::Root].into_iter();
+    fs::dump(images, task.virt, &task.dir, status.umask, |fd| file(fd, uses.next().unwrap_or(PathUse::Root)))
+}
