@@ -52,6 +52,12 @@ pub fn duplicate_descriptor(fd: RawFd) -> Result<OwnedFd> {
     sys::fd::duplicate(fd)
 }
 
+/// Puts `/dev/null` in the place of standard input.
+pub fn empty_standard_input() -> Result<()> {
+    let null = std::fs::File::open("/dev/null").call("open(/dev/null)")?;
+    nix::unistd::dup2_stdin(&null).call("dup2")
+}
+
 /// Whether `fd` is open.
 pub fn is_open(fd: RawFd) -> bool {
     sys::fd::is_open(fd)

@@ -3,6 +3,8 @@
 //! [`Kernel::probe`] asks the kernel once; a reference travels in every context. Tests (and the
 //! environment variable [`WITHOUT`]) switch single features off to run the older arm on a newer kernel.
 
+pub mod check;
+
 use crate::sys::probe;
 
 use crate::error::{Error, Result};

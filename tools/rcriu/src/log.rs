@@ -149,6 +149,18 @@ pub fn is_elsewhere() -> bool {
     LOGGER.get().is_some_and(|l| l.open.load(Relaxed) && l.fd.get() != 2)
 }
 
+/// The first error of this operation, as it stands in the log: what an RPC client is told.
+pub fn first_error() -> Option<String> {
+    lock(&LOGGER.get()?.first_error).clone()
+}
+
+/// Forgets what still waits: for a worker whose standard error belongs to a container.
+pub fn discard() {
+    if let Some(logger) = LOGGER.get() {
+        lock(&logger.early).clear();
+    }
+}
+
 /// Writes what still waits to where lines go now, or to standard error.
 pub fn flush() {
     let Some(logger) = LOGGER.get() else { return };

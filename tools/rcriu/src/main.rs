@@ -3,6 +3,8 @@
 mod check;
 mod cli;
 mod log;
+mod run;
+mod service;
 
 use std::process::ExitCode;
 

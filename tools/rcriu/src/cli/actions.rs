@@ -19,6 +19,8 @@ pub enum Action {
     Service,
     /// Serve one client over an inherited socket.
     Swrk,
+    /// The same for a client of [`Action::Service`]; not for people.
+    ServiceWorker,
     /// Punch out of parent images what later ones hold.
     Dedup,
     /// Write the image of CPU features.
@@ -44,6 +46,9 @@ impl Action {
         Action::CpuinfoCheck,
     ];
 
+    /// Those that are not for people.
+    pub const UNLISTED: &[Action] = &[Action::Swrk, Action::ServiceWorker, Action::Exec];
+
     /// As typed.
     pub fn name(self) -> &'static str {
         match self {
@@ -55,6 +60,7 @@ impl Action {
             Action::LazyPages => "lazy-pages",
             Action::Service => "service",
             Action::Swrk => "swrk",
+            Action::ServiceWorker => crate::service::WORKER,
             Action::Dedup => "dedup",
             Action::CpuinfoDump => "cpuinfo dump",
             Action::CpuinfoCheck => "cpuinfo check",
@@ -73,6 +79,7 @@ impl Action {
             Action::LazyPages => "Fill in memory of a restore with --lazy-pages",
             Action::Service => "Serve requests over a unix socket",
             Action::Swrk => "Serve one client over an inherited socket",
+            Action::ServiceWorker => "Serve one client of the service",
             Action::Dedup => "Free in parent images what newer ones hold again",
             Action::CpuinfoDump => "Write the features of this CPU to an image",
             Action::CpuinfoCheck => "Compare this CPU with that image",
@@ -99,7 +106,7 @@ impl Action {
         }
         Action::LISTED
             .iter()
-            .chain(&[Action::Swrk, Action::Exec])
+            .chain(Action::UNLISTED)
             .find(|a| a.name() == word)
             .copied()
             .ok_or_else(|| format!("unknown command: {word}"))
@@ -117,7 +124,7 @@ mod tests {
 
     #[test]
     fn every_action_is_found_by_its_name() {
-        for action in Action::LISTED.iter().chain(&[Action::Swrk, Action::Exec]) {
+        for action in Action::LISTED.iter().chain(Action::UNLISTED) {
             let words: Vec<&str> = action.name().split(' ').collect();
             assert_eq!(take(&words), Ok((*action, 0)));
         }

@@ -68,6 +68,22 @@ pub fn sources(args: &[OsString], env: impl Fn(&str) -> Option<OsString>) -> Vec
     files
 }
 
+/// Those options of `args` that decide about files, for a process of ours that is to read the same.
+pub fn forwarded(args: &[OsString]) -> Vec<OsString> {
+    let mut found = Vec::new();
+    let mut args = args.iter().take_while(|a| *a != "--");
+    while let Some(arg) = args.next() {
+        let text = arg.to_string_lossy();
+        if text == "--no-default-config" || text.starts_with("--config=") {
+            found.push(arg.clone());
+        } else if text == "--config" {
+            found.push(arg.clone());
+            found.extend(args.next().cloned());
+        }
+    }
+    found
+}
+
 /// Reads one file. The error names file and line.
 pub fn read(source: &Source) -> Result<Vec<Given>, String> {
     let name = source.path.display();
@@ -204,6 +220,15 @@ mod tests {
         assert_eq!(paths(&["dump", "--config", "x"]), ["/env.conf", "x"]);
         assert_eq!(paths(&["--config=y"]), ["/env.conf", "y"]);
         assert_eq!(paths(&["restore", "--", "--config=y"]).len(), 3);
+    }
+
+    #[test]
+    fn what_decides_about_files_can_be_passed_on() {
+        let args: Vec<OsString> = ["service", "--config", "x", "-v4", "--no-default-config", "--config=y"]
+            .iter()
+            .map(OsString::from)
+            .collect();
+        assert_eq!(forwarded(&args), ["--config", "x", "--no-default-config", "--config=y"]);
     }
 
     #[test]

@@ -9,7 +9,7 @@
 //! Exit code 0 is done, 1 is anything else.
 
 mod actions;
-mod checked;
+pub mod checked;
 mod config;
 mod getopt;
 mod help;
@@ -17,7 +17,7 @@ mod operate;
 mod options;
 mod own;
 mod raw;
-mod served;
+pub mod served;
 
 use std::ffi::OsString;
 use std::process::ExitCode;
@@ -25,6 +25,8 @@ use std::process::ExitCode;
 use rcriu_engine::{Error, Kind, Result};
 
 pub use actions::Action;
+pub use checked::Folders;
+pub use config::Source as ConfigFile;
 pub use raw::{DEFAULT_VERBOSITY, Raw};
 
 /// Does what `args`, the words after the program's name, ask for.
@@ -42,7 +44,7 @@ pub fn run(args: &[OsString]) -> ExitCode {
     };
     let Parsed { raw, action, words } = parsed;
     crate::log::set_level(raw.verbosity);
-    match operate::operate(action, &raw, &words) {
+    match operate::operate(action, &raw, &words, &config::forwarded(args)) {
         Ok(code) => code,
         Err(e) => {
             report(action, &e);
@@ -118,8 +120,17 @@ fn usage(why: &str) -> ExitCode {
     ExitCode::FAILURE
 }
 
-/// The one line: into the log, and to standard error unless the log is there.
+/// The one line: into the log, and to standard error unless the log is there or the error output is not ours.
 fn report(action: Action, e: &Error) {
+    log_failure(action, e);
+    let ours = !matches!(action, Action::Swrk | Action::ServiceWorker);
+    if ours && crate::log::is_elsewhere() {
+        eprintln!("rcriu: {e}");
+    }
+}
+
+/// Writes the error of an action into the log, with the closing line that log readers wait for.
+pub fn log_failure(action: Action, e: &Error) {
     ::log::error!("{e}");
     match action {
         // Nothing was begun.
@@ -128,8 +139,5 @@ fn report(action: Action, e: &Error) {
         Action::PreDump => ::log::error!("Pre-dumping FAILED."),
         Action::Restore => ::log::error!("Restoring FAILED."),
         _ => {}
-    }
-    if crate::log::is_elsewhere() {
-        eprintln!("rcriu: {e}");
     }
 }

@@ -1,7 +1,8 @@
 //! Carries out one action of the command line, from parsed options to the exit code.
 
 use std::ffi::OsString;
-use std::process::ExitCode;
+use std::os::unix::process::CommandExt;
+use std::process::{Command, ExitCode};
 
 use rcriu_engine::error::{Error, Result, SysContext};
 use rcriu_engine::process::{self, Inherited};
@@ -11,15 +12,25 @@ use super::checked::{self, Folders};
 use super::raw::Raw;
 use super::served;
 use crate::log::{self as logfile, To};
+use crate::run;
 
-/// Does `action`. `words` is what follows it on the command line.
-pub fn operate(action: Action, raw: &Raw, words: &[OsString]) -> Result<ExitCode> {
+/// Does `action`. `words` is what follows it on the command line, `configuration` the options about
+/// configuration files.
+pub fn operate(
+    action: Action,
+    raw: &Raw,
+    words: &[OsString],
+    configuration: &[OsString],
+) -> Result<ExitCode> {
     for fd in &raw.close {
         drop(process::take_descriptor(*fd).map_err(|e| e.during("--close"))?);
     }
     let inherited = Inherited::hide()?;
     process::prepare_signals()?;
     process::raise_descriptor_limit();
+    if matches!(action, Action::Swrk | Action::ServiceWorker) {
+        return worker(action, raw, words);
+    }
     excess(action, raw, words)?;
     if action == Action::Exec {
         return Err(Error::usage("the command exec was removed; use the compel tool of CRIU"));
@@ -34,10 +45,27 @@ pub fn operate(action: Action, raw: &Raw, words: &[OsString]) -> Result<ExitCode
     served::check(action, raw)?;
     match action {
         Action::Check => Ok(crate::check::run(raw)),
-        Action::Dump | Action::PreDump => dump(action, raw, &folders),
+        Action::Dump | Action::PreDump => {
+            let options = checked::dump(raw, &folders, None)?;
+            run::dump(action, &options, raw.display_stats).map(|()| ExitCode::SUCCESS)
+        }
         Action::Restore => restore(raw, &folders, words, &inherited),
+        Action::Service => crate::service::listen(raw, configuration),
         other => Err(Error::bug(format!("nobody serves {}", other.name()))),
     }
+}
+
+/// Standard error of a worker may be a container's: nothing goes there.
+fn worker(action: Action, raw: &Raw, words: &[OsString]) -> Result<ExitCode> {
+    let served = match action {
+        Action::Swrk => crate::service::swrk(raw, words),
+        _ => crate::service::worker(raw),
+    };
+    if let Err(e) = &served {
+        ::log::error!("{e}");
+    }
+    crate::log::discard();
+    Ok(served.unwrap_or(ExitCode::FAILURE))
 }
 
 fn excess(action: Action, raw: &Raw, words: &[OsString]) -> Result<()> {
@@ -59,12 +87,13 @@ fn open_log(raw: &Raw) -> Result<()> {
     })
 }
 
-fn dump(action: Action, raw: &Raw, folders: &Folders) -> Result<ExitCode> {
-    let _options = checked::dump(raw, folders, None)?;
-    Err(Error::unsupported(format!("the command {} is not supported yet", action.name())))
-}
-
-fn restore(raw: &Raw, folders: &Folders, words: &[OsString], _inherited: &Inherited) -> Result<ExitCode> {
-    let _options = checked::restore(raw, folders, words, None)?;
-    Err(Error::unsupported("the command restore is not supported yet"))
+fn restore(raw: &Raw, folders: &Folders, words: &[OsString], inherited: &Inherited) -> Result<ExitCode> {
+    let options = checked::restore(raw, folders, words, None)?;
+    run::restore(&options, raw.display_stats)?;
+    if let [program, args @ ..] = words {
+        inherited.reveal();
+        let e = Command::new(program).args(args).exec();
+        return Err(Error::io("execve", &e).during(format!("--exec-cmd {}", program.display())));
+    }
+    Ok(ExitCode::SUCCESS)
 }

@@ -1,0 +1,246 @@
+//! The RPC as container runtimes speak it, over a socket pair (swrk) and a listening socket (service).
+
+mod tool;
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::process::{Child, Stdio};
+
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket, socketpair,
+};
+use prost::Message;
+use rcriu_images::pb::{CriuFeatures, CriuOpts, CriuReq, CriuReqType, CriuResp};
+use tool::{Tool, is_root};
+
+struct Client {
+    socket: OwnedFd,
+    child: Option<Child>,
+}
+
+impl Client {
+    /// A worker whose socket is its descriptor 0: any number will do.
+    fn swrk(tool: &Tool) -> Client {
+        let (ours, theirs) =
+            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
+        let mut command = tool.command(&["swrk", "0"]);
+        command.stdin(Stdio::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped());
+        Client { socket: ours, child: Some(command.spawn().unwrap()) }
+    }
+
+    fn send(&self, request: &CriuReq) {
+        send(self.socket.as_raw_fd(), &request.encode_to_vec(), MsgFlags::empty()).unwrap();
+    }
+
+    fn receive(&self) -> Option<CriuResp> {
+        let mut buffer = vec![0; 1 << 16];
+        let got = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).unwrap();
+        (got > 0).then(|| CriuResp::decode(&buffer[..got]).unwrap())
+    }
+
+    fn ask(&self, request: &CriuReq) -> CriuResp {
+        self.send(request);
+        self.receive().unwrap()
+    }
+
+    /// Ends the connection; the worker's exit code, after checking that it wrote nothing.
+    fn end(mut self) -> i32 {
+        let mut child = self.child.take().unwrap();
+        drop(self);
+        let mut text = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
+        child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
+        assert_eq!(text, "", "stdio belongs to the container");
+        child.wait().unwrap().code().unwrap()
+    }
+}
+
+fn request(kind: CriuReqType) -> CriuReq {
+    CriuReq { r#type: kind.into(), ..CriuReq::default() }
+}
+
+/// Options of a request about images in the tool's folder.
+fn opts(tool: &Tool) -> CriuOpts {
+    CriuOpts { images_dir: Some(tool.dir().display().to_string()), ..CriuOpts::default() }
+}
+
+#[test]
+fn version_is_told_and_the_worker_ends_well() {
+    let tool = Tool::new();
+    let client = Client::swrk(&tool);
+    // libcriu sends options with it, which do not matter.
+    let odd = CriuOpts { images_dir_fd: 0, root: Some("/nonexistent".into()), ..CriuOpts::default() };
+    let resp = client.ask(&CriuReq { opts: Some(odd), ..request(CriuReqType::Version) });
+    assert!(resp.success);
+    let version = resp.version.unwrap();
+    assert_eq!((version.major_number, version.minor_number, version.gitid), (4, 2, None));
+    assert_eq!(client.end(), 0);
+}
+
+#[test]
+fn a_connection_can_be_kept_open_for_harmless_requests() {
+    let tool = Tool::new();
+    let client = Client::swrk(&tool);
+    for _ in 0..3 {
+        let resp = client.ask(&CriuReq { keep_open: Some(true), ..request(CriuReqType::Version) });
+        assert!(resp.success);
+    }
+    assert!(client.ask(&request(CriuReqType::Version)).success);
+    assert!(client.receive().is_none());
+    assert_eq!(client.end(), 0);
+
+    let client = Client::swrk(&tool);
+    let resp = client.ask(&CriuReq { keep_open: Some(true), ..request(CriuReqType::Dump) });
+    assert!(!resp.success && resp.cr_errmsg().contains("keep_open"));
+    assert_eq!(client.end(), 1);
+}
+
+#[test]
+fn features_are_answered_one_by_one() {
+    let tool = Tool::new();
+    let client = Client::swrk(&tool);
+    let asked = CriuFeatures { pidfd_store: Some(true), ..CriuFeatures::default() };
+    let resp = client.ask(&CriuReq { features: Some(asked), ..request(CriuReqType::FeatureCheck) });
+    assert!(resp.success);
+    let features = resp.features.unwrap();
+    // What was not asked for is answered with no.
+    assert_eq!((features.mem_track, features.lazy_pages), (Some(false), Some(false)));
+    assert!(features.pidfd_store.is_some());
+    assert_eq!(client.end(), 0);
+}
+
+#[test]
+fn check_answers_like_the_command() {
+    if !is_root() {
+        println!("SKIP: needs root");
+        return;
+    }
+    let tool = Tool::new();
+    let client = Client::swrk(&tool);
+    let resp = client.ask(&request(CriuReqType::Check));
+    assert!(resp.success && resp.cr_errmsg.is_none(), "{resp:?}");
+    assert_eq!(client.end(), 0);
+}
+
+#[test]
+fn a_refused_dump_names_the_option_in_answer_and_log() {
+    if !is_root() {
+        println!("SKIP: needs root");
+        return;
+    }
+    let tool = Tool::new();
+    let client = Client::swrk(&tool);
+    let opts = CriuOpts {
+        pid: Some(std::process::id() as i32),
+        lazy_pages: Some(true),
+        tcp_close: Some(false),
+        log_level: Some(4),
+        log_file: Some("dump.log".into()),
+        config_file: Some("/nonexistent/runc.conf".into()),
+        ..opts(&tool)
+    };
+    let resp = client.ask(&CriuReq { opts: Some(opts), ..request(CriuReqType::Dump) });
+    assert!(!resp.success);
+    assert_eq!(resp.r#type, i32::from(CriuReqType::Dump));
+    assert!(resp.cr_errmsg().starts_with("Error (") && resp.cr_errmsg().contains("--lazy-pages"), "{resp:?}");
+    assert_eq!(client.end(), 1);
+    let log = fs::read_to_string(tool.dir().join("dump.log")).unwrap();
+    assert!(log.contains("--lazy-pages") && log.contains("Dumping FAILED."), "{log}");
+}
+
+#[test]
+fn folders_are_the_clients_descriptors() {
+    if !is_root() {
+        println!("SKIP: needs root");
+        return;
+    }
+    let tool = Tool::new();
+    let (images, work) = (tool.dir().join("images"), tool.dir().join("work"));
+    fs::create_dir(&images).unwrap();
+    fs::create_dir(&work).unwrap();
+    let (images_fd, work_fd) = (fs::File::open(&images).unwrap(), fs::File::open(&work).unwrap());
+    let client = Client::swrk(&tool);
+    let opts = CriuOpts {
+        images_dir_fd: images_fd.as_raw_fd(),
+        work_dir_fd: Some(work_fd.as_raw_fd()),
+        log_file: Some("restore.log".into()),
+        ..CriuOpts::default()
+    };
+    let resp = client.ask(&CriuReq { opts: Some(opts), ..request(CriuReqType::Restore) });
+    assert!(!resp.success, "there are no images");
+    assert!(work.join("restore.log").exists());
+    assert_eq!(client.end(), 1);
+}
+
+#[test]
+fn requests_that_make_no_sense_are_answered() {
+    let tool = Tool::new();
+    for (req, word) in [
+        (request(CriuReqType::Notify), "makes no sense"),
+        (CriuReq { r#type: 77, ..CriuReq::default() }, "77"),
+        (request(CriuReqType::Dump), "folder"),
+        (
+            CriuReq {
+                opts: Some(CriuOpts { log_file: Some("a/b".into()), ..opts(&tool) }),
+                ..request(CriuReqType::Dump)
+            },
+            "a/b",
+        ),
+    ] {
+        let client = Client::swrk(&tool);
+        let resp = client.ask(&req);
+        assert!(!resp.success && resp.cr_errmsg().contains(word), "{resp:?}");
+        assert_eq!(client.end(), 1);
+    }
+}
+
+#[test]
+fn a_client_that_says_nothing_or_nonsense_ends_the_worker() {
+    let tool = Tool::new();
+    assert_eq!(Client::swrk(&tool).end(), 1);
+    let client = Client::swrk(&tool);
+    send(client.socket.as_raw_fd(), &[0xff; 64], MsgFlags::empty()).unwrap();
+    assert!(client.receive().is_none());
+    assert_eq!(client.end(), 1);
+}
+
+#[test]
+fn the_service_serves_several_clients_and_ends_on_sigterm() {
+    if !is_root() {
+        println!("SKIP: needs root");
+        return;
+    }
+    let tool = Tool::new();
+    let path = tool.dir().join("socket");
+    let (mut ready, ready_fd) = std::io::pipe().unwrap();
+    let mut command =
+        tool.command(&["service", "--address", "socket", "--pidfile", "pid", "--status-fd", "0"]);
+    let mut service = command.stdin(Stdio::from(OwnedFd::from(ready_fd))).spawn().unwrap();
+    drop(command);
+    // It writes its byte when the socket is there.
+    ready.read_exact(&mut [0]).unwrap();
+    assert_eq!(fs::read_to_string(tool.dir().join("pid")).unwrap(), service.id().to_string());
+    let clients: Vec<Client> = (0..3)
+        .map(|_| {
+            let sk = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+            connect(sk.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+            Client { socket: sk, child: None }
+        })
+        .collect();
+    for client in &clients {
+        assert!(client.ask(&request(CriuReqType::Version)).success);
+        assert!(client.receive().is_none());
+    }
+    let sk = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    connect(sk.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
+    let stranger = Client { socket: sk, child: None };
+    let opts = CriuOpts { rst_sibling: Some(true), ..opts(&tool) };
+    let resp = stranger.ask(&CriuReq { opts: Some(opts), ..request(CriuReqType::Restore) });
+    assert!(!resp.success && resp.cr_errmsg().contains("rst_sibling"), "{resp:?}");
+
+    let pid = nix::unistd::Pid::from_raw(service.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    assert!(service.wait().unwrap().success());
+    assert!(!path.exists());
+}

@@ -1,0 +1,79 @@
+//! Runs the program in a folder of its own.
+
+#![allow(dead_code)] // Each test program uses its part.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+/// What a run gave.
+pub struct Out {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl From<Output> for Out {
+    fn from(out: Output) -> Self {
+        Out {
+            code: out.status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&out.stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&out.stderr).into_owned(),
+        }
+    }
+}
+
+/// The program with a fresh current folder.
+pub struct Tool {
+    dir: tempfile::TempDir,
+    env: Vec<(String, String)>,
+}
+
+impl Tool {
+    pub fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let home = ("HOME".to_owned(), dir.path().display().to_string());
+        Tool { dir, env: vec![home] }
+    }
+
+    pub fn path(&self) -> &'static Path {
+        Path::new(env!("CARGO_BIN_EXE_rcriu"))
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.dir.path()
+    }
+
+    pub fn env(mut self, name: &str, value: &str) -> Self {
+        self.env.push((name.into(), value.into()));
+        self
+    }
+
+    /// The command, for tests that need more than its output.
+    pub fn command(&self, args: &[impl AsRef<OsStr>]) -> Command {
+        let mut command = Command::new(self.path());
+        command
+            .args(args)
+            .current_dir(self.dir())
+            .stdin(Stdio::null())
+            .env_remove("CRIU_CONFIG_FILE")
+            .env_remove("RCRIU_WITHOUT")
+            .envs(self.env.iter().map(|(n, v)| (n, v)));
+        command
+    }
+
+    pub fn run(&self, args: &[&str]) -> Out {
+        self.command(args).output().unwrap().into()
+    }
+
+    /// A shell script that finds the program in `$TOOL`.
+    pub fn shell(&self, script: &str) -> Out {
+        let mut command = Command::new("/bin/sh");
+        command.args(["-c", script]).current_dir(self.dir()).env("TOOL", self.path());
+        command.output().unwrap().into()
+    }
+}
+
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
