@@ -25,6 +25,14 @@ pub struct Program {
     checks_itself: bool,
 }
 
+/// The binary of tests/programs: beside this one, unless RCRIU_TEST_PROGRAM names it.
+fn programs() -> Result<PathBuf> {
+    match std::env::var_os("RCRIU_TEST_PROGRAM") {
+        Some(bin) => Ok(PathBuf::from(bin)),
+        None => Ok(build_folder()?.join("rcriu-test-program")),
+    }
+}
+
 /// Where a program starts: in a session of its own, or in our session and group, as a foreground job.
 #[derive(Clone, Copy)]
 enum Place {
@@ -54,8 +62,7 @@ impl Scratch {
 impl Program {
     /// Starts program `kind` of tests/programs and waits until its state is set up.
     pub fn start(kind: &str, args: &[&str]) -> Result<Program> {
-        let bin = build_folder()?.join("rcriu-test-program");
-        let mut command = Command::new(bin);
+        let mut command = Command::new(programs()?);
         command.arg(kind).args(args);
         let mut program = Program::spawn(command)?;
         program.checks_itself = true;
@@ -65,7 +72,7 @@ impl Program {
 
     /// Starts program `kind` as a job of this process's own session, its input on the terminal given.
     pub fn start_on(terminal: &File, kind: &str, args: &[&str]) -> Result<Program> {
-        let mut command = Command::new(build_folder()?.join("rcriu-test-program"));
+        let mut command = Command::new(programs()?);
         command.arg(kind).args(args).stdin(terminal.try_clone()?);
         let mut program = Program::spawn_in(command, Place::Job)?;
         program.checks_itself = true;
