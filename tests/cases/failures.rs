@@ -186,12 +186,13 @@ fn settled(program: &Program, before: &State) -> Result<State> {
     Ok(now)
 }
 
-/// SIGKILL of dumps at moments spread over their duration.
+/// SIGKILL of dumps at moments spread over their duration: RCRIU_KILLS of them, or 40.
 fn killed_dumps() -> Result<()> {
+    let kills: u64 = std::env::var("RCRIU_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
     let program = Program::start("threads", &["6"])?;
     let before = program.state()?;
     let mut whole = None;
-    for turn in 0..40u64 {
+    for turn in 0..=kills {
         let images = Images::new()?;
         let start = std::time::Instant::now();
         let dump = Running::dump(&program, &images, &["--leave-running"])?;
@@ -201,7 +202,7 @@ fn killed_dumps() -> Result<()> {
                 whole = Some(start.elapsed().as_micros() as u64);
             }
             Some(whole) => {
-                dump.for_a_while(whole * turn / 40)?;
+                dump.for_a_while(whole * turn / kills)?;
                 dump.pidfd.kill(Signal::SIGKILL);
                 dump.end()?;
             }

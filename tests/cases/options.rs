@@ -6,10 +6,12 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, ensure};
 use nix::pty::openpty;
 use nix::sys::signal::Signal;
+use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use rcriu_tests::cycle::compare;
 use rcriu_tests::events::{PATIENCE, PidFd};
@@ -39,6 +41,9 @@ fn restore_stopped() -> Result<()> {
     let (images, cycle) = (Images::new()?, Cycle::new()?);
     cycle.dump(&program, &images)?;
     cycle.try_restore(&images, &["--leave-stopped"])?.ok()?;
+    // The stop is on its way when the command ends; the task is our child by then.
+    let flags = WaitPidFlag::WSTOPPED | WaitPidFlag::WNOWAIT;
+    waitid(Id::Pid(Pid::from_raw(program.pid())), flags).context("waiting for the task to stop")?;
     ensure!(state_of(program.pid())? == 'T', "the restored task is not stopped");
     program.tree()?.iter().for_each(|t| t.kill(Signal::SIGCONT));
     program.verify()
@@ -118,35 +123,70 @@ fn display_stats() -> Result<()> {
     program.verify()
 }
 
-/// A file given from outside takes the place of one that was open.
-fn inherited_file() -> Result<()> {
-    let program = Program::start("sleeper", &[])?;
-    let images = Images::new()?;
-    let out = program.dir().join("out");
-    Cycle::new()?.dump(&program, &images)?;
+/// Restores with `fd[5]` given as `resource`, asks for the verdict and gives what the program wrote to 5.
+fn restored_onto(program: &Program, images: &Images, resource: &str) -> Result<String> {
     let elsewhere = program.dir().join("elsewhere");
     let file = OpenOptions::new().append(true).create(true).open(&elsewhere)?;
-    // The engine gets it as descriptor 5.
-    let args = format!("fd[5]:{}", out.to_str().context("name")?.trim_start_matches('/'));
-    let mut command = Engine::rcriu()?.command(&[
-        "restore",
-        "-d",
-        "-D",
-        images.as_str()?,
-        "-o",
-        "restore.log",
-        "--inherit-fd",
-        &args,
-    ]);
+    let option = format!("fd[5]:{resource}");
+    let dir = images.as_str()?;
+    let args = ["restore", "-d", "-D", dir, "-v4", "-o", "restore.log", "--inherit-fd", &option];
+    let mut command = Engine::rcriu()?.command(&args);
     with_fd(&mut command, file.into(), 5);
     Engine::rcriu()?.finish(command)?.ok()?;
     let task = PidFd::open(Pid::from_raw(program.pid())).context("the restored task")?;
     task.kill(Signal::SIGTERM);
     task.wait_dead(PATIENCE)?;
     task.reap();
-    let said = fs::read_to_string(&elsewhere)?;
+    Ok(fs::read_to_string(&elsewhere)?)
+}
+
+/// A file given from outside takes the place of one that was open, by its path.
+fn inherited_file() -> Result<()> {
+    let program = Program::start("sleeper", &[])?;
+    let images = Images::new()?;
+    let out = program.dir().join("out");
+    Cycle::new()?.dump(&program, &images)?;
+    let said = restored_onto(&program, &images, out.to_str().context("name")?.trim_start_matches('/'))?;
     ensure!(said == "PASS\n", "the inherited file holds {said:?}, the old one {:?}", program.output());
     Ok(())
+}
+
+/// A file that the dump was told to leave to the outside.
+fn external_file() -> Result<()> {
+    let program = Program::start("sleeper", &[])?;
+    let images = Images::new()?;
+    let info = fs::read_to_string(format!("/proc/{}/fdinfo/1", program.pid()))?;
+    let mount = info.lines().find_map(|l| l.strip_prefix("mnt_id:")).context("mnt_id")?.trim();
+    let mount: u32 = mount.parse().context("mnt_id")?;
+    let inode = fs::metadata(program.dir().join("out"))?.ino();
+    let resource = format!("file[{mount:x}:{inode:x}]");
+    Cycle::new()?.with_dump(&["--external", &resource]).dump(&program, &images)?;
+    let said = restored_onto(&program, &images, &resource)?;
+    ensure!(said == "PASS\n", "the external file holds {said:?}, the old one {:?}", program.output());
+    Ok(())
+}
+
+/// A terminal of which only the slave is in the tree: named as external, given again at restore.
+fn external_terminal() -> Result<()> {
+    let pty = openpty(None, None).context("openpty")?;
+    let terminal = File::from(pty.slave);
+    let status = terminal.metadata()?;
+    let resource = format!("tty[{:x}:{:x}]", status.rdev(), status.dev());
+    let program = Program::start_with(&terminal, "sleeper", &[])?;
+    let images = Images::new()?;
+    Cycle::new()?.with_dump(&["--external", &resource]).dump(&program, &images)?;
+    let other = openpty(None, None).context("openpty")?;
+    let option = format!("fd[5]:{resource}");
+    let dir = images.as_str()?;
+    let args = ["restore", "-d", "-D", dir, "-v4", "-o", "restore.log", "--inherit-fd", &option];
+    let mut command = Engine::rcriu()?.command(&args);
+    let given = File::from(other.slave);
+    let expected = given.metadata()?.rdev();
+    with_fd(&mut command, given.into(), 5);
+    Engine::rcriu()?.finish(command)?.ok()?;
+    let now = fs::metadata(format!("/proc/{}/fd/0", program.pid()))?.rdev();
+    ensure!(now == expected, "standard input is device {now:x}, not the terminal given ({expected:x})");
+    program.verify()
 }
 
 /// Gives a command a descriptor under a number.
@@ -259,6 +299,8 @@ pub fn cases() -> Vec<Case> {
         Case::new("options: --exec-cmd runs a command as the tree's parent", exec_command),
         Case::new("options: --display-stats prints what was done", display_stats),
         Case::new("options: --inherit-fd puts a file in a file's place", inherited_file),
+        Case::new("options: --external leaves a file to the outside", external_file),
+        Case::new("options: --external leaves a terminal to the outside", external_terminal),
         Case::new("options: --shell-job keeps a program on its terminal", shell_job),
         Case::new("options: --freeze-cgroup freezes through the cgroup", freeze_cgroup),
         Case::new("options: restore --dry-run tells what would fail", dry_run),

@@ -62,19 +62,24 @@ impl Scratch {
 impl Program {
     /// Starts program `kind` of tests/programs and waits until its state is set up.
     pub fn start(kind: &str, args: &[&str]) -> Result<Program> {
-        let mut command = Command::new(programs()?);
-        command.arg(kind).args(args);
-        let mut program = Program::spawn(command)?;
-        program.checks_itself = true;
-        program.wait_line("READY").with_context(|| format!("setting up {kind}"))?;
-        Ok(program)
+        let null = File::open("/dev/null").context("/dev/null")?;
+        Program::start_in(Place::Session, &null, kind, args)
     }
 
     /// Starts program `kind` as a job of this process's own session, its input on the terminal given.
     pub fn start_on(terminal: &File, kind: &str, args: &[&str]) -> Result<Program> {
+        Program::start_in(Place::Job, terminal, kind, args)
+    }
+
+    /// Starts program `kind` in a session of its own, with this input.
+    pub fn start_with(input: &File, kind: &str, args: &[&str]) -> Result<Program> {
+        Program::start_in(Place::Session, input, kind, args)
+    }
+
+    fn start_in(place: Place, input: &File, kind: &str, args: &[&str]) -> Result<Program> {
         let mut command = Command::new(programs()?);
-        command.arg(kind).args(args).stdin(terminal.try_clone()?);
-        let mut program = Program::spawn_in(command, Place::Job)?;
+        command.arg(kind).args(args).stdin(input.try_clone()?);
+        let mut program = Program::spawn_in(command, place)?;
         program.checks_itself = true;
         program.wait_line("READY").with_context(|| format!("setting up {kind}"))?;
         Ok(program)
