@@ -24,6 +24,7 @@
 pub mod arch;
 pub mod dump;
 pub mod error;
+pub mod faults;
 pub mod files;
 pub mod infect;
 pub mod interrupt;

@@ -1,11 +1,15 @@
 //! The restore: from images to running tasks.
 //!
 //! ```text
-//! read -> plan -> preflight -> fork tree -> [each task: memory -> files -> folder] -> restorer
+//! read -> plan -> preflight -> fork tree -> [each task: memory -> files -> folders] -> restorer
 //!      -> sigchld -> creds -> complete -> detach
 //! ```
 
+pub mod finish;
+pub mod fork;
+pub mod guard;
 pub mod handoff;
+mod pidfile;
 pub mod plan;
 pub mod preflight;
 pub mod read;
@@ -13,5 +17,226 @@ pub mod stages;
 pub mod task;
 pub mod tree;
 
+use rcriu_images::ImageDir;
+use restorer::Stage;
+
+use crate::error::{Context, Error, Result, SysContext};
+use crate::faults;
+use crate::files::FilesShared;
+use crate::interrupt;
+use crate::kernel::Kernel;
+use crate::mm::restore::Prepared;
+use crate::options::RestoreOptions;
+use crate::pstree::RealPid;
+use crate::scripts::Stage as Moment;
+use crate::stats::RestoreStats;
+use crate::sys::clone3::Side;
+
+use finish::{Attached, Final};
+use guard::{Forked, Placeholders};
+use pidfile::Pidfile;
+use plan::Plan;
+use preflight::Preflight;
+use stages::Area;
+use tree::{Make, Role};
+
 pub use read::{Snapshot, TaskImage, TaskIx};
 pub use task::TaskCx;
+
+/// A tree that runs again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Restored {
+    /// The root task.
+    pub root: RealPid,
+}
+
+/// What `--dry-run` asks: everything that can be known before anything is created.
+///
+/// # Errors
+/// Images that cannot be read, a tree that cannot be made; all else stands in the answer.
+pub fn dry_run(opts: &RestoreOptions, kernel: &Kernel) -> Result<Preflight> {
+    let snapshot = Snapshot::read(&opts.common.images_dir.images()?)?;
+    let plan = Plan::build(&snapshot, opts, kernel)?;
+    Preflight::check(&snapshot, &plan, opts, kernel)
+}
+
+/// Restores the tree. The calling process must have one thread; its descriptors may be moved.
+///
+/// On success the tasks run (or are stopped, as asked). Without `detached` the root task is our child, to be
+/// waited for with [`wait_for_all`].
+///
+/// # Errors
+/// Nothing is left behind, except after the network was unlocked: the message says so then.
+pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
+    faults::point("restore-read")?;
+    let mut snapshot = Snapshot::read(&opts.common.images_dir.images()?)?;
+    faults::point("restore-plan")?;
+    let plan = Plan::build(&snapshot, opts, kernel)?;
+    faults::point("restore-preflight")?;
+    Preflight::check(&snapshot, &plan, opts, kernel)?.into_result()?;
+    let notifier = &opts.common.notifier;
+    notifier.notify(Moment::PreRestore, None)?;
+
+    let mut stats = RestoreStats::default();
+    stats.forking.start();
+    let area = Area::new(plan.tree.len())?;
+    let files = prepare_files(&mut snapshot, &plan, opts, kernel)?;
+    let memory = Prepared::new(&snapshot)?;
+    fork::check_single_threaded()?;
+    // From here on a failure kills what was forked.
+    let forked = Forked::new(&area, &plan, &snapshot)?;
+    area.open(Stage::Forking, plan.tree.len())?;
+    let cx = TaskCx { opts, kernel, snapshot: &snapshot, plan: &plan, area: &area, files: &files, task: TaskIx::ROOT };
+    let placeholders = Placeholders::fork(&plan.dead(), &area, kernel)?;
+    let root = fork_root(&cx, memory)?;
+    let watch = || forked.watch();
+    area.await_all(Stage::Forking, watch)?;
+    // Sessions and groups are made; what was only needed for them goes.
+    area.let_end()?;
+    wait_for_ends(&plan, &area, &forked)?;
+    files.forked()?;
+    faults::point("restore-forked")?;
+    stats.forking.stop();
+
+    stats.restore.start();
+    let threads: u32 = snapshot.alive().map(|(_, t)| t.threads.len() as u32).sum();
+    area.open(Stage::Restore, threads)?;
+    area.await_all(Stage::Restore, watch)?;
+    drop(placeholders);
+    area.open(Stage::RestoreSigchld, threads)?;
+    area.await_all(Stage::RestoreSigchld, watch)?;
+    faults::point("restore-rebuilt")?;
+    notifier.notify(Moment::PostRestore, Some(root))?;
+    let pidfile = Pidfile::write(opts, root)?;
+    notifier.notify(Moment::NetworkUnlock, Some(root))?;
+    interrupt::check()?;
+
+    // The network is open: what fails from here on may lose data.
+    resume(&snapshot, &area, &forked, threads, opts, root, &mut stats)
+        .map_err(|e| e.remedy("the network was unlocked already: data or connections may be lost"))?;
+    forked.keep();
+    pidfile.keep();
+    files.finished();
+    log::info!("Restore finished successfully. Tasks resumed.");
+    let [compared, skipped, restored] = area.pages();
+    (stats.pages_compared, stats.pages_skipped_cow, stats.pages_restored) = (compared, skipped, restored);
+    if let Err(e) = stats.write(&opts.common.work_dir) {
+        log::warn!("stats-restore was not written: {e}");
+    }
+    if let Err(e) = notifier.notify(Moment::PostResume, Some(root)) {
+        log::error!("{e}");
+    }
+    Ok(Restored { root })
+}
+
+/// From waiting threads to running tasks.
+fn resume(
+    snapshot: &Snapshot,
+    area: &Area,
+    forked: &Forked<'_>,
+    threads: u32,
+    opts: &RestoreOptions,
+    root: RealPid,
+    stats: &mut RestoreStats,
+) -> Result<()> {
+    // Before filters are installed: they sleep while we are attached, or they might kill the last steps.
+    let attached = Attached::attach(snapshot, area)?;
+    faults::point("restore-seized")?;
+    area.open(Stage::RestoreCreds, threads)?;
+    area.await_all(Stage::RestoreCreds, || forked.watch())?;
+    stats.restore.stop();
+    // Every thread waits for the last stage: stop it there, so that its way out can be followed.
+    attached.step_by_calls()?;
+    area.open(Stage::Complete, 0)?;
+    attached.catch()?;
+    faults::point("restore-caught")?;
+    attached.clean()?;
+    if let Err(e) = opts.common.notifier.notify(Moment::PreResume, Some(root)) {
+        log::error!("{e}");
+    }
+    attached.detach(if opts.leave_stopped { Final::Stopped } else { Final::AsTheyWere })
+}
+
+/// Makes room for the tasks' descriptors: what they inherit from us moves to numbers none of them has.
+fn prepare_files(
+    snapshot: &mut Snapshot,
+    plan: &Plan,
+    opts: &RestoreOptions,
+    kernel: &Kernel,
+) -> Result<FilesShared> {
+    crate::process::raise_descriptor_limit();
+    let (limit, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+        .call("getrlimit(RLIMIT_NOFILE)")?;
+    let zone = FilesShared::zone(&plan.files, i32::try_from(limit).unwrap_or(i32::MAX), opts, kernel)?;
+    let keep = |fd: std::os::fd::RawFd| zone.keep(crate::process::duplicate_descriptor(fd)?);
+    let path = snapshot.dir.path().to_owned();
+    snapshot.dir = ImageDir::from_fd(keep(opts.common.images_dir.raw_fd())?, path);
+    let log = &opts.common.log.fd;
+    if !zone.contains(log.get()) {
+        use std::os::fd::IntoRawFd;
+        // The logger keeps it to the end of the process.
+        log.set(keep(log.get())?.into_raw_fd());
+    }
+    FilesShared::prepare(&plan.files, zone, &snapshot.dir, opts, kernel)
+}
+
+fn fork_root(cx: &TaskCx<'_>, memory: Prepared) -> Result<RealPid> {
+    faults::point("restore-fork-root")?;
+    let make = Make {
+        task: TaskIx::ROOT,
+        before_setsid: false,
+        sibling: cx.opts.sibling,
+        share_files: false,
+        share_fs: false,
+    };
+    match fork::fork_node(&make, cx.node().pid, cx.area, cx.kernel)? {
+        Side::Parent(pid) => Ok(pid),
+        Side::Child => {
+            if let Err(e) = fork::neutral_signals() {
+                cx.area.fail(cx.node().pid, &e);
+                fork::leave(1)
+            }
+            task::run(*cx, memory)
+        }
+    }
+}
+
+/// Waits until zombies are dead and helpers reaped, so that no SIGCHLD of theirs comes later.
+fn wait_for_ends(plan: &Plan, area: &Area, forked: &Forked<'_>) -> Result<()> {
+    for (i, node) in plan.tree.nodes.iter().enumerate() {
+        let Some(pid) = forked.real(TaskIx(i as u32))? else { continue };
+        let ended = || -> Result<bool> {
+            Ok(match node.role {
+                Role::Alive => true,
+                Role::Zombie => preflight::death(pid)?.is_some(),
+                Role::Helper => preflight::death(pid)? == Some(None),
+            })
+        };
+        let mut nap = std::time::Duration::from_micros(50);
+        while !ended()? {
+            interrupt::check()?;
+            if area.failed() {
+                return Err(area.failure());
+            }
+            forked.watch().during(|| "while helpers and zombies end".into())?;
+            std::thread::sleep(nap);
+            nap = (nap * 2).min(std::time::Duration::from_millis(10));
+        }
+    }
+    Ok(())
+}
+
+/// Waits until the root task and whatever else became our child has ended.
+pub fn wait_for_all() -> Result<()> {
+    loop {
+        match nix::sys::wait::wait() {
+            Ok(_) => {}
+            Err(nix::errno::Errno::EINTR) => interrupt::check()?,
+            Err(nix::errno::Errno::ECHILD) => return Ok(()),
+            // A real-time signal as the cause of an end has no name.
+            Err(nix::errno::Errno::EINVAL) => {}
+            Err(e) => return Err(Error::sys("wait", e as i32)),
+        }
+    }
+}
+

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use rcriu_images::{ImageDir, ImageKind, pb};
+use rcriu_images::{Cause, ImageDir, ImageKind, compat, pb};
 
 use crate::error::{Context, Error, Result};
 use crate::pstree::{FileId, TaskState, VirtPid};
@@ -192,24 +192,22 @@ impl Snapshot {
 }
 
 fn read_inventory(dir: &ImageDir) -> Result<pb::InventoryEntry> {
-    let inventory: pb::InventoryEntry = dir.read_one(ImageKind::Inventory, 0).map_err(|e| {
-        Error::from(e).remedy("only a dump that finished has an inventory; give its folder with -D")
-    })?;
-    match inventory.img_version {
-        1 | 2 => Ok(inventory),
-        v => Err(Error::image(format!("inventory.img: format version {v} is not known"))),
-    }
+    compat::inventory(dir).map_err(|e| {
+        let missing = matches!(e.cause(), Cause::Missing);
+        let e = Error::from(e);
+        if missing { e.remedy("only a dump that finished has an inventory; give its folder with -D") } else { e }
+    })
 }
 
 fn read_files(dir: &ImageDir) -> Result<BTreeMap<FileId, pb::FileEntry>> {
     let mut files = BTreeMap::new();
-    let Some(mut reader) = dir.reader(ImageKind::Files, 0)? else { return Ok(files) };
-    while let Some(file) = reader.next::<pb::FileEntry>()? {
+    compat::each_file(dir, |file| {
         let id = FileId(file.id);
-        if files.insert(id, file).is_some() {
-            return Err(reader.bad(format!("file {id} stands there twice")).into());
+        match files.insert(id, file) {
+            None => Ok(()),
+            Some(_) => Err(rcriu_images::Error::invalid("files.img", format!("file {id} stands there twice"))),
         }
-    }
+    })?;
     Ok(files)
 }
 
@@ -235,11 +233,11 @@ fn check_tree(entries: &[pb::PstreeEntry]) -> Result<HashMap<VirtPid, TaskIx>> {
         if at > 0 && !number(e.ppid).is_some_and(|p| leaders.contains_key(&p)) {
             return Err(bad(format!("parent {} of task {pid} is not there before it", e.ppid)));
         }
-        if e.threads.is_empty() || !e.threads.contains(&e.pid) {
+        if !e.threads.contains(&e.pid) && !has_no_threads(e) {
             return Err(bad(format!("task {pid} is not among its own threads")));
         }
-        for tid in &e.threads {
-            let tid = number(*tid).ok_or_else(|| bad(format!("task {pid}: there can be no thread {tid}")))?;
+        for tid in tids(e) {
+            let tid = number(tid).ok_or_else(|| bad(format!("task {pid}: there can be no thread {tid}")))?;
             if !seen.insert(tid) {
                 return Err(bad(format!("the number {tid} is given to two threads")));
             }
@@ -247,6 +245,17 @@ fn check_tree(entries: &[pb::PstreeEntry]) -> Result<HashMap<VirtPid, TaskIx>> {
         leaders.insert(pid, TaskIx(at as u32));
     }
     Ok(leaders)
+}
+
+/// CRIU writes the thread 0 for zombies.
+fn has_no_threads(e: &pb::PstreeEntry) -> bool {
+    matches!(e.threads[..], [] | [0])
+}
+
+/// Tids, the leader first.
+fn tids(e: &pb::PstreeEntry) -> impl Iterator<Item = u32> {
+    let others = e.threads.iter().copied().filter(|t| *t != e.pid && !has_no_threads(e));
+    [e.pid].into_iter().chain(others)
 }
 
 fn number(pid: u32) -> Option<VirtPid> {
@@ -264,8 +273,7 @@ fn read_task(
     let (core, tc) = read_leader(dir, entry.pid)?;
     let state = TaskState::from_image(tc.task_state)
         .ok_or_else(|| Error::image(format!("core-{pid}.img: there is no task state {}", tc.task_state)))?;
-    let mut threads = vec![pid];
-    threads.extend(entry.threads.iter().map(|t| VirtPid(*t as i32)).filter(|t| *t != pid));
+    let threads = tids(entry).map(|t| VirtPid(t as i32)).collect();
     let parents_ids = parent.and_then(|p| before.get(p.at())).map(|p| &p.ids);
     let ids = dir.read_opt::<pb::TaskKobjIdsEntry>(ImageKind::Ids, u64::from(entry.pid))?.or(core.ids);
     let mut task = TaskImage {
@@ -289,20 +297,26 @@ fn read_task(
         task.ids = ids.or_else(|| parents_ids.cloned()).unwrap_or_default();
         return Ok(task);
     }
+    if has_no_threads(entry) {
+        return Err(Error::image(format!("pstree.img: the living task {pid} has no threads")));
+    }
     task.ids = ids.ok_or_else(|| Error::image(format!("ids-{pid}.img is missing")))?;
     check_thread(pid, &task.core)?;
     for tid in &task.threads[1..] {
-        let core = read_core(dir, tid.0 as u32)?;
+        let core = x86_64(compat::thread_core(dir, entry.pid, tid.0 as u32)?, tid.0 as u32)?;
         check_thread(*tid, &core)?;
         task.thread_cores.push(core);
     }
-    task.mm = Some(dir.read_one(ImageKind::Mm, u64::from(entry.pid))?);
+    task.mm = compat::mm(dir, entry.pid)?;
+    if task.mm.is_none() {
+        return Err(Error::image(format!("mm-{pid}.img is missing")));
+    }
     task.fs = Some(dir.read_one(ImageKind::Fs, u64::from(entry.pid))?);
     Ok(task)
 }
 
 fn read_leader(dir: &ImageDir, pid: u32) -> Result<(pb::CoreEntry, pb::TaskCoreEntry)> {
-    let mut core = read_core(dir, pid)?;
+    let mut core = x86_64(compat::core(dir, pid)?, pid)?;
     let tc = core
         .tc
         .take()
@@ -310,15 +324,13 @@ fn read_leader(dir: &ImageDir, pid: u32) -> Result<(pb::CoreEntry, pb::TaskCoreE
     Ok((core, tc))
 }
 
-fn read_core(dir: &ImageDir, tid: u32) -> Result<pb::CoreEntry> {
-    let core: pb::CoreEntry = dir.read_one(ImageKind::Core, u64::from(tid))?;
-    if core.mtype() != pb::core_entry::March::X8664 {
-        return Err(Error::unsupported(format!(
-            "core-{tid}.img: the dump comes from another architecture ({:?}), this is x86_64",
-            core.mtype()
-        )));
+fn x86_64(core: pb::CoreEntry, tid: u32) -> Result<pb::CoreEntry> {
+    match core.mtype() {
+        pb::core_entry::March::X8664 => Ok(core),
+        other => Err(Error::unsupported(format!(
+            "core-{tid}.img: the dump comes from another architecture ({other:?}), this is x86_64"
+        ))),
     }
-    Ok(core)
 }
 
 fn check_thread(tid: VirtPid, core: &pb::CoreEntry) -> Result<()> {
@@ -331,3 +343,6 @@ fn check_thread(tid: VirtPid, core: &pb::CoreEntry) -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests;

@@ -11,7 +11,7 @@
 #![allow(unsafe_code)]
 
 use std::ptr::{NonNull, null_mut};
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use restorer::{Shared, Stage, TaskSlot, report, shared::ERROR_TEXT};
@@ -27,7 +27,17 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How soon and how seldom the engine looks whether tasks still live while it waits for them.
 const WATCH: (Duration, Duration) = (Duration::from_millis(20), Duration::from_millis(200));
 
-/// What only engine code uses of a task while the tree is made.
+/// What only engine code shares: for all tasks.
+#[repr(C)]
+struct Head {
+    /// Pages compared with inherited ones, found equal, read from images.
+    pages: [AtomicU64; 3],
+    /// 1 once helpers and zombies may end. A futex word.
+    end: AtomicU32,
+    pad: u32,
+}
+
+/// And for each task, while the tree is made.
 #[repr(C)]
 struct Birth {
     /// 1 once the task has made the process group of its number. A futex word.
@@ -40,9 +50,14 @@ struct Birth {
 #[derive(Debug)]
 pub struct Area {
     head: NonNull<Shared>,
-    births: NonNull<Birth>,
+    engine_head: NonNull<Head>,
     tasks: u32,
     engine: RealPid,
+}
+
+/// Bytes of the second mapping.
+fn engine_len(tasks: u32) -> Option<usize> {
+    (tasks as usize).checked_mul(size_of::<Birth>())?.checked_add(size_of::<Head>())
 }
 
 fn map(len: usize) -> Result<NonNull<libc::c_void>> {
@@ -59,15 +74,15 @@ impl Area {
     /// Maps the area for so many nodes of the plan. To be called before anything is forked.
     pub fn new(tasks: u32) -> Result<Area> {
         let too_many = || Error::image(format!("pstree.img: {tasks} tasks are too many"));
-        let births = (tasks as usize).checked_mul(size_of::<Birth>()).ok_or_else(too_many)?;
+        let engine_len = engine_len(tasks).ok_or_else(too_many)?;
         let head = map(Shared::size(tasks).ok_or_else(too_many)?)?.cast::<Shared>();
-        let births = map(births.max(1))?.cast::<Birth>();
+        let engine_head = map(engine_len)?.cast::<Head>();
         // SAFETY: the mapping is as large as the structure, zeroed, and nobody else has it yet.
         unsafe {
             (*head.as_ptr()).build = restorer::BUILD;
             (*head.as_ptr()).tasks = tasks;
         }
-        Ok(Area { head, births, tasks, engine: RealPid(std::process::id() as i32) })
+        Ok(Area { head, engine_head, tasks, engine: RealPid(std::process::id() as i32) })
     }
 
     /// Address and length in bytes, for the one who takes the mapping along into the blob.
@@ -92,8 +107,25 @@ impl Area {
         if ix.0 >= self.tasks {
             return Err(no_such(ix));
         }
-        // SAFETY: inside the second mapping, which has one for each task.
-        Ok(unsafe { self.births.add(ix.at()).as_ref() })
+        // SAFETY: inside the second mapping, which has one for each task behind its head.
+        Ok(unsafe { self.engine_head.add(1).cast::<Birth>().add(ix.at()).as_ref() })
+    }
+
+    fn engine_head(&self) -> &Head {
+        // SAFETY: mapped as long as self lives; everything written through it is atomic.
+        unsafe { self.engine_head.as_ref() }
+    }
+
+    /// Adds to the counts of pages: compared with inherited ones, found equal, read from images.
+    pub fn count_pages(&self, counts: [u64; 3]) {
+        for (word, more) in self.engine_head().pages.iter().zip(counts) {
+            word.fetch_add(more, Ordering::Relaxed);
+        }
+    }
+
+    /// What [`Area::count_pages`] has added up.
+    pub fn pages(&self) -> [u64; 3] {
+        self.engine_head().pages.each_ref().map(|word| word.load(Ordering::Relaxed))
     }
 
     // Engine side.
@@ -108,6 +140,12 @@ impl Area {
             Ok(_) => futex::wake_all(&shared.stage).map(drop),
             Err(_) => Err(self.failure()),
         }
+    }
+
+    /// Everybody has his session and group: helpers and zombies end now.
+    pub fn let_end(&self) -> Result<()> {
+        self.engine_head().end.store(1, Ordering::Release);
+        futex::wake_all(&self.engine_head().end).map(drop)
     }
 
     /// Waits until everybody has reported `stage`. `watch` is asked from time to time whether all tasks live.
@@ -186,10 +224,7 @@ impl Area {
 
     /// Reports that the caller has reached the end of `stage`.
     pub fn reach(&self, stage: Stage) {
-        let word = &self.shared().left[stage as usize];
-        if word.fetch_sub(1, Ordering::AcqRel) == 1 {
-            let _ = futex::wake_all(word);
-        }
+        self.shared().reach(stage);
     }
 
     /// Waits until the engine opens `stage`.
@@ -198,6 +233,11 @@ impl Area {
     /// Somebody else failed, or the engine is gone; either way there is nothing to tell any more.
     pub fn wait_open(&self, stage: Stage) -> Result<()> {
         self.wait_for(&self.shared().stage, |_| self.shared().is_open(stage))
+    }
+
+    /// Waits until helpers and zombies may end.
+    pub fn wait_end(&self) -> Result<()> {
+        self.wait_for(&self.engine_head().end, |word| word == 1)
     }
 
     /// Tells that the caller has made the process group of its number.
@@ -268,7 +308,7 @@ impl Drop for Area {
         // SAFETY: both were mapped by new with these lengths and nothing borrowed from self is left.
         unsafe {
             libc::munmap(self.head.as_ptr().cast(), len as usize);
-            libc::munmap(self.births.as_ptr().cast(), (self.tasks as usize * size_of::<Birth>()).max(1));
+            libc::munmap(self.engine_head.as_ptr().cast(), engine_len(self.tasks).unwrap_or(0));
         }
     }
 }

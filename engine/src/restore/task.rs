@@ -1,15 +1,42 @@
-//! Inside a task being rebuilt.
+//! Inside a task being rebuilt: what it does, in order, from its birth to the restorer.
+//!
+//! ```text
+//! memory        before its children are forked: they inherit what they share with it (copy on write)
+//! children      those that belong to the session it was born in
+//! setsid        if it leads a session
+//! children      all others
+//! group         waits for whoever makes it
+//! -- FORKING reached: everybody exists
+//! end           helpers and zombies; their parents reap helpers
+//! -- RESTORE opened: nobody will die any more
+//! files, folders, restorer
+//! ```
 
-use crate::error::Result;
+use std::convert::Infallible;
+use std::sync::atomic::Ordering;
+
+use nix::sys::wait::{WaitPidFlag, waitpid};
+use nix::unistd::Pid;
+use restorer::Stage;
+
+use crate::error::{Context, Error, Result, SysContext};
+use crate::faults;
+use crate::files::{FilesShared, FilesTask, OpenHow};
 use crate::kernel::Kernel;
+use crate::mm::{self, restore::Prepared};
 use crate::options::RestoreOptions;
+use crate::pstree::{FileId, VirtPid};
 use crate::restore::plan::{self, Plan};
 use crate::restore::read::{Snapshot, TaskImage, TaskIx};
 use crate::restore::stages::Area;
-use crate::restore::tree::Node;
+use crate::restore::tree::{Group, Make, Node, Role};
+use crate::restore::fork;
+use crate::restore::handoff::{self, Leftovers};
+use crate::sys::clone3::Side;
+use crate::task::fs;
 
 /// What a task being rebuilt may touch. Everything was there before the fork and is the task's own copy, but
-/// for the shared area.
+/// for the shared areas.
 #[derive(Clone, Copy)]
 pub struct TaskCx<'a> {
     /// What was asked for.
@@ -22,6 +49,8 @@ pub struct TaskCx<'a> {
     pub plan: &'a Plan,
     /// Stages and first error.
     pub area: &'a Area,
+    /// What tasks share to restore files.
+    pub files: &'a FilesShared,
     /// Which task this is.
     pub task: TaskIx,
 }
@@ -36,4 +65,220 @@ impl<'a> TaskCx<'a> {
     pub fn node(&self) -> &'a Node {
         self.plan.node(self.task)
     }
+
+    /// The files' side of it.
+    pub fn files_task(&self) -> Result<FilesTask<'a>> {
+        FilesTask::new(&self.plan.files, self.files, &self.snapshot.dir, self.opts, self.kernel, self.node().pid)
+    }
+
+    /// How messages call it.
+    pub fn name(&self) -> String {
+        self.plan.name(self.snapshot, self.task)
+    }
+}
+
+/// What a task has got so far, passed on to the children it forks.
+struct Begun {
+    memory: Prepared,
+}
+
+/// The whole life of a new process as far as engine code is concerned. It is born as `cx.task`; when it
+/// forks, the child goes on here as another task. Never returns: it ends in the restorer, or by exit.
+pub fn run(mut cx: TaskCx<'_>, memory: Prepared) -> ! {
+    let _bomb = Bomb(cx.area);
+    let mut inherited = Begun { memory };
+    loop {
+        match live(&cx, inherited) {
+            Ok((make, begun)) => {
+                cx.task = make.task;
+                inherited = begun;
+            }
+            Err(e) => {
+                let e = e.during(cx.name());
+                log::error!("{e}");
+                cx.area.fail(cx.node().pid, &e);
+                fork::leave(1)
+            }
+        }
+    }
+}
+
+/// A panic must not unwind into what the parent was doing when it forked.
+struct Bomb<'a>(&'a Area);
+
+impl Drop for Bomb<'_> {
+    fn drop(&mut self) {
+        self.0.fail(VirtPid(std::process::id() as i32), &Error::bug("a task panicked, see the log"));
+        fork::leave(1)
+    }
+}
+
+/// Lives `cx.task`. Returns only in a child that was forked, with what it is to become and what it inherits,
+/// or with the error that ends this task.
+fn live(cx: &TaskCx<'_>, inherited: Begun) -> Result<(Make, Begun)> {
+    let node = cx.node();
+    be_born(cx)?;
+    let mut begun = match node.role {
+        Role::Alive => Begun { memory: prepare_memory(cx, inherited.memory)? },
+        // Passes on what it has got: the children it forks may share it with their parent.
+        Role::Zombie | Role::Helper => inherited,
+    };
+    if node.reaper {
+        nix::sys::prctl::set_child_subreaper(true).call("prctl(PR_SET_CHILD_SUBREAPER)")?;
+    }
+    for make in node.makes.iter().filter(|m| m.before_setsid) {
+        begun = match fork_child(cx, make, begun)? {
+            Went::Parent(begun) => begun,
+            Went::Child(begun) => return Ok((*make, begun)),
+        };
+    }
+    if node.leads_session() {
+        log::info!("Restoring {} to {} sid", node.pid, node.sid);
+        nix::unistd::setsid().call("setsid")?;
+    }
+    for make in node.makes.iter().filter(|m| !m.before_setsid) {
+        begun = match fork_child(cx, make, begun)? {
+            Went::Parent(begun) => begun,
+            Went::Child(begun) => return Ok((*make, begun)),
+        };
+    }
+    check_session(node)?;
+    join_group(cx)?;
+    cx.area.reach(Stage::Forking);
+    cx.area.wait_end()?;
+    reap_helpers(cx)?;
+    match node.role {
+        Role::Helper => fork::leave(0),
+        Role::Zombie => return Err(end_as_zombie(cx.image()?)),
+        Role::Alive => {}
+    }
+    cx.area.wait_open(Stage::Restore)?;
+    // The last one that may come has been dropped unseen; from now on it would disturb.
+    fork::block_all_signals()?;
+    match finish(cx, begun)? {}
+}
+
+fn be_born(cx: &TaskCx<'_>) -> Result<()> {
+    let node = cx.node();
+    // The parent writes it too; but it may be gone before it can, and whoever kills us must know us.
+    cx.area.slot(cx.task)?.pid.store(std::process::id() as i32, Ordering::Release);
+    if cx.area.failed() {
+        return Err(Error::host("another task failed"));
+    }
+    if node.role == Role::Alive {
+        faults::point("restore-task-born")?;
+    }
+    Ok(())
+}
+
+fn prepare_memory(cx: &TaskCx<'_>, inherited: Prepared) -> Result<Prepared> {
+    let mut files = cx.files_task()?;
+    let mut open = |id: FileId, flags: i32| files.open_path(id, OpenHow { flags });
+    let memory = mm::restore::prepare(cx.snapshot, cx.image()?, inherited, &mut open)?;
+    let pages = memory.pages;
+    cx.area.count_pages([pages.compared, pages.shared, pages.restored]);
+    Ok(memory)
+}
+
+enum Went {
+    Parent(Begun),
+    Child(Begun),
+}
+
+fn fork_child(cx: &TaskCx<'_>, make: &Make, begun: Begun) -> Result<Went> {
+    if cx.area.failed() {
+        return Err(Error::host("another task failed"));
+    }
+    Ok(match fork::fork_node(make, cx.plan.node(make.task).pid, cx.area, cx.kernel)? {
+        Side::Parent(_) => Went::Parent(begun),
+        Side::Child => Went::Child(begun),
+    })
+}
+
+fn check_session(node: &Node) -> Result<()> {
+    let sid = nix::unistd::getsid(None).call("getsid")?;
+    if sid.as_raw() != node.sid.0 {
+        return Err(Error::bug(format!("it came into session {sid} instead of {}", node.sid)));
+    }
+    Ok(())
+}
+
+fn join_group(cx: &TaskCx<'_>) -> Result<()> {
+    let node = cx.node();
+    let me = Pid::from_raw(0);
+    let join = |pgid: VirtPid| {
+        if nix::unistd::getpgrp().as_raw() == pgid.0 {
+            return Ok(());
+        }
+        log::info!("Restoring {} to {pgid} pgid", node.pid);
+        nix::unistd::setpgid(me, Pid::from_raw(pgid.0))
+            .call("setpgid")
+            .during(|| format!("process group {pgid}"))
+    };
+    let join_that_of = |leader: TaskIx| {
+        cx.area.wait_group(leader)?;
+        join(cx.plan.node(leader).pid)?;
+        cx.area.group_joined(leader)
+    };
+    match node.group {
+        Group::Born if node.pgid == node.pid => cx.area.group_made(cx.task),
+        Group::Born => Ok(()),
+        Group::Own => {
+            join(node.pid)?;
+            cx.area.group_made(cx.task)
+        }
+        Group::Of(leader) => join_that_of(leader),
+        Group::Outside => join(node.pgid),
+        Group::Leave { joiners, to } => {
+            join(node.pid)?;
+            cx.area.group_made(cx.task)?;
+            cx.area.wait_joined(cx.task, joiners)?;
+            join_that_of(to)
+        }
+    }
+}
+
+fn reap_helpers(cx: &TaskCx<'_>) -> Result<()> {
+    for helper in &cx.node().helpers {
+        let pid = cx.plan.node(*helper).pid;
+        waitpid(Pid::from_raw(pid.0), Some(WaitPidFlag::__WALL)).call("waitpid").during(|| format!("helper {pid}"))?;
+    }
+    Ok(())
+}
+
+/// Ends with the status of the image, which its parent will find as if nothing had happened.
+///
+/// Returns only with the error that kept it from ending.
+fn end_as_zombie(image: &TaskImage) -> Error {
+    let status = image.tc.exit_code as i32;
+    log::info!("Restoring zombie with {status:#x} code");
+    let comm = image.tc.comm.split(|b| *b == 0).next().unwrap_or(&[]);
+    if let Ok(comm) = std::ffi::CString::new(comm)
+        && let Err(e) = nix::sys::prctl::set_name(&comm).call("prctl(PR_SET_NAME)")
+    {
+        return e;
+    }
+    match status & 0x7f {
+        0 => fork::leave(status >> 8 & 0xff),
+        signal => fork::die_by(signal).err().unwrap_or_else(|| {
+            Error::image(format!("core-{}.img: signal {signal} of its exit status ends no process", image.pid))
+        }),
+    }
+}
+
+/// Everything that is the task's own, then the jump.
+fn finish(cx: &TaskCx<'_>, begun: Begun) -> Result<Infallible> {
+    let mut files = cx.files_task()?;
+    files.restore()?;
+    faults::point("restore-task-files")?;
+    let mm = cx.image()?.mm.as_ref().ok_or_else(|| Error::bug("a living task without memory"))?;
+    let exe = files
+        .open_path(FileId(mm.exe_file_id), OpenHow { flags: libc::O_RDONLY })
+        .during(|| "executable".into())?;
+    let folders = fs::open(cx, &mut files)?;
+    drop(files);
+    // What the restore needed for itself lies where no descriptor of the task's does.
+    let zone = cx.files.reserved();
+    let leftovers = Leftovers { exe, close: vec![(zone.base, zone.end - 1)] };
+    handoff::jump(cx, begun.memory, leftovers, || folders.enter())
 }

@@ -322,3 +322,6 @@ impl<'a> Build<'a> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,179 @@
+//! Forking a task with the pid it had.
+//!
+//! The engine forks from a single thread, so a child finds every lock free. A child never returns from the
+//! function that forked it further than to [`super::task::run`], which ends by the restorer or by [`leave`]:
+//! no guard of the parent's drops in it.
+//!
+//! # Safety
+//! Forks are made by clone(2) without shared memory, from a process with one thread. The signal functions get
+//! constants only.
+#![allow(unsafe_code)]
+
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::sync::atomic::Ordering;
+
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
+
+use crate::error::{Context, Error, Kind, Result, SysContext};
+use crate::kernel::Kernel;
+use crate::pstree::{RealPid, VirtPid};
+use crate::restore::stages::Area;
+use crate::restore::tree::Make;
+use crate::sys::clone3::{Side, clone3};
+use crate::sys::errno;
+
+/// The kernel gives the next process this number plus one.
+pub const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
+/// How often a number may be snatched away by somebody else before we give up.
+const TRIES: u32 = 64;
+
+/// Forks the node of `make` with pid `pid`, and tells its number in the shared area.
+///
+/// # Errors
+/// In the parent only: the number is taken (by whom), the kernel refuses.
+pub fn fork_node(make: &Make, pid: VirtPid, area: &Area, kernel: &Kernel) -> Result<Side> {
+    let mut flags = 0;
+    for (on, flag) in [
+        (make.sibling, libc::CLONE_PARENT),
+        (make.share_files, libc::CLONE_FILES),
+        (make.share_fs, libc::CLONE_FS),
+    ] {
+        flags |= if on { flag as u64 } else { 0 };
+    }
+    let side = fork(flags, pid, area, kernel)?;
+    if let Side::Parent(real) = side {
+        area.slot(make.task)?.pid.store(real.0, Ordering::Release);
+    }
+    Ok(side)
+}
+
+/// Forks with clone flags and a pid.
+///
+/// Precondition: [`check_single_threaded`].
+pub fn fork(flags: u64, pid: VirtPid, area: &Area, kernel: &Kernel) -> Result<Side> {
+    log::info!("Forking task with {pid} pid (flags {flags:#x})");
+    let side = if kernel.clone3_set_tid {
+        // With CLONE_PARENT the child gets the signal of the caller, and clone3 wants none given.
+        let signal = if flags & libc::CLONE_PARENT as u64 != 0 { 0 } else { libc::SIGCHLD };
+        // SAFETY: this process has one thread.
+        unsafe { clone3(flags, signal, &[pid.0]) }.map_err(|e| named(e, pid))
+    } else {
+        fork_by_last_pid(flags, pid, area)
+    };
+    side.during(|| format!("fork of task {pid}"))
+}
+
+/// Before Linux 5.5: tell the kernel the last pid it gave, and fork at once.
+fn fork_by_last_pid(flags: u64, pid: VirtPid, area: &Area) -> Result<Side> {
+    let mut knob = OpenOptions::new().write(true).open(LAST_PID).call(format!("open({LAST_PID})"))?;
+    for _ in 0..TRIES {
+        area.shared().lock_last_pid();
+        let side = try_last_pid(&mut knob, flags, pid);
+        if matches!(side, Ok(Side::Child)) {
+            // The lock is the parent's to give back.
+            return side;
+        }
+        area.shared().unlock_last_pid();
+        match side? {
+            Side::Parent(real) if real.0 != pid.0 => {
+                // The wrong number: the child has left by itself.
+                let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(real.0), None);
+                if !super::preflight::is_free(pid) {
+                    return Err(named(Error::sys("clone", libc::EEXIST), pid));
+                }
+            }
+            side => return Ok(side),
+        }
+    }
+    Err(Error::host(format!("others fork too fast to get pid {pid}")))
+}
+
+fn try_last_pid(knob: &mut File, flags: u64, pid: VirtPid) -> Result<Side> {
+    knob.write_all((pid.0 - 1).to_string().as_bytes()).call(format!("write({LAST_PID})"))?;
+    let flags = flags | libc::SIGCHLD as u64;
+    // SAFETY: this process has one thread; without CLONE_VM a null stack means a copy of ours.
+    let ret = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };
+    match ret {
+        0 if std::process::id() == pid.0 as u32 => Ok(Side::Child),
+        0 => leave(0),
+        r if r > 0 => Ok(Side::Parent(RealPid(r as i32))),
+        _ => Err(Error::sys("clone", errno::last())),
+    }
+}
+
+/// Turns "this number is taken" into a message that says by whom.
+fn named(e: Error, pid: VirtPid) -> Error {
+    let taken = e.errno() == Some(libc::EEXIST) || matches!(e.kind(), Kind::Host(_));
+    if taken { super::preflight::taken(pid) } else { e }
+}
+
+/// Whether this process may fork: a fork copies only the calling thread, and whatever the others held would
+/// stay held forever.
+pub fn check_single_threaded() -> Result<()> {
+    let tasks = std::fs::read_dir("/proc/self/task").call("open(/proc/self/task)")?;
+    match tasks.count() {
+        1 => Ok(()),
+        n => Err(Error::bug(format!("a restore must run in a process with one thread, this one has {n}"))),
+    }
+}
+
+/// Ends this process at once: no destructor, no exit handler of the parent's runs.
+pub fn leave(code: i32) -> ! {
+    // SAFETY: _exit touches no memory.
+    unsafe { libc::_exit(code) }
+}
+
+/// Signals as a task being rebuilt needs them: all blocked until the restored mask takes over, but for SIGCHLD,
+/// which must vanish unseen (blocked it would become pending, ignored it would take zombies away); no
+/// handler of the engine's.
+pub fn neutral_signals() -> Result<()> {
+    for number in 1..=64 {
+        let mut act: libc::sigaction = zeroed_action();
+        act.sa_sigaction = libc::SIG_DFL;
+        if ![libc::SIGKILL, libc::SIGSTOP].contains(&number) {
+            // SAFETY: a valid action; glibc refuses its own two signals, which nobody here uses.
+            unsafe { libc::sigaction(number, &act, std::ptr::null_mut()) };
+        }
+    }
+    let mut mask = SigSet::all();
+    mask.remove(Signal::SIGCHLD);
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&mask), None).call("sigprocmask")
+}
+
+fn zeroed_action() -> libc::sigaction {
+    // SAFETY: all fields are integers, for which zero bytes are a value.
+    unsafe { std::mem::zeroed() }
+}
+
+/// Ends this process by `signal`, or returns if the signal does not end it.
+pub fn die_by(signal: i32) -> Result<()> {
+    use nix::sys::resource::{Resource, setrlimit};
+    setrlimit(Resource::RLIMIT_CORE, 0, 0).call("setrlimit(RLIMIT_CORE)")?;
+    nix::sys::prctl::set_dumpable(false).call("prctl(PR_SET_DUMPABLE)")?;
+    if let Ok(name) = Signal::try_from(signal)
+        && ![Signal::SIGKILL, Signal::SIGSTOP].contains(&name)
+    {
+        let default = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        // SAFETY: the default action runs no code of ours.
+        unsafe { sigaction(name, &default) }.call("sigaction")?;
+    }
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).call("sigprocmask")?;
+    // SAFETY: numbers only.
+    match unsafe { libc::kill(std::process::id() as i32, signal) } {
+        0 => Ok(()),
+        _ => Err(Error::sys("kill", errno::last())),
+    }
+}
+
+/// Blocks every signal that can be blocked.
+pub fn block_all_signals() -> Result<()> {
+    sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::all()), None).call("sigprocmask")
+}
+
+/// Waits for signals until one ends this process.
+pub fn sleep_forever() -> ! {
+    loop {
+        nix::unistd::pause();
+    }
+}

@@ -1,0 +1,159 @@
+//! What a failed restore has made goes away again: every process, by the numbers they told in the shared area.
+
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::error::{Error, Result, SysContext};
+use crate::kernel::Kernel;
+use crate::pstree::{RealPid, VirtPid};
+use crate::restore::plan::Plan;
+use crate::restore::{fork, preflight};
+use crate::restore::read::{Snapshot, TaskIx};
+use crate::restore::stages::Area;
+use crate::sys::clone3::Side;
+use crate::sys::wait;
+
+/// How long killed processes may take to be gone.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Kills everything that was forked, unless [`Forked::keep`] is called.
+///
+/// While it lives this process is a subreaper: tasks whose parents are killed first come to us, so that their
+/// numbers stay theirs until we have reaped them.
+#[derive(Debug)]
+pub struct Forked<'a> {
+    area: &'a Area,
+    plan: &'a Plan,
+    snapshot: &'a Snapshot,
+    was_subreaper: bool,
+    keep: bool,
+}
+
+impl<'a> Forked<'a> {
+    /// To be made right before the first fork.
+    pub fn new(area: &'a Area, plan: &'a Plan, snapshot: &'a Snapshot) -> Result<Self> {
+        let was_subreaper = nix::sys::prctl::get_child_subreaper().call("prctl(PR_GET_CHILD_SUBREAPER)")?;
+        nix::sys::prctl::set_child_subreaper(true).call("prctl(PR_SET_CHILD_SUBREAPER)")?;
+        Ok(Forked { area, plan, snapshot, was_subreaper, keep: false })
+    }
+
+    /// The tasks live on whatever happens to us.
+    pub fn keep(mut self) {
+        self.keep = true;
+    }
+
+    /// Whether all tasks that ought to live do so. To be asked while waiting for them.
+    pub fn watch(&self) -> Result<()> {
+        for (ix, image) in self.snapshot.alive() {
+            let Some(pid) = self.real(ix)? else { continue };
+            if let Some(how) = preflight::death(pid)? {
+                return Err(match how {
+                    Some(status) => Error::host(format!("it {} while it was being restored", ended(status))),
+                    None => Error::host("it vanished while it was being restored"),
+                }
+                .during(image.name()));
+            }
+        }
+        Ok(())
+    }
+
+    /// Pid of a node once it is forked.
+    pub fn real(&self, ix: TaskIx) -> Result<Option<RealPid>> {
+        let pid = self.area.slot(ix)?.pid.load(Ordering::Acquire);
+        Ok((pid > 0).then_some(RealPid(pid)))
+    }
+
+    /// Kills what lives; gives whether anything may still be there.
+    fn kill_round(&self) -> bool {
+        let mut left = false;
+        for i in 0..self.plan.tree.len() {
+            let ix = TaskIx(i);
+            let Ok(Some(pid)) = self.real(ix) else { continue };
+            // Dead threads that we trace keep their process from being reaped.
+            let threads = self.snapshot.get(ix).map_or(&[][..], |t| &t.threads[1..]);
+            for tid in threads {
+                while let Ok(Some(status)) = wait::poll(RealPid(tid.0))
+                    && !status.is_end()
+                {}
+            }
+            let mut reaped = false;
+            while let Ok(Some(status)) = wait::poll(pid) {
+                if status.is_end() {
+                    reaped = true;
+                    break;
+                }
+            }
+            if reaped || kill(Pid::from_raw(pid.0), Signal::SIGKILL) == Err(nix::errno::Errno::ESRCH) {
+                if let Ok(slot) = self.area.slot(ix) {
+                    slot.pid.store(0, Ordering::Release);
+                }
+            } else {
+                left = true;
+            }
+        }
+        left
+    }
+}
+
+/// Processes that bear the numbers of dead ones while files below their /proc folders are opened. Dropping ends
+/// them.
+#[derive(Debug)]
+pub struct Placeholders(Vec<Pid>);
+
+impl Placeholders {
+    /// Forks one for each number.
+    pub fn fork(pids: &[VirtPid], area: &Area, kernel: &Kernel) -> Result<Placeholders> {
+        let mut made = Placeholders(Vec::with_capacity(pids.len()));
+        for pid in pids {
+            match fork::fork(0, *pid, area, kernel)? {
+                Side::Child => fork::sleep_forever(),
+                Side::Parent(real) => made.0.push(Pid::from_raw(real.0)),
+            }
+        }
+        Ok(made)
+    }
+}
+
+impl Drop for Placeholders {
+    fn drop(&mut self) {
+        for pid in &self.0 {
+            let _ = kill(*pid, Signal::SIGKILL);
+            let _ = nix::sys::wait::waitpid(*pid, None);
+        }
+    }
+}
+
+/// `exited with status 3`, `was killed by signal 9`.
+fn ended(status: i32) -> String {
+    match status & 0x7f {
+        0 => format!("exited with status {}", status >> 8 & 0xff),
+        signal => format!("was killed by signal {signal}"),
+    }
+}
+
+impl Drop for Forked<'_> {
+    fn drop(&mut self) {
+        if !self.keep {
+            self.area.stop();
+            let deadline = Instant::now() + PATIENCE;
+            // A task may have been forked by one that was killed right afterwards: it tells its number itself
+            // and then sees that all is over, so one more round than needed finds everybody.
+            let mut quiet = 0;
+            while quiet < 2 && Instant::now() < deadline {
+                if self.kill_round() {
+                    quiet = 0;
+                    std::thread::sleep(Duration::from_millis(1));
+                } else {
+                    quiet += 1;
+                }
+            }
+            if quiet < 2 {
+                log::error!("Some tasks did not end after SIGKILL");
+            }
+        }
+        let _ = nix::sys::prctl::set_child_subreaper(self.was_subreaper);
+    }
+}
