@@ -68,9 +68,7 @@ impl<'a> Attached<'a> {
             }
             for (at, tid) in image.threads.iter().enumerate() {
                 let tid = RealPid(tid.0);
-                ptrace::seize(tid, options)
-                    .during(|| format!("thread {tid}"))
-                    .during(|| image.name())?;
+                ptrace::seize(tid, options).during(|| format!("thread {tid}")).during(|| image.name())?;
                 threads.push(Thread { tid, task, at });
             }
         }

@@ -10,9 +10,9 @@ use crate::error::{Error, Result, SysContext};
 use crate::kernel::Kernel;
 use crate::pstree::{RealPid, VirtPid};
 use crate::restore::plan::Plan;
-use crate::restore::{fork, preflight};
 use crate::restore::read::{Snapshot, TaskIx};
 use crate::restore::stages::Area;
+use crate::restore::{fork, preflight};
 use crate::sys::clone3::Side;
 use crate::sys::wait;
 

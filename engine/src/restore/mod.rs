@@ -86,7 +86,15 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     // From here on a failure kills what was forked.
     let forked = Forked::new(&area, &plan, &snapshot)?;
     area.open(Stage::Forking, plan.tree.len())?;
-    let cx = TaskCx { opts, kernel, snapshot: &snapshot, plan: &plan, area: &area, files: &files, task: TaskIx::ROOT };
+    let cx = TaskCx {
+        opts,
+        kernel,
+        snapshot: &snapshot,
+        plan: &plan,
+        area: &area,
+        files: &files,
+        task: TaskIx::ROOT,
+    };
     let placeholders = Placeholders::fork(&plan.dead(), &area, kernel)?;
     let root = fork_root(&cx, memory)?;
     let watch = || forked.watch();
@@ -239,4 +247,3 @@ pub fn wait_for_all() -> Result<()> {
         }
     }
 }
-

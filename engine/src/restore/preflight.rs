@@ -109,7 +109,9 @@ impl Preflight {
         check_pids(&mut found, snapshot, plan)?;
         let cx = files::Preflight { images: &snapshot.dir, opts };
         let problems = plan.files.preflight(&cx, by_path(snapshot));
-        found.problems.extend(problems.into_iter().map(|e| Problem { area: Area::File, text: e.to_string() }));
+        found
+            .problems
+            .extend(problems.into_iter().map(|e| Problem { area: Area::File, text: e.to_string() }));
         check_cpu(&mut found, snapshot);
         check_kernel(&mut found, kernel);
         check_limits(&mut found, snapshot, plan)?;
@@ -121,7 +123,8 @@ impl Preflight {
 fn by_path(snapshot: &Snapshot) -> impl Iterator<Item = FileId> {
     snapshot.alive().flat_map(|(_, task)| {
         let mapped = task.mm.iter().flat_map(|mm| {
-            let files = mm.vmas.iter().filter(|v| v.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0);
+            let files =
+                mm.vmas.iter().filter(|v| v.status & (status::FILE_PRIVATE | status::FILE_SHARED) != 0);
             files.map(|v| v.shmid as u32).chain([mm.exe_file_id])
         });
         let folders = task.fs.iter().flat_map(|fs| [fs.cwd_id, fs.root_id]);
@@ -168,7 +171,8 @@ fn check_cpu(found: &mut Preflight, snapshot: &Snapshot) {
 
 fn check_kernel(found: &mut Preflight, kernel: &Kernel) {
     if !kernel.clone3_set_tid && !std::path::Path::new(crate::restore::fork::LAST_PID).exists() {
-        let e = Error::host("this kernel lets nobody choose a pid: neither clone3 with set_tid nor ns_last_pid");
+        let e =
+            Error::host("this kernel lets nobody choose a pid: neither clone3 with set_tid nor ns_last_pid");
         found.add(Area::Kernel, Err(e));
     }
 }
@@ -184,8 +188,9 @@ fn check_limits(found: &mut Preflight, snapshot: &Snapshot, plan: &Plan) -> Resu
     }
     let threads_max = number("/proc/sys/kernel/threads-max")?;
     if i64::from(found.threads) >= threads_max {
-        let e = Error::host(format!("the dump has {} threads, here there can be {threads_max}", found.threads))
-            .remedy("raise the sysctl kernel.threads-max");
+        let e =
+            Error::host(format!("the dump has {} threads, here there can be {threads_max}", found.threads))
+                .remedy("raise the sysctl kernel.threads-max");
         found.add(Area::Limit, Err(e));
     }
     let maps_max = number("/proc/sys/vm/max_map_count")?;
@@ -227,7 +232,9 @@ fn owner(pid: RealPid) -> Option<String> {
     let leader = crate::procfs::status::Status::read(&dir).ok().map(|s| s.tgid).filter(|t| *t != pid.0);
     Some(match (leader, stat.state) {
         (Some(leader), _) => format!("a thread of {comm} (pid {leader})"),
-        (None, b'Z' | b'X') => format!("{comm}, which has ended but was not reaped by its parent {}", stat.ppid),
+        (None, b'Z' | b'X') => {
+            format!("{comm}, which has ended but was not reaped by its parent {}", stat.ppid)
+        }
         (None, _) => comm,
     })
 }

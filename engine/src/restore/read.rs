@@ -195,7 +195,11 @@ fn read_inventory(dir: &ImageDir) -> Result<pb::InventoryEntry> {
     compat::inventory(dir).map_err(|e| {
         let missing = matches!(e.cause(), Cause::Missing);
         let e = Error::from(e);
-        if missing { e.remedy("only a dump that finished has an inventory; give its folder with -D") } else { e }
+        if missing {
+            e.remedy("only a dump that finished has an inventory; give its folder with -D")
+        } else {
+            e
+        }
     })
 }
 
@@ -205,7 +209,9 @@ fn read_files(dir: &ImageDir) -> Result<BTreeMap<FileId, pb::FileEntry>> {
         let id = FileId(file.id);
         match files.insert(id, file) {
             None => Ok(()),
-            Some(_) => Err(rcriu_images::Error::invalid("files.img", format!("file {id} stands there twice"))),
+            Some(_) => {
+                Err(rcriu_images::Error::invalid("files.img", format!("file {id} stands there twice")))
+            }
         }
     })?;
     Ok(files)

@@ -26,12 +26,12 @@ use crate::kernel::Kernel;
 use crate::mm::{self, restore::Prepared};
 use crate::options::RestoreOptions;
 use crate::pstree::{FileId, VirtPid};
+use crate::restore::fork;
+use crate::restore::handoff::{self, Leftovers};
 use crate::restore::plan::{self, Plan};
 use crate::restore::read::{Snapshot, TaskImage, TaskIx};
 use crate::restore::stages::Area;
 use crate::restore::tree::{Group, Make, Node, Role};
-use crate::restore::fork;
-use crate::restore::handoff::{self, Leftovers};
 use crate::sys::clone3::Side;
 use crate::task::fs;
 
@@ -68,7 +68,14 @@ impl<'a> TaskCx<'a> {
 
     /// The files' side of it.
     pub fn files_task(&self) -> Result<FilesTask<'a>> {
-        FilesTask::new(&self.plan.files, self.files, &self.snapshot.dir, self.opts, self.kernel, self.node().pid)
+        FilesTask::new(
+            &self.plan.files,
+            self.files,
+            &self.snapshot.dir,
+            self.opts,
+            self.kernel,
+            self.node().pid,
+        )
     }
 
     /// How messages call it.
@@ -241,7 +248,9 @@ fn join_group(cx: &TaskCx<'_>) -> Result<()> {
 fn reap_helpers(cx: &TaskCx<'_>) -> Result<()> {
     for helper in &cx.node().helpers {
         let pid = cx.plan.node(*helper).pid;
-        waitpid(Pid::from_raw(pid.0), Some(WaitPidFlag::__WALL)).call("waitpid").during(|| format!("helper {pid}"))?;
+        waitpid(Pid::from_raw(pid.0), Some(WaitPidFlag::__WALL))
+            .call("waitpid")
+            .during(|| format!("helper {pid}"))?;
     }
     Ok(())
 }
@@ -261,7 +270,10 @@ fn end_as_zombie(image: &TaskImage) -> Error {
     match status & 0x7f {
         0 => fork::leave(status >> 8 & 0xff),
         signal => fork::die_by(signal).err().unwrap_or_else(|| {
-            Error::image(format!("core-{}.img: signal {signal} of its exit status ends no process", image.pid))
+            Error::image(format!(
+                "core-{}.img: signal {signal} of its exit status ends no process",
+                image.pid
+            ))
         }),
     }
 }

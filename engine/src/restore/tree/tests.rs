@@ -70,7 +70,8 @@ fn play(tree: &Tree, outside: Outside) {
         }
         // Orphans of helpers come to the next reaper above.
         let mut parent = got.parent;
-        while let Some(p) = parent.filter(|p| tree.node(*p).role == Role::Helper && node.role != Role::Helper) {
+        while let Some(p) = parent.filter(|p| tree.node(*p).role == Role::Helper && node.role != Role::Helper)
+        {
             let mut above = tree.node(p).parent;
             while above.is_some_and(|a| !tree.node(a).reaper) {
                 above = tree.node(above.unwrap()).parent;
@@ -138,8 +139,7 @@ fn orphans_of_a_living_leader_are_forked_by_it() {
 #[test]
 fn orphans_of_a_leader_deeper_below_come_through_a_helper() {
     // 102 leads a session below 101; a child of it forked 103 and died, so 103 came to 100.
-    let tree =
-        plays(&[(100, 0, 100, 100), (101, 100, 100, 100), (102, 101, 102, 102), (103, 100, 102, 102)]);
+    let tree = plays(&[(100, 0, 100, 100), (101, 100, 100, 100), (102, 101, 102, 102), (103, 100, 102, 102)]);
     assert_eq!(helpers(&tree), [301]);
     assert!(tree.nodes[0].reaper);
 }
@@ -165,12 +165,9 @@ fn a_leader_may_have_left_its_group() {
 
 #[test]
 fn two_leaders_in_each_others_group_are_refused_by_name() {
-    let e = build(
-        &members(&[(100, 0, 100, 100), (101, 100, 102, 100), (102, 100, 101, 100)]),
-        OUTSIDE,
-    )
-    .unwrap_err()
-    .to_string();
+    let e = build(&members(&[(100, 0, 100, 100), (101, 100, 102, 100), (102, 100, 101, 100)]), OUTSIDE)
+        .unwrap_err()
+        .to_string();
     assert!(e.contains("101") && e.contains("102"), "{e}");
 }
 
@@ -278,7 +275,12 @@ fn deep_and_wide_trees_are_planned() {
 /// [`play`] recurses as deep as the tree, which the stack of a test thread does not bear in debug builds.
 fn plays_iteratively(rows: &[(i32, i32, i32, i32)]) {
     let rows = rows.to_vec();
-    std::thread::Builder::new().stack_size(256 << 20).spawn(move || drop(plays(&rows))).unwrap().join().unwrap();
+    std::thread::Builder::new()
+        .stack_size(256 << 20)
+        .spawn(move || drop(plays(&rows)))
+        .unwrap()
+        .join()
+        .unwrap();
 }
 
 proptest::proptest! {
