@@ -9,7 +9,8 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 
 use anyhow::{Context, Result, ensure};
-use nix::pty::openpty;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::pty::{OpenptyResult, openpty};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
@@ -168,14 +169,14 @@ fn external_file() -> Result<()> {
 
 /// A terminal of which only the slave is in the tree: named as external, given again at restore.
 fn external_terminal() -> Result<()> {
-    let pty = openpty(None, None).context("openpty")?;
+    let pty = terminal_pair()?;
     let terminal = File::from(pty.slave);
     let status = terminal.metadata()?;
     let resource = format!("tty[{:x}:{:x}]", status.rdev(), status.dev());
     let program = Program::start_with(&terminal, "sleeper", &[])?;
     let images = Images::new()?;
     Cycle::new()?.with_dump(&["--external", &resource]).dump(&program, &images)?;
-    let other = openpty(None, None).context("openpty")?;
+    let other = terminal_pair()?;
     let option = format!("fd[5]:{resource}");
     let dir = images.as_str()?;
     let args = ["restore", "-d", "-D", dir, "-v4", "-o", "restore.log", "--inherit-fd", &option];
@@ -187,6 +188,15 @@ fn external_terminal() -> Result<()> {
     let now = fs::metadata(format!("/proc/{}/fd/0", program.pid()))?.rdev();
     ensure!(now == expected, "standard input is device {now:x}, not the terminal given ({expected:x})");
     program.verify()
+}
+
+/// A terminal whose ends do not reach programs by themselves.
+fn terminal_pair() -> Result<OpenptyResult> {
+    let pair = openpty(None, None).context("openpty")?;
+    for end in [&pair.master, &pair.slave] {
+        fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).context("F_SETFD")?;
+    }
+    Ok(pair)
 }
 
 /// Gives a command a descriptor under a number.
@@ -204,7 +214,7 @@ fn with_fd(command: &mut std::process::Command, fd: OwnedFd, number: i32) {
 /// A job of a shell: the terminal's session is led from outside the tree.
 fn shell_job() -> Result<()> {
     // This process plays the shell: a session leader with a terminal.
-    let pty = openpty(None, None).context("openpty")?;
+    let pty = terminal_pair()?;
     let terminal = File::from(pty.slave);
     // Closing it would hang the terminal up, and with it this process, which leads the session.
     std::mem::forget(pty.master);
