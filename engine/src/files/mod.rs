@@ -37,6 +37,7 @@ mod reg;
 #[cfg(test)]
 mod roundtrip;
 mod task;
+mod tty;
 
 pub use fd::{DrainedFd, FdProbe};
 pub use ghost::{Lost, Source};
@@ -148,7 +149,7 @@ impl Preflight<'_> {
 const PIPEFS_MAGIC: FsType = FsType(0x5049_5045);
 
 /// All kinds. The order does not matter: claims exclude each other.
-static KINDS: &[&dyn FileKind] = &[&reg::Reg, &pipe::Pipe, &fifo::Fifo];
+static KINDS: &[&dyn FileKind] = &[&reg::Reg, &pipe::Pipe, &fifo::Fifo, &tty::Tty];
 
 /// Memory that is a file (memfd_create): on the kernel's own tmpfs or hugetlbfs, under a name of its own.
 fn is_memfd(fd: &FdProbe) -> bool {

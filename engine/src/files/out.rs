@@ -7,7 +7,9 @@ use std::{
 
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
-use super::{DrainedFd, FdProbe, FdType, FileKind, KINDS, ghost::GhostsOut, pipe::PipesOut, refuse, reg};
+use super::{
+    DrainedFd, FdProbe, FdType, FileKind, KINDS, ghost::GhostsOut, pipe::PipesOut, refuse, reg, tty::TtysOut,
+};
 use crate::{
     dump::identity::FileIds,
     error::{Context, Error, Result},
@@ -50,6 +52,7 @@ pub struct FilesOut<'a> {
     paths: HashMap<PathKey, FileId>,
     pub(super) ghosts: GhostsOut,
     pub(super) pipes: PipesOut,
+    pub(super) ttys: TtysOut,
 }
 
 /// By what a mapping or a cwd finds the file that is open or mapped elsewhere as well.
@@ -86,10 +89,12 @@ impl<'a> FilesOut<'a> {
             paths: HashMap::new(),
             ghosts: GhostsOut::new(images),
             pipes: PipesOut::new(images),
+            ttys: TtysOut::default(),
         }
     }
 
-    /// Dumps the descriptor table of `task`, unless the table with this `files_id` was dumped already.
+    /// Dumps the descriptor table of `task`, unless the table with this `files_id` was dumped already. To be
+    /// called for every living task of the tree.
     ///
     /// Preconditions: all tasks are frozen. `take` gives a duplicate of a descriptor of the task.
     ///
@@ -102,6 +107,7 @@ impl<'a> FilesOut<'a> {
         proc: &ProcDir,
         take: &mut dyn FnMut(i32) -> Result<OwnedFd>,
     ) -> Result<()> {
+        self.ttys.task(task, proc)?;
         if !self.tables.insert(files_id) {
             return Ok(());
         }
@@ -196,6 +202,7 @@ impl<'a> FilesOut<'a> {
     pub fn finish(self, stays: bool) -> Result<()> {
         self.files.finish()?;
         self.pipes.finish()?;
+        self.ttys.finish(self.opts, self.images)?;
         self.ghosts.finish(stays)
     }
 }

@@ -17,6 +17,7 @@ use super::{
     fdpass::{self, FdPass, Passer},
     ghost,
     plan::{FilesPlan, Node, Place, Step, TableIx, TablePlan, Zone},
+    tty::{self, Terminals},
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
@@ -47,6 +48,7 @@ pub struct FilesShared {
     inherited: Vec<OwnedFd>,
     /// Names that were made for this restore by the dump.
     links: Vec<Vec<u8>>,
+    terminals: Terminals,
 }
 
 impl FilesShared {
@@ -58,8 +60,10 @@ impl FilesShared {
     pub fn zone(plan: &FilesPlan, limit: RawFd, opts: &RestoreOptions, kernel: &Kernel) -> Result<Zone> {
         let passing = if fdpass::by_socket(kernel) { plan.slots + 2 * plan.receivers().count() } else { 0 };
         let lost = plan.nodes.values().filter(|node| node.file.lost().is_some()).count();
-        let room =
-            i32::try_from(plan.most_kept() + passing + lost + opts.inherit_fds.len()).unwrap_or(i32::MAX);
+        let room = i32::try_from(
+            plan.most_kept() + passing + lost + opts.inherit_fds.len() + plan.ttys.descriptors(),
+        )
+        .unwrap_or(i32::MAX);
         plan.zone(limit, room.saturating_add(ENGINE_ROOM))
     }
 
@@ -92,13 +96,17 @@ impl FilesShared {
         let inherited = opts.inherit_fds.iter().map(|fd| {
             zone.keep(fd::duplicate(fd.fd)?).during(|| format!("--inherit-fd fd[{}]:{}", fd.fd, fd.key))
         });
+        let inherited = inherited.collect::<Result<Vec<_>>>()?;
+        let outside = |name: &str| find_inherited(opts, &inherited, name);
+        let terminals = tty::prepare(&plan.ttys, zone, opts, outside, &mut handles)?;
         Ok(FilesShared {
             zone,
             pass: FdPass::new(plan.slots, plan.receivers(), kernel, zone)?,
             tables: SharedWords::new(plan.tables.len() * WORDS)?,
             handles,
-            inherited: inherited.collect::<Result<_>>()?,
+            inherited,
             links,
+            terminals,
         })
     }
 
@@ -115,6 +123,12 @@ impl FilesShared {
     pub fn forked(&self) -> Result<()> {
         self.pass.close()
     }
+}
+
+/// A duplicate of what `--inherit-fd` gives for `name`.
+fn find_inherited(opts: &RestoreOptions, inherited: &[OwnedFd], name: &str) -> Result<Option<OwnedFd>> {
+    let at = opts.inherit_fds.iter().position(|fd| fd.is_for(name));
+    at.and_then(|at| inherited.get(at)).map(|fd| fd.try_clone().call("dup")).transpose()
 }
 
 /// The files' side of a task that is being rebuilt.
@@ -169,12 +183,15 @@ impl<'a> FilesTask<'a> {
 
     /// Restores the table, or waits until the task that shares it has done so.
     ///
+    /// The first table of the plan must be the root task's.
+    ///
     /// Preconditions: all tasks are forked, and no descriptor outside the zone is needed any more. On return
     /// the table is as in the images, plus the zone.
     pub fn restore(&mut self) -> Result<()> {
         let table = &self.plan.tables[self.table.0];
         if table.task != self.task {
-            return self.wait_for_table();
+            self.wait_for_table()?;
+            return tty::foreground(&self.shared.terminals, false);
         }
         self.wait_for_sharers(table)?;
         self.close_strays()?;
@@ -193,7 +210,13 @@ impl<'a> FilesTask<'a> {
             done.store(1, Ordering::Release);
             futex::wake_all(done)?;
         }
-        Ok(())
+        tty::foreground(&self.shared.terminals, self.table == TableIx(0))
+    }
+
+    /// A session leader takes its controlling terminal: after setsid(2) and before it forks anybody, since
+    /// children inherit it. Does nothing for all others.
+    pub fn adopt_terminal(&self) -> Result<()> {
+        tty::adopt(&self.shared.terminals)
     }
 
     /// Opens the inode behind file `id` once more: for a mapping, the executable, root and cwd.
@@ -215,8 +238,7 @@ impl<'a> FilesTask<'a> {
 
     /// A duplicate of the descriptor given from outside for what images call `name`.
     pub(super) fn inherited(&self, name: &str) -> Result<Option<OwnedFd>> {
-        let at = self.opts.inherit_fds.iter().position(|fd| fd.is_for(name));
-        at.and_then(|at| self.shared.inherited.get(at)).map(|fd| fd.try_clone().call("dup")).transpose()
+        find_inherited(self.opts, &self.shared.inherited, name)
     }
 
     /// The handle (O_PATH) of a file that has no name, brought back before the first fork.

@@ -15,6 +15,8 @@ pub struct Stat {
     pub sid: i32,
     /// Device number of the controlling terminal, 0 for none.
     pub tty_nr: i32,
+    /// Foreground group of that terminal, -1 for none.
+    pub tpgid: i32,
     /// `PF_*` of the kernel.
     pub flags: u32,
     pub nice: i32,
@@ -66,6 +68,7 @@ impl Stat {
             pgid: int(5)?,
             sid: int(6)?,
             tty_nr: int(7)?,
+            tpgid: int(8)?,
             flags: number(field(9)?)?,
             nice: int(19)?,
             start_time: long(22)?,
@@ -98,7 +101,7 @@ mod tests {
         let stat = Stat::parse(format!("2204 (spin) {TAIL}").as_bytes()).unwrap();
         assert_eq!(stat.comm, b"spin");
         assert_eq!((stat.state, stat.ppid, stat.pgid, stat.sid), (b'S', 1, 2204, 2204));
-        assert_eq!((stat.tty_nr, stat.flags, stat.nice), (1025, 4_194_304, -5));
+        assert_eq!((stat.tty_nr, stat.tpgid, stat.flags, stat.nice), (1025, -1, 4_194_304, -5));
         assert_eq!(stat.start_time, 124_400);
         assert_eq!(stat.start_code, 94_500_524_724_224);
         assert_eq!(stat.start_stack, 140_722_131_825_888);

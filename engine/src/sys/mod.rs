@@ -17,6 +17,7 @@ pub mod rseq;
 pub mod sched;
 pub(crate) mod shared;
 pub(crate) mod signal;
+pub(crate) mod tty;
 pub mod userfaultfd;
 pub mod vm;
 pub mod wait;

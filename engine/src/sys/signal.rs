@@ -32,6 +32,16 @@ pub(crate) fn prepare() -> Result<()> {
     sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None).call("sigprocmask")
 }
 
+/// Runs `f` with SIGTTOU blocked: settings of a terminal can then be changed from a background group.
+pub(crate) fn without_sigttou<T>(f: impl FnOnce() -> Result<T>) -> Result<T> {
+    let mut set = SigSet::empty();
+    set.add(Signal::SIGTTOU);
+    let old = set.thread_swap_mask(SigmaskHow::SIG_BLOCK).call("sigprocmask")?;
+    let result = f();
+    old.thread_set_mask().call("sigprocmask")?;
+    result
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

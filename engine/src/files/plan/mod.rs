@@ -20,7 +20,9 @@ use std::{
 
 use rcriu_images::{ImageDir, ImageKind, pb};
 
-use super::{FdType, GroupKey, KINDS, Needs, Preflight, RestoredFile, ghost::Remaps, pipe::PipeData};
+use super::{
+    FdType, GroupKey, KINDS, Needs, Preflight, RestoredFile, ghost::Remaps, pipe::PipeData, tty::Ttys,
+};
 use crate::{
     error::{Context, Error, Result},
     kernel::Kernel,
@@ -52,6 +54,7 @@ pub struct PlanFiles<'a> {
     pub entries: &'a BTreeMap<FileId, pb::FileEntry>,
     pub(super) remaps: Remaps,
     pipe_data: HashMap<ImageKind, HashMap<u32, PipeData>>,
+    ttys: Option<Ttys>,
 }
 
 impl<'a> PlanFiles<'a> {
@@ -63,7 +66,15 @@ impl<'a> PlanFiles<'a> {
         entries: &'a BTreeMap<FileId, pb::FileEntry>,
     ) -> Result<Self> {
         let remaps = Remaps::read(images)?;
-        Ok(PlanFiles { images, opts, kernel, entries, remaps, pipe_data: HashMap::new() })
+        Ok(PlanFiles { images, opts, kernel, entries, remaps, pipe_data: HashMap::new(), ttys: None })
+    }
+
+    /// All terminals.
+    pub(super) fn ttys(&mut self) -> Result<&mut Ttys> {
+        Ok(match &mut self.ttys {
+            Some(ttys) => ttys,
+            none => none.insert(Ttys::read(self.images, self.entries)?),
+        })
     }
 
     /// Data of pipes or fifos, by pipe number.
@@ -139,6 +150,7 @@ pub struct FilesPlan {
     /// Descriptor numbers that are used in any table.
     numbers: BTreeSet<RawFd>,
     dead_pids: BTreeSet<VirtPid>,
+    pub(super) ttys: Ttys,
 }
 
 /// Descriptor numbers that no table uses: what must survive while tables are restored lives there.
@@ -195,6 +207,7 @@ impl FilesPlan {
                 .remedy("restore with CRIU"),
         };
         let mut plan = plan(files, tables, known)?;
+        plan.ttys = cx.ttys.take().unwrap_or_default();
         plan.dead_pids = cx.remaps.dead_processes().collect();
         Ok(plan)
     }
@@ -409,7 +422,8 @@ fn plan(
     };
     for (id, its) in &needs {
         let table = owner(&groups, id)?;
-        for other in &its.at_hand {
+        // To have it is the way to know that it is open.
+        for other in its.at_hand.iter().chain(&its.opened) {
             if !plans[table.0].places.contains_key(other) {
                 plans[table.0].keep.insert(*other);
             }
@@ -457,7 +471,15 @@ fn plan(
         let needs = file.needs();
         nodes.insert(id, Node { file, needs, owner: nobody, slot: None, receivers: Vec::new() });
     }
-    Ok(FilesPlan { nodes, tables: plans, by_task, slots, numbers: all_numbers, dead_pids: BTreeSet::new() })
+    Ok(FilesPlan {
+        nodes,
+        tables: plans,
+        by_task,
+        slots,
+        numbers: all_numbers,
+        dead_pids: BTreeSet::new(),
+        ttys: Ttys::default(),
+    })
 }
 
 /// Gives each group the table of its lowest user, or, lacking one, that of a file that needs it.

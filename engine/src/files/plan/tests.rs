@@ -84,7 +84,7 @@ fn what_is_needed_comes_first_even_with_a_higher_number() {
     let plan = run(&files, &[table(1, &a), table(2, &b)]).unwrap();
     assert_eq!(
         plan.text(),
-        "task 1:\n  open 0x1 client -> 3\n  finish 0x1 client\n\
+        "task 1:\n  receive 0x5 listener from 2\n  open 0x1 client -> 3\n  finish 0x1 client\n\
          task 2:\n  open 0x5 listener -> 3\n  finish 0x5 listener\n"
     );
 }
