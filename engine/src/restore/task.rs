@@ -3,7 +3,7 @@
 //! ```text
 //! memory        before its children are forked: they inherit what they share with it (copy on write)
 //! children      those that belong to the session it was born in
-//! setsid        if it leads a session
+//! setsid        if it leads a session; then its controlling terminal
 //! children      all others
 //! group         waits for whoever makes it
 //! -- FORKING reached: everybody exists
@@ -142,6 +142,10 @@ fn live(cx: &TaskCx<'_>, inherited: Begun) -> Result<(Make, Begun)> {
     if node.leads_session() {
         log::info!("Restoring {} to {} sid", node.pid, node.sid);
         nix::unistd::setsid().call("setsid")?;
+        if node.role == Role::Alive {
+            // Children inherit the terminal that controls their parent.
+            cx.files_task()?.adopt_terminal()?;
+        }
     }
     for make in node.makes.iter().filter(|m| !m.before_setsid) {
         begun = match fork_child(cx, make, begun)? {
