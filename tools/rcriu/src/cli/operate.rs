@@ -89,11 +89,14 @@ fn open_log(raw: &Raw) -> Result<()> {
 
 fn restore(raw: &Raw, folders: &Folders, words: &[OsString], inherited: &Inherited) -> Result<ExitCode> {
     let options = checked::restore(raw, folders, words, None)?;
+    if raw.dry_run {
+        return run::dry_run(&options, raw.json);
+    }
     run::restore(&options, raw.display_stats)?;
     if let [program, args @ ..] = words {
         inherited.reveal();
         let e = Command::new(program).args(args).exec();
         return Err(Error::io("execve", &e).during(format!("--exec-cmd {}", program.display())));
     }
-    Ok(ExitCode::SUCCESS)
+    if raw.restore_detached { Ok(ExitCode::SUCCESS) } else { run::wait() }
 }
