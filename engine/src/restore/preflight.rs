@@ -219,9 +219,25 @@ pub fn is_free(pid: VirtPid) -> bool {
 pub fn taken(pid: VirtPid) -> Error {
     let e = match owner(RealPid(pid.0)) {
         Some(who) => Error::host(format!("pid {pid} is in use by {who}")),
-        None => Error::host(format!("pid {pid} is in use as a process group or session")),
+        None => Error::host(format!("pid {pid} is in use as that of the {}", group_of(pid))),
     };
     e.remedy("end that process, or restore into a new pid namespace")
+}
+
+/// `process group of sleep (pid 12)`: who lives in a group or session of this number.
+fn group_of(pid: VirtPid) -> String {
+    let processes = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = processes.filter_map(|e| e.file_name().to_str()?.parse().ok());
+    for number in numbers.map(RealPid) {
+        let Ok(stat) = ProcDir::open(number).and_then(|dir| Stat::read(&dir)) else { continue };
+        let what = match (stat.pgid == pid.0, stat.sid == pid.0) {
+            (true, _) => "process group",
+            (_, true) => "session",
+            _ => continue,
+        };
+        return format!("{what} of {} (pid {number})", String::from_utf8_lossy(&stat.comm).escape_debug());
+    }
+    "process group or session of somebody unknown".to_owned()
 }
 
 /// `thread 12 of sleep (pid 11)`, `sleep`, `a zombie of ...`.
