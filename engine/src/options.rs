@@ -268,6 +268,16 @@ impl DumpOptions {
     }
 }
 
+impl DumpOptions {
+    /// The same with further external resources.
+    #[must_use]
+    pub fn with_external(&self, more: Vec<External>) -> Self {
+        let mut options = self.clone();
+        options.common.external.extend(more);
+        options
+    }
+}
+
 /// Options of `restore`.
 #[derive(Clone, Debug)]
 pub struct RestoreOptions {

@@ -82,15 +82,19 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     notify(Stage::PreDump)?;
     let images = opts.common.images_dir.images()?;
     let created = Created::new(&images);
-    let mut cx = DumpCx::new(opts, kernel, &images)?;
 
-    cx.stats.freezing.start();
+    let mut stats = DumpStats::default();
+    stats.freezing.start();
     // From here on nothing in the tree runs; dropped, everything goes on as it was found.
     let mut frozen = seize::tree(opts, kernel)?;
-    cx.stats.freezing.stop();
-    cx.stats.frozen.start();
+    stats.freezing.stop();
+    stats.frozen.start();
     // Needs: nobody can fork any more.
     let tree = collect::pstree(&frozen, opts.common.shell_job, kernel)?;
+    // Only now that nothing changes any more can the client tell what is to stay outside.
+    let opts = &opts.with_external(opts.common.notifier.query_external()?);
+    let mut cx = DumpCx::new(opts, kernel, &images)?;
+    cx.stats = stats;
     for at in 0..tree.tasks.len() {
         interrupt::check()?;
         task::dump(&tree, at, &mut frozen, &mut cx)?;

@@ -116,7 +116,6 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     faults::point("restore-rebuilt")?;
     notifier.notify(Moment::PostRestore, Some(root))?;
     let pidfile = Pidfile::write(opts, root)?;
-    notifier.notify(Moment::NetworkUnlock, Some(root))?;
     interrupt::check()?;
 
     // The network is open: what fails from here on may lose data.

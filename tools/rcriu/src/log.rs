@@ -211,11 +211,11 @@ fn number(level: Level) -> u32 {
     }
 }
 
-/// The module's name where it says something: not for the drivers and the program itself.
+/// The module's name where it says something: not for the two drivers and the program itself.
 fn prefix(target: &str) -> Option<&str> {
-    let (_, module) = target.rsplit_once("::")?;
-    let quiet = ["dump", "restore", "cli", "log", "main", "checked", "config", "service"];
-    (!quiet.contains(&module)).then_some(module)
+    let module = target.strip_prefix("rcriu_engine::")?;
+    let name = module.rsplit("::").next().unwrap_or(module);
+    (module != "dump" && module != "restore").then_some(name)
 }
 
 /// `(SS.UUUUUU) `, always twelve characters: the last digit gives way when there are more than 99 seconds.
@@ -347,6 +347,8 @@ mod tests {
     fn only_modules_of_the_engine_introduce_themselves() {
         assert_eq!(prefix("rcriu_engine::files::eventfd"), Some("eventfd"));
         assert_eq!(prefix("rcriu_engine::restore"), None);
+        assert_eq!(prefix("rcriu_engine::mm::restore"), Some("restore"));
+        assert_eq!(prefix("rcriu::cli"), None);
         assert_eq!(prefix("rcriu"), None);
     }
 }

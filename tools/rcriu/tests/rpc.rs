@@ -123,6 +123,84 @@ fn check_answers_like_the_command() {
     assert_eq!(client.end(), 0);
 }
 
+/// Answers notifications until the final answer; their names, with a star where there was a pid.
+fn answer_notifications(client: &Client) -> (Vec<String>, CriuResp) {
+    let mut names = Vec::new();
+    loop {
+        let resp = client.receive().unwrap();
+        let Some(notify) = &resp.notify else { return (names, resp) };
+        let star = if notify.pid.is_some() { "*" } else { "" };
+        names.push(format!("{}{star}", notify.script()));
+        client.send(&CriuReq { notify_success: Some(true), ..request(CriuReqType::Notify) });
+    }
+}
+
+/// A process in a session of its own that only waits.
+fn sleeper() -> Child {
+    let mut command = std::process::Command::new("setsid");
+    command.args(["sleep", "1000"]).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().unwrap();
+    // It is its final self when its command line is.
+    let cmdline = format!("/proc/{}/cmdline", child.id());
+    while !fs::read_to_string(&cmdline).unwrap().starts_with("sleep") {
+        std::thread::yield_now();
+    }
+    child
+}
+
+#[test]
+fn a_tree_is_dumped_and_restored_as_our_child_with_notifications() {
+    if !is_root() {
+        println!("SKIP: needs root");
+        return;
+    }
+    let tool = Tool::new();
+    let mut child = sleeper();
+    let pid = child.id() as i32;
+    let with = |kind, o: CriuOpts| CriuReq { opts: Some(o), ..request(kind) };
+    let both = CriuOpts { notify_scripts: Some(true), log_level: Some(4), ..opts(&tool) };
+
+    // Somebody who says no: the tasks go on.
+    let client = Client::swrk(&tool);
+    let o = CriuOpts { pid: Some(pid), log_file: Some("no.log".into()), ..both.clone() };
+    client.send(&with(CriuReqType::Dump, o));
+    let first = client.receive().unwrap();
+    assert_eq!(first.notify.unwrap().script(), "pre-dump");
+    client.send(&CriuReq { notify_success: Some(false), ..request(CriuReqType::Notify) });
+    let resp = client.receive().unwrap();
+    assert!(!resp.success && resp.cr_errmsg().contains("pre-dump"), "{resp:?}");
+    assert_eq!(client.end(), 1);
+    assert!(child.try_wait().unwrap().is_none());
+
+    let client = Client::swrk(&tool);
+    let o = CriuOpts { pid: Some(pid), log_file: Some("dump.log".into()), ..both.clone() };
+    client.send(&with(CriuReqType::Dump, o));
+    let (names, resp) = answer_notifications(&client);
+    assert!(resp.success && resp.cr_errmsg.is_none(), "{resp:?}");
+    assert_eq!(resp.dump.unwrap().restored, Some(false));
+    assert_eq!(names, ["pre-dump", "query-ext-files", "post-dump"]);
+    assert_eq!(client.end(), 0);
+    assert!(!child.wait().unwrap().success(), "killed by the dump");
+    let log = fs::read_to_string(tool.dir().join("dump.log")).unwrap();
+    assert!(log.contains("Dumping finished successfully"), "{log}");
+
+    let client = Client::swrk(&tool);
+    let o = CriuOpts { rst_sibling: Some(true), log_file: Some("restore.log".into()), ..both };
+    client.send(&with(CriuReqType::Restore, o));
+    let (names, resp) = answer_notifications(&client);
+    assert!(resp.success && resp.cr_errmsg.is_none(), "{resp:?}");
+    assert_eq!(resp.restore.unwrap().pid, pid);
+    assert_eq!(names, ["pre-restore", "post-restore*", "pre-resume", "post-resume"]);
+    assert_eq!(client.end(), 0);
+    let cmdline = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap();
+    assert_eq!(cmdline, "sleep\x001000\0");
+    // It is our child: only its parent can wait for it.
+    let pid = nix::unistd::Pid::from_raw(pid);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL).unwrap();
+    nix::sys::wait::waitpid(pid, None).unwrap();
+}
+
 #[test]
 fn a_refused_dump_names_the_option_in_answer_and_log() {
     if !is_root() {
