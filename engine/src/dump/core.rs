@@ -41,7 +41,7 @@ pub(super) fn dump(
         .map(|(thread, status)| Ok((thread.tid(), Mode::from_status(status.seccomp)?)))
         .collect::<Result<Vec<_>>>()?;
     let seccomp = cx.seccomp.task(&modes)?;
-    let mut tc = Some(task_core(task, &asked, signals.shared)?);
+    let mut tc = Some(task_core(task, &asked, signals.shared, signals.stop)?);
     let threads =
         stopped.threads().iter().zip(statuses).zip(&asked.threads).zip(signals.private).zip(seccomp);
     for ((((thread, status), info), pending), seccomp) in threads {
@@ -63,11 +63,17 @@ pub(super) fn dump(
 }
 
 /// What all threads have in common.
-fn task_core(task: &Task, asked: &Asked, signals: pb::SignalQueueEntry) -> Result<pb::TaskCoreEntry> {
+fn task_core(
+    task: &Task,
+    asked: &Asked,
+    signals: pb::SignalQueueEntry,
+    stop_pending: bool,
+) -> Result<pb::TaskCoreEntry> {
     let info = &asked.task;
-    let stopped = task.state == TaskState::Stopped;
+    let stop_signal = task.stop_signal.or(stop_pending.then_some(libc::SIGSTOP));
+    let state = if stop_signal.is_some() { TaskState::Stopped } else { task.state };
     Ok(pb::TaskCoreEntry {
-        task_state: task.state.to_image(),
+        task_state: state.to_image(),
         exit_code: 0,
         personality: misc::personality(&task.dir)?,
         flags: task.stat.flags,
@@ -79,7 +85,7 @@ fn task_core(task: &Task, asked: &Asked, signals: pb::SignalQueueEntry) -> Resul
         oom_score_adj: misc::oom_score_adj(&task.dir)?,
         sigactions: asked.sigactions.clone(),
         child_subreaper: Some(info.child_subreaper > 0),
-        stop_signo: if stopped { task.stop_signal.map(i32::cast_unsigned) } else { None },
+        stop_signo: stop_signal.map(i32::cast_unsigned),
         membarrier_registration_mask: u32::try_from(info.membarrier).ok().filter(|mask| *mask != 0),
         ..pb::TaskCoreEntry::default()
     })

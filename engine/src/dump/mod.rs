@@ -28,7 +28,7 @@ use crate::{
     files::FilesOut,
     interrupt,
     kernel::Kernel,
-    mm::{pages::PageStore, vma::VmaRules},
+    mm::{pages::PageStore, shmem::SharedOut, vma::VmaRules},
     options::{Afterwards, DumpOptions},
     pstree::RealPid,
     scripts::Stage,
@@ -50,6 +50,7 @@ pub struct DumpCx<'a> {
     pub layout: Layout,
     /// What decides about mappings.
     pub rules: VmaRules,
+    pub shmem: SharedOut,
     /// A mapping of uprobes was left out.
     pub uprobes: bool,
 }
@@ -69,6 +70,7 @@ impl<'a> DumpCx<'a> {
             stats: DumpStats::default(),
             layout: Layout::host(),
             rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev: shmem_dev()? },
+            shmem: SharedOut::default(),
             uprobes: false,
         })
     }
@@ -99,6 +101,8 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
         interrupt::check()?;
         task::dump(&tree, at, &mut frozen, &mut cx)?;
     }
+    // Needs: every mapping of every task known.
+    cx.shmem.dump(&cx.pages)?;
     let mut stats = std::mem::take(&mut cx.stats);
     stats.shpages_scanned = cx.pages.counts().shmem_scanned.load(Ordering::Relaxed);
     stats.shpages_written = cx.pages.counts().shmem_written.load(Ordering::Relaxed);

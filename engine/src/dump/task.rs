@@ -1,5 +1,7 @@
 //! One task: everything it has, in an order that leaves it infected for as short as possible.
 
+use std::os::fd::OwnedFd;
+
 use nix::fcntl::OFlag;
 use parasite::{task::TaskInfo, thread::ThreadInfo};
 use rcriu_images::{ImageKind, pb};
@@ -19,6 +21,7 @@ use crate::{
     mm::{
         pagemap::Scanner,
         pages::Copier,
+        shmem::SharedOut,
         status as st,
         vma::{self, MappedFiles, Vma},
     },
@@ -57,8 +60,10 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
         stopped.threads().iter().map(|t| Status::read(&dir.thread(t.tid())?)).collect::<Result<_>>()?;
     let signals = signals(stopped, &statuses)?;
     cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");
-    let vmas = vma::collect(dir, &maps, cx.rules, &mut Mapped { task: task.pid, files: &mut cx.files })?;
+    let mut mapped = Mapped { task: task.pid, files: &mut cx.files, shmem: &mut cx.shmem };
+    let vmas = vma::collect(dir, &maps, cx.rules, &mut mapped)?;
     drop(maps);
+    cx.shmem.mapped(&vmas);
     let vmas = with_guards(vmas, dir, cx)?;
 
     let asked = ask(task, stopped, cx)?;
@@ -79,6 +84,8 @@ fn id(task: &Task) -> u64 {
 pub(super) struct Signals {
     pub shared: pb::SignalQueueEntry,
     pub private: Vec<pb::SignalQueueEntry>,
+    /// SIGSTOP was among them, and was taken out.
+    pub stop: bool,
 }
 
 fn signals(stopped: &StoppedTask, statuses: &[Status]) -> Result<Signals> {
@@ -87,8 +94,10 @@ fn signals(stopped: &StoppedTask, statuses: &[Status]) -> Result<Signals> {
         private.push(sigqueue::dump(thread.tid(), false, status.sig_pending)?);
     }
     let leader = stopped.threads().first().ok_or_else(|| Error::bug("a task without threads"))?;
-    let shared = sigqueue::dump(leader.tid(), true, statuses.first().map_or(0, |s| s.shared_pending))?;
-    Ok(Signals { shared, private })
+    let mut shared = sigqueue::dump(leader.tid(), true, statuses.first().map_or(0, |s| s.shared_pending))?;
+    let stop =
+        private.iter_mut().fold(sigqueue::take_stop(&mut shared), |stop, q| sigqueue::take_stop(q) || stop);
+    Ok(Signals { shared, private, stop })
 }
 
 /// Asks the task itself what nobody else can tell, and takes its descriptors. It is cured on the way out.
@@ -118,11 +127,16 @@ fn ask(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<Asked>
 struct Mapped<'a, 'b> {
     task: RealPid,
     files: &'a mut FilesOut<'b>,
+    shmem: &'a mut SharedOut,
 }
 
 impl MappedFiles for Mapped<'_, '_> {
-    fn mapped(&mut self, fd: std::os::fd::OwnedFd) -> Result<FileId> {
+    fn mapped(&mut self, fd: OwnedFd) -> Result<FileId> {
         self.files.path_file(self.task, fd, PathUse::Mapping)
+    }
+
+    fn shared(&mut self, fd: OwnedFd, ino: u64) {
+        self.shmem.add(fd, ino);
     }
 }
 
@@ -189,7 +203,7 @@ fn folders(
     task: &Task,
     status: &Status,
     images: &rcriu_images::ImageDir,
-    mut file: impl FnMut(std::os::fd::OwnedFd, PathUse) -> Result<FileId>,
+    mut file: impl FnMut(OwnedFd, PathUse) -> Result<FileId>,
 ) -> Result<()> {
     let mut uses = [PathUse::Cwd, PathUse::Root].into_iter();
     fs::dump(images, task.virt, &task.dir, status.umask, |fd| file(fd, uses.next().unwrap_or(PathUse::Root)))

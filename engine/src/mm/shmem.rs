@@ -1,9 +1,10 @@
 //! Content of shared memory: files of the kernel's own tmpfs (memfd, shared anonymous memory), once each.
 
 use std::{
+    collections::BTreeMap,
     fs::File,
     os::{
-        fd::{AsFd, AsRawFd},
+        fd::{AsFd, AsRawFd, OwnedFd},
         unix::fs::FileExt,
     },
     sync::atomic::Ordering,
@@ -15,7 +16,7 @@ use nix::{
 };
 use rcriu_images::{ImageKind, pagemap::PAGE_SIZE};
 
-use super::pages::PageStore;
+use super::{pages::PageStore, status as st, vma::Vma};
 use crate::{
     error::{Context, Result, SysContext},
     interrupt,
@@ -23,6 +24,40 @@ use crate::{
 
 /// Bytes read at once.
 const BATCH: u64 = 4 << 20;
+
+/// Anonymous shared memory met so far, by inode.
+///
+/// Such memory is dumped as far as any task maps it, which is known when all tasks are.
+#[derive(Debug, Default)]
+pub struct SharedOut(BTreeMap<u64, Object>);
+
+#[derive(Debug)]
+struct Object {
+    file: OwnedFd,
+    /// End of the furthest mapping.
+    size: u64,
+}
+
+impl SharedOut {
+    /// Takes note of memory `ino`.
+    pub fn add(&mut self, file: OwnedFd, ino: u64) {
+        self.0.entry(ino).or_insert(Object { file, size: 0 });
+    }
+
+    /// Takes note of what a task maps.
+    pub fn mapped(&mut self, vmas: &[Vma]) {
+        for vma in vmas.iter().filter(|v| v.is(st::ANON_SHARED)) {
+            if let Some(object) = self.0.get_mut(&vma.entry.shmid) {
+                object.size = object.size.max(vma.entry.pgoff + (vma.entry.end - vma.entry.start));
+            }
+        }
+    }
+
+    /// Writes all of it.
+    pub fn dump(&self, store: &PageStore) -> Result<()> {
+        self.0.iter().try_for_each(|(ino, object)| dump(store, &object.file, *ino, object.size))
+    }
+}
 
 /// Writes `pagemap-shmem-SHMID` and its pages for the first `size` bytes of `file`. Holes and pages full of
 /// zeros are left out: absent pages of a new file read as zero.

@@ -88,18 +88,24 @@ impl Vma {
 const MAP_DROPPABLE: u32 = 0x08;
 const ANON_PRIVATE_FLAGS: u32 = (libc::MAP_ANONYMOUS | libc::MAP_PRIVATE) as u32;
 
-/// The file behind mappings, as far as the class depends on it.
+/// What stands behind a mapping that is not private anonymous memory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MappedFile {
-    pub id: FileId,
-    /// Lives on the kernel's own tmpfs: a memfd or anonymous shared memory.
-    pub shmem: bool,
+pub enum Backing {
+    /// An ordinary file.
+    File(FileId),
+    /// A file of memory that has a descriptor somewhere, or had one.
+    Memfd(FileId),
+    /// Anonymous shared memory, by its inode.
+    Shared(u64),
 }
 
 /// Gives mapped files their ids: the part of `files` that mappings need.
 pub trait MappedFiles {
     /// The id of the file that `fd` (opened with O_PATH through map_files) refers to.
     fn mapped(&mut self, fd: OwnedFd) -> Result<FileId>;
+
+    /// Takes note of anonymous shared memory `ino`; `fd` was opened with O_PATH.
+    fn shared(&mut self, fd: OwnedFd, ino: u64);
 }
 
 /// Options that decide about mappings.
@@ -119,7 +125,7 @@ pub fn collect(
     files: &mut dyn MappedFiles,
 ) -> Result<Vec<Vma>> {
     let map_files = dir.file("map_files", OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-    let mut seen: HashMap<(u32, u32, u64, &[u8]), MappedFile> = HashMap::new();
+    let mut seen: HashMap<(u32, u32, u64, &[u8]), Backing> = HashMap::new();
     let mut vmas: Vec<Vma> = Vec::with_capacity(maps.len());
     for map in maps {
         let during = || format!("mapping {:x}-{:x} {}", map.start, map.end, excerpt(&map.name));
@@ -175,13 +181,19 @@ fn open_mode(map_files: impl AsFd, range: &str) -> Result<Option<u32>> {
     }
 }
 
+/// Memory of `mmap(MAP_SHARED | MAP_ANONYMOUS)` or of /dev/zero mapped shared, which is the same: the kernel
+/// calls its file like the device, unless the program named the mapping.
+fn is_shared_anon(map: &Map) -> bool {
+    map.shared && (map.name == b"/dev/zero (deleted)" || map.name.starts_with(b"[anon_shmem:"))
+}
+
 fn open_file(
     map_files: impl AsFd,
     range: &str,
     map: &Map,
     rules: VmaRules,
     files: &mut dyn MappedFiles,
-) -> Result<MappedFile> {
+) -> Result<Backing> {
     let fd =
         openat(&map_files, range, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open(map_files)")?;
     let stat = nix::sys::stat::fstat(&fd).call("fstat")?;
@@ -216,13 +228,18 @@ fn open_file(
             )));
         }
     }
-    Ok(MappedFile { id: files.mapped(fd)?, shmem })
+    if shmem && is_shared_anon(map) {
+        files.shared(fd, stat.st_ino);
+        return Ok(Backing::Shared(stat.st_ino));
+    }
+    let id = files.mapped(fd)?;
+    Ok(if shmem { Backing::Memfd(id) } else { Backing::File(id) })
 }
 
 /// What the mapping is in images; `None` for one that is left to the kernel.
 pub fn classify(
     map: &Map,
-    file: Option<MappedFile>,
+    file: Option<Backing>,
     fdflags: Option<u32>,
     rules: VmaRules,
 ) -> Result<Option<Vma>> {
@@ -242,12 +259,18 @@ pub fn classify(
     let mut flags = if map.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
     let mut shmid = 0;
     match file {
-        Some(file) => {
+        Some(Backing::Shared(ino)) => {
+            status |= st::ANON_SHARED;
+            flags |= libc::MAP_ANONYMOUS;
+            shmid = ino;
+        }
+        Some(Backing::File(id)) => {
             status |= if map.shared { st::FILE_SHARED } else { st::FILE_PRIVATE };
-            if file.shmem {
-                status |= st::MEMFD;
-            }
-            shmid = u64::from(file.id.0);
+            shmid = u64::from(id.0);
+        }
+        Some(Backing::Memfd(id)) => {
+            status |= st::MEMFD | if map.shared { st::FILE_SHARED } else { st::FILE_PRIVATE };
+            shmid = u64::from(id.0);
         }
         None if map.shared => {
             return Err(Error::unsupported("shared memory without a file behind it is not supported"));

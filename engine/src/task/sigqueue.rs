@@ -47,6 +47,16 @@ pub fn restore(entry: Option<&pb::SignalQueueEntry>) -> Result<Vec<args::Siginfo
     signals.iter().map(convert).collect()
 }
 
+/// Takes SIGSTOP out of a queue; tells whether it was there.
+///
+/// Nothing can block it, so restored as a pending signal it would stop the restore. A task for which it waits
+/// is stopped all but formally: images say that it is.
+pub fn take_stop(queue: &mut pb::SignalQueueEntry) -> bool {
+    let before = queue.signals.len();
+    queue.signals.retain(|s| signo(&s.siginfo) != Some(libc::SIGSTOP.cast_unsigned()));
+    queue.signals.len() < before
+}
+
 /// A `siginfo_t` with nothing but a number.
 fn bare(signal: u32) -> Vec<u8> {
     const SI_KERNEL: i32 = 0x80;
@@ -64,6 +74,17 @@ fn signo(info: &[u8]) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_sigstop_is_taken_out() {
+        let of = |numbers: &[u32]| pb::SignalQueueEntry {
+            signals: numbers.iter().map(|n| pb::SiginfoEntry { siginfo: bare(*n) }).collect(),
+        };
+        let mut queue = of(&[10, 19, 20, 19]);
+        assert!(take_stop(&mut queue));
+        assert_eq!(queue, of(&[10, 20]));
+        assert!(!take_stop(&mut queue));
+    }
 
     #[test]
     fn numbers_are_read_and_written() {

@@ -10,7 +10,7 @@ fn map(line: &str, flags: &str) -> Map {
     maps::parse(text.as_bytes(), "smaps", true).unwrap().remove(0)
 }
 
-fn entry(line: &str, flags: &str, file: Option<MappedFile>) -> pb::VmaEntry {
+fn entry(line: &str, flags: &str, file: Option<Backing>) -> pb::VmaEntry {
     classify(&map(line, flags), file, file.map(|_| 0), RULES).unwrap().unwrap().entry
 }
 
@@ -19,8 +19,8 @@ fn refusal(line: &str, flags: &str) -> String {
 }
 
 const ANON: &str = "7000-9000 rw-p 00000000 00:00 0";
-const FILE: Option<MappedFile> = Some(MappedFile { id: FileId(5), shmem: false });
-const SHMEM: Option<MappedFile> = Some(MappedFile { id: FileId(6), shmem: true });
+const FILE: Option<Backing> = Some(Backing::File(FileId(5)));
+const SHMEM: Option<Backing> = Some(Backing::Memfd(FileId(6)));
 
 #[test]
 fn every_class_has_its_status() {
@@ -34,8 +34,11 @@ fn every_class_has_its_status() {
         (st::REGULAR | st::FILE_PRIVATE, 2, 5, 0x2000)
     );
     assert_eq!(file.fdflags, Some(0));
-    let shared = entry("7000-9000 rw-s 0 00:01 9 /dev/zero (deleted)", "rd wr sh", SHMEM);
-    assert_eq!((shared.status, shared.flags), (st::REGULAR | st::FILE_SHARED | st::MEMFD, 1));
+    let memfd = entry("7000-9000 rw-s 0 00:01 9 /memfd:x (deleted)", "rd wr sh", SHMEM);
+    assert_eq!((memfd.status, memfd.flags), (st::REGULAR | st::FILE_SHARED | st::MEMFD, 1));
+    let shared =
+        entry("7000-9000 rw-s 2000 00:01 9 /dev/zero (deleted)", "rd wr sh", Some(Backing::Shared(9)));
+    assert_eq!((shared.status, shared.flags, shared.shmid), (st::REGULAR | st::ANON_SHARED, 0x21, 9));
     let vdso = entry("7000-9000 r-xp 0 00:00 0 [vdso]", "rd ex mr mw me de sd", None);
     assert_eq!(vdso.status, st::REGULAR | st::VDSO | st::ANON_PRIVATE);
     let vvar = entry("7000-9000 r--p 0 00:00 0 [vvar]", "rd mr pf io de dd", None);
@@ -94,6 +97,11 @@ fn our_own_mappings_have_classes_and_each_file_is_opened_once() {
             let stat = nix::sys::stat::fstat(&fd).unwrap();
             self.0.push((stat.st_dev, stat.st_ino));
             Ok(FileId(self.0.len() as u32))
+        }
+        fn shared(&mut self, fd: OwnedFd, ino: u64) {
+            let stat = nix::sys::stat::fstat(&fd).unwrap();
+            assert_eq!(stat.st_ino, ino);
+            self.0.push((stat.st_dev, stat.st_ino));
         }
     }
     if !nix::unistd::geteuid().is_root() {
