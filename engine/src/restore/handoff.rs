@@ -56,10 +56,10 @@ pub fn jump(
     let facts = args::Facts::collect(cx, leftovers)?;
     let mut arena = Arena::default();
     let mut head = args::fill(&facts, &mut arena)?;
-    head.moves = arena.table(&memory.moves());
     // Tables whose content depends on where the hole is.
+    let moves = arena.room(facts.vmas.len() + 1);
     let keep = arena.room(facts.vmas.len() + 2);
-    let parts = arena.room(facts.vmas.len().min(16));
+    let parts = arena.room(16);
     let mut threads = args::threads(&facts, &mut head, &mut arena)?;
     head.threads = arena.room(threads.len());
 
@@ -70,8 +70,9 @@ pub fn jump(
         thread.frame = at.frame(&plan, i);
         thread.stack_top = thread.frame;
     }
-    let vdso = vdso::plan(facts.vmas, facts.pages.as_ref(), at.park)?;
+    let vdso = memory.place_vdso(facts.vmas, facts.pages.as_ref(), at.park, facts.ips())?;
     head.vdso = arena.put(parts, &vdso)?;
+    head.moves = arena.put(moves, &memory.moves())?;
     head.keep = arena.put(keep, &memory.keep([(hole.start(), hole.end())]))?;
     head.threads = arena.put(head.threads, &threads)?;
     head.shared = at.shared;

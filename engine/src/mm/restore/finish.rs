@@ -96,9 +96,4 @@ impl Prepared {
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u32;
         self.room.map_elsewhere(0, len, Mapping { prot: 0, flags, file: None })
     }
-
-    /// An address where `len` bytes stay free to the end: for mappings the task gets that it did not have.
-    pub fn spare(&self, len: u64) -> Result<u64> {
-        self.room.taken()?.room(len, super::TABLE).ok_or_else(|| super::no_room(len))
-    }
 }

@@ -1,29 +1,49 @@
 //! The vdso: the kernel's code and data pages in every process.
 //!
 //! If the dumped one is byte for byte that of this kernel and its pages lie alike, ours is moved to where it
-//! was. Programs keep addresses of its functions, so a different one cannot simply be put there.
+//! was. Otherwise programs must not be left with code that reads another kernel's data pages, but they know
+//! the addresses of its functions: the dumped code stays as plain memory with every function turned into a
+//! jump to its namesake in ours, which goes to a free place.
+//!
+//! ```text
+//! dumped    |vvar|vdso: clock_gettime: ...|
+//! restored       |plain: clock_gettime: jmp --.|      ...     |vvar|vdso|
+//!                                             `----------------------^
+//! ```
 
+use goblin::elf::{Elf, sym::STT_FUNC};
 use rcriu_images::{pagemap::PageReader, pb};
 use restorer::args::VdsoPart;
 
-use super::current;
-use crate::error::{Error, Result};
+use super::{Placed, Prepared, READ_WRITE, current, no_room};
+use crate::error::{Context, Error, Result};
 use crate::mm::status as st;
 use crate::procfs::maps::Map;
 use crate::pstree::RealPid;
+use crate::sys::map::Mapping;
 use crate::sys::vm;
 
 /// A vdso is a few pages; more is a mistake.
 const MOST: u64 = 1 << 20;
+const PAGE: u64 = 4096;
+/// `mov rax, imm64; jmp rax`.
+const JUMP: usize = 12;
+/// `mov rax, -ENOSYS; ret`: callers go on to the system call.
+const ABSENT: [u8; 8] = [0x48, 0xc7, 0xc0, 0xda, 0xff, 0xff, 0xff, 0xc3];
 
 /// Its pieces in one process: data pages and code, as one block.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Block {
-    /// First address of all.
     start: u64,
     end: u64,
     /// Code.
     text: (u64, u64),
+}
+
+impl Block {
+    fn shape(&self) -> (u64, u64, u64) {
+        (self.end - self.start, self.text.0 - self.start, self.text.1 - self.text.0)
+    }
 }
 
 /// Ours: the kernel makes one or two data mappings and the code, next to each other.
@@ -42,44 +62,151 @@ fn dumped(vmas: &[pb::VmaEntry]) -> Option<Block> {
     Some(Block { start: parts().next()?.start, end: parts().next_back()?.end, text: (text.start, text.end) })
 }
 
-/// How our vdso gets to where the dumped one was; `park` is where it can wait (as long as it takes). Empty
-/// if the task had none.
-///
-/// # Errors
-/// A vdso of another kernel.
-pub fn plan(vmas: &[pb::VmaEntry], pages: Option<&PageReader>, park: u64) -> Result<Vec<VdsoPart>> {
-    let Some(theirs) = dumped(vmas) else { return Ok(Vec::new()) };
-    let maps = current()?;
-    let Some((ours, parts)) = own(&maps) else {
-        return Err(Error::host("this kernel gives no vdso").remedy("boot it without vdso=0"));
-    };
-    if !alike(&ours, &theirs, pages)? {
-        return Err(Error::unsupported("the vdso of the dumped program is that of another kernel"));
-    }
-    let part = |m: &&Map| VdsoPart {
-        from: m.start,
-        park: park + (m.start - ours.start),
-        to: theirs.start + (m.start - ours.start),
-        len: m.len(),
-    };
-    Ok(parts.iter().map(part).collect())
-}
-
 /// Bytes needed to park ours.
 pub fn size() -> Result<u64> {
     Ok(own(&current()?).map_or(0, |(block, _)| block.end - block.start))
 }
 
-fn alike(ours: &Block, theirs: &Block, pages: Option<&PageReader>) -> Result<bool> {
-    let shape = |b: &Block| (b.end - b.start, b.text.0 - b.start, b.text.1 - b.text.0);
-    let len = ours.text.1 - ours.text.0;
-    if shape(ours) != shape(theirs) || len > MOST {
-        return Ok(false);
+impl Prepared {
+    /// How our vdso gets to its place; `park` is where it can wait (as long as [`size`] says). Empty if the
+    /// task had none. `ips` are the instructions its threads go on at.
+    ///
+    /// # Errors
+    /// A thread inside a vdso that cannot be put back.
+    pub fn place_vdso(
+        &mut self,
+        vmas: &[pb::VmaEntry],
+        pages: Option<&PageReader>,
+        park: u64,
+        ips: impl IntoIterator<Item = u64>,
+    ) -> Result<Vec<VdsoPart>> {
+        let Some(theirs) = dumped(vmas) else { return Ok(Vec::new()) };
+        let maps = current()?;
+        let Some((ours, parts)) = own(&maps) else {
+            return Err(Error::host("this kernel gives no vdso").remedy("boot it without vdso=0"));
+        };
+        let len = theirs.text.1 - theirs.text.0;
+        if len > MOST || ours.text.1 - ours.text.0 > MOST {
+            return Err(Error::image(format!("a vdso of {len} bytes makes no sense")));
+        }
+        let Some(mut code) = pages.map(|p| p.read(theirs.text.0, len)).transpose()?.flatten() else {
+            return Err(Error::image("the pages of the vdso are missing"));
+        };
+        let mut here = vec![0; (ours.text.1 - ours.text.0) as usize];
+        vm::read(RealPid(std::process::id() as i32), ours.text.0, &mut here)?;
+        let to = if ours.shape() == theirs.shape() && here == code {
+            theirs.start
+        } else {
+            log::info!("The vdso is that of another kernel: its functions will lead to those of this one");
+            if ips.into_iter().any(|ip| (theirs.text.0..theirs.text.1).contains(&ip)) {
+                return Err(Error::unsupported("a thread was stopped inside the vdso of another kernel"));
+            }
+            let size = ours.end - ours.start;
+            let to = self.room.taken()?.room(size, PAGE).ok_or_else(|| no_room(size))?;
+            redirect(&mut code, &here, to + (ours.text.0 - ours.start))?;
+            self.add_code(theirs.text.0, &code).during(|| "code of the dumped vdso".into())?;
+            to
+        };
+        let part = |m: &&Map| {
+            let at = m.start - ours.start;
+            VdsoPart { from: m.start, park: park + at, to: to + at, len: m.len() }
+        };
+        Ok(parts.iter().map(part).collect())
     }
-    let Some(dumped) = pages.map(|p| p.read(theirs.text.0, len)).transpose()?.flatten() else {
-        return Err(Error::image("the pages of the vdso are missing"));
-    };
-    let mut here = vec![0; len as usize];
-    vm::read(RealPid(std::process::id() as i32), ours.text.0, &mut here)?;
-    Ok(here == dumped)
+
+    /// Adds a mapping with executable code at `start`.
+    fn add_code(&mut self, start: u64, code: &[u8]) -> Result<()> {
+        let (prot, len) = ((libc::PROT_READ | libc::PROT_EXEC) as u32, code.len() as u64);
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32;
+        let region = self.room.map(start, len, Mapping { prot: READ_WRITE, flags, file: None })?;
+        region.write(region.start(), code)?;
+        region.protect(region.start(), len, prot)?;
+        let status = st::REGULAR | st::ANON_PRIVATE;
+        let vma = pb::VmaEntry { start, end: start + len, prot, flags, status, fd: -1, ..Default::default() };
+        let at = self.placed.partition_point(|p| p.vma.start < start);
+        self.placed.insert(at, Placed { vma, region, prot });
+        Ok(())
+    }
+}
+
+/// A function of a vdso: offset and length.
+type Function = (String, usize, usize);
+
+fn functions(image: &[u8], whose: &str) -> Result<Vec<Function>> {
+    let elf =
+        Elf::parse(image).map_err(|e| Error::image(format!("the {whose} vdso is not understood: {e}")))?;
+    let all = elf.dynsyms.iter().filter(|s| s.st_type() == STT_FUNC && s.st_shndx != 0);
+    all.map(|s| {
+        let name = elf.dynstrtab.get_at(s.st_name).unwrap_or_default().to_owned();
+        let inside = s.st_value.checked_add(s.st_size).is_some_and(|end| end <= image.len() as u64);
+        match inside {
+            true => Ok((name, s.st_value as usize, s.st_size as usize)),
+            false => Err(Error::image(format!("function {name} lies outside the {whose} vdso"))),
+        }
+    })
+    .collect()
+}
+
+/// Turns each function of `code` into a jump to its namesake in `ours`, which will lie at `base`.
+fn redirect(code: &mut [u8], ours: &[u8], base: u64) -> Result<()> {
+    let targets = functions(ours, "own")?;
+    for (name, at, len) in functions(code, "dumped")? {
+        let mut patch = Vec::with_capacity(JUMP);
+        match targets.iter().find(|t| t.0 == name) {
+            Some((_, target, _)) => {
+                patch.extend([0x48, 0xb8]);
+                patch.extend((base + *target as u64).to_le_bytes());
+                patch.extend([0xff, 0xe0]);
+            }
+            None => patch.extend(ABSENT),
+        }
+        if len < patch.len() {
+            return Err(Error::unsupported(format!(
+                "function {name} of the dumped vdso is too short to redirect"
+            )));
+        }
+        code[at..at + patch.len()].copy_from_slice(&patch);
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn own_code() -> Vec<u8> {
+        let maps = current().unwrap();
+        let (block, _) = own(&maps).unwrap();
+        let mut code = vec![0; (block.text.1 - block.text.0) as usize];
+        vm::read(RealPid(std::process::id() as i32), block.text.0, &mut code).unwrap();
+        code
+    }
+
+    #[test]
+    fn every_function_leads_to_its_namesake() {
+        let ours = own_code();
+        let list = functions(&ours, "own").unwrap();
+        assert!(list.iter().any(|f| f.0 == "__vdso_clock_gettime"), "{list:?}");
+        let mut code = ours.clone();
+        redirect(&mut code, &ours, 0x7000_0000_0000).unwrap();
+        for (name, at, _) in list {
+            let target = u64::from_le_bytes(code[at + 2..at + 10].try_into().unwrap());
+            assert_eq!(target, 0x7000_0000_0000 + at as u64, "{name}");
+            assert_eq!((&code[at..at + 2], &code[at + 10..at + 12]), (&[0x48, 0xb8][..], &[0xff, 0xe0][..]));
+        }
+    }
+
+    #[test]
+    fn damaged_code_is_refused() {
+        let ours = own_code();
+        assert!(redirect(&mut vec![0; 8192], &ours, 0).is_err());
+        let mut cut = ours[..ours.len() / 2].to_vec();
+        // Either the tables are gone or a function is outside; it must not panic.
+        let _ = redirect(&mut cut, &ours, 0);
+        for at in (0..ours.len()).step_by(7) {
+            let mut bad = ours.clone();
+            bad[at] ^= 0xff;
+            let _ = redirect(&mut bad, &ours, 0);
+        }
+    }
 }

@@ -86,6 +86,13 @@ impl<'a> Facts<'a> {
     }
 }
 
+impl Facts<'_> {
+    /// The instructions at which the threads go on.
+    pub fn ips(&self) -> impl Iterator<Item = u64> {
+        (0..self.image.threads.len()).filter_map(|i| Some(self.thread(i).ok()?.1.gpregs.ip))
+    }
+}
+
 /// Everything about the task as a whole; threads and what depends on addresses are left out.
 pub fn fill(facts: &Facts<'_>, arena: &mut Arena) -> Result<TaskArgs> {
     let (tc, mm) = (&facts.image.tc, facts.mm);
