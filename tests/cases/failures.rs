@@ -174,7 +174,7 @@ fn interrupted_dump(signal: Signal) -> Result<()> {
 
 /// The state of a tree whose tracer was killed: the kernel lets the tasks go at the tracer's end, so the
 /// first look may still see them on their way out.
-fn settled(program: &Program, before: &State) -> Result<State> {
+pub fn settled(program: &Program, before: &State) -> Result<State> {
     let mut now = program.state()?;
     for _ in 0..1000 {
         if before.differences(&now).is_empty() {
@@ -256,7 +256,7 @@ fn below() -> Result<Vec<i32>> {
 }
 
 /// Waits until nothing alive is below this process; what was killed takes a moment to be gone.
-fn nothing_left(what: &str) -> Result<()> {
+pub fn nothing_left(what: &str) -> Result<()> {
     for pid in below()? {
         if let Ok(fd) = PidFd::open(Pid::from_raw(pid)) {
             fd.wait_dead(Duration::from_secs(5)).with_context(|| format!("{what} left pid {pid} behind"))?;

@@ -3,6 +3,7 @@
 //! Environment: RCRIU_BIN names another binary to test; CRIU_BIN names a CRIU 4.2 binary for `interop`.
 
 mod failures;
+mod faults;
 mod files;
 mod interop;
 mod kinds;
@@ -24,6 +25,7 @@ fn main() -> ExitCode {
         log_format::cases,
         refusals::cases,
         failures::cases,
+        faults::cases,
         real_programs::cases,
         interop::cases,
     ];
