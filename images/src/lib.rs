@@ -9,11 +9,14 @@
 //! | [`pagemap`] | which memory pages are stored, and where |
 //! | [`extra`] | payloads behind entries |
 //! | [`json`] | the human form, both ways |
+//! | [`set`] | a whole set for looking at it |
+//! | [`check`] | whether a set holds together |
 //! | [`compat`] | older layouts seen as today's |
 //! | [`required`] | fields that must be there |
 //! | [`schema`] | the descriptors of all messages at run time |
 
 pub mod catalog;
+pub mod check;
 pub mod compat;
 pub mod dir;
 pub mod error;
@@ -24,6 +27,9 @@ pub mod magic;
 pub mod pagemap;
 pub mod required;
 pub mod schema;
+pub mod set;
+#[cfg(test)]
+mod testing;
 pub mod wire;
 
 pub use catalog::ImageKind;

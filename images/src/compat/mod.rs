@@ -104,6 +104,18 @@ pub fn ids(dir: &ImageDir, pid: u32) -> Result<Option<pb::TaskKobjIdsEntry>> {
     Ok(dir.read_opt::<pb::CoreEntry>(ImageKind::Core, pid.into())?.and_then(|core| core.ids))
 }
 
+/// Files that are elsewhere than their name says. Older sets tell ghost files by a bit of their number.
+pub fn remaps(dir: &ImageDir) -> Result<Vec<pb::RemapFilePathEntry>> {
+    const GHOST: u32 = 1 << 31;
+    let mut remaps: Vec<pb::RemapFilePathEntry> = dir.read_all(ImageKind::RemapFpath, 0)?;
+    for remap in remaps.iter_mut().filter(|r| r.remap_type.is_none()) {
+        let ghost = remap.remap_id & GHOST != 0;
+        remap.set_remap_type(if ghost { pb::RemapType::Ghost } else { pb::RemapType::Linked });
+        remap.remap_id &= !GHOST;
+    }
+    Ok(remaps)
+}
+
 /// The inventory, whose layout must be one that can be read.
 ///
 /// # Errors

@@ -130,3 +130,13 @@ fn inventories_that_cannot_be_read_are_refused() {
     assert!(put(3, Some(true)).unwrap_err().contains("image version 3"));
     assert!(put(2, None).unwrap_err().contains("per task"));
 }
+
+#[test]
+fn older_remaps_tell_ghosts_by_a_bit() {
+    let (_tmp, dir) = folder();
+    let remap = |remap_id, remap_type| pb::RemapFilePathEntry { orig_id: 1, remap_id, remap_type };
+    write(&dir, ImageKind::RemapFpath, 0, &[remap(5, None), remap(5 | 1 << 31, None), remap(5, Some(2))]);
+    let seen: Vec<_> = remaps(&dir).unwrap().iter().map(|r| (r.remap_id, r.remap_type())).collect();
+    use pb::RemapType::{Ghost, Linked, Procfs};
+    assert_eq!(seen, [(5, Linked), (5, Ghost), (5, Procfs)]);
+}

@@ -122,6 +122,12 @@ pub fn info<R: Read>(reader: &mut EntryReader<R>) -> Result<(ImageKind, usize)> 
     Ok((kind, count))
 }
 
+/// How many entries follow the header, which was read already. Every one is decoded and checked for
+/// required fields, and every payload must be there.
+pub fn count<R: Read>(reader: &mut EntryReader<R>, kind: ImageKind) -> Result<usize> {
+    entry::count(reader, kind)
+}
+
 /// Whether this is the magic of an image with entries.
 pub fn is_image_magic(word: u32) -> bool {
     word == magic::IMG_COMMON || word == magic::IMG_SERVICE || ImageKind::from_magic(word).is_some()
