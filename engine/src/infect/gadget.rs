@@ -1,72 +1,159 @@
-//! A `syscall` instruction that the process already has.
+//! Instructions that the process already has, with which one of its threads can be made to call the
+//! kernel.
 //!
-//! Using one that is there leaves its code pages alone: writing to a page of a file would turn it into a
-//! private copy. Any two bytes `0f 05` that can be executed do, in the middle of another instruction
-//! too, because the thread is taken back right behind them.
-
-use std::os::unix::fs::FileExt;
+//! Using what is there leaves code pages alone: writing to a page of a file would turn it into a private
+//! copy. Any two bytes `0f 05` that can be executed make a system call, in the middle of another
+//! instruction too, because the thread is taken back right behind them. Nearly every process has them in
+//! its vdso.
+//!
+//! For a call with a *net* two more things are needed, both to be found in every C library and its
+//! loader: a `syscall` followed by `ret`, and the code that ends a signal handler (`rt_sigreturn`). Then
+//! a signal frame below the thread's stack, whose return address is the latter, makes the thread load
+//! its own registers again if nobody takes it back:
+//!
+//! ```text
+//!   syscall          stack pointer -> | address of "mov rax, 15; syscall" |
+//!   ret                               | rest of a signal frame            |
+//! ```
 
 use nix::fcntl::OFlag;
+use std::{fs::File, ops::Range, os::unix::fs::FileExt};
 
 use crate::{
-    arch::SYSCALL_INSN,
+    arch::{SIGRETURN, SYSCALL_INSN, SYSCALL_RET},
     error::{Error, Result},
-    procfs::{ProcDir, maps},
+    procfs::{ProcDir, maps, stat::Stat},
     pstree::RealPid,
     sys::vm,
 };
 
+const AT_PHDR: u64 = 3;
+const AT_BASE: u64 = 7;
 const AT_SYSINFO_EHDR: u64 = 33;
 /// The vdso is two pages; more is not read from it.
 const VDSO_MAX: usize = 8 << 10;
-/// Of each other mapping only this much is searched: a C library has one in its first pages of code.
+/// Of each segment or mapping only this much is searched.
 const SEARCH_MAX: u64 = 4 << 20;
+/// How far below its start the first thread's stack is believed to reach: the usual RLIMIT_STACK.
+const STACK_MAX: u64 = 8 << 20;
 
-/// Address of a `syscall` instruction in the memory of live thread `tid`.
-pub(super) fn find(dir: &ProcDir, tid: RealPid) -> Result<u64> {
-    if let Some(address) = in_vdso(dir, tid)? {
-        return Ok(address);
+/// What was found.
+#[derive(Clone, Debug)]
+pub(super) struct Code {
+    /// A `syscall` instruction.
+    pub syscall: u64,
+    /// What a call with a net needs.
+    pub net: Option<Net>,
+}
+
+/// What a call with a net needs.
+#[derive(Clone, Debug)]
+pub(super) struct Net {
+    /// `syscall; ret`.
+    pub syscall_ret: u64,
+    /// Code that calls rt_sigreturn.
+    pub sigreturn: u64,
+    /// Where the stack of the process's first thread is: below a stack pointer in it nothing can be.
+    pub stack: Range<u64>,
+}
+
+/// Looks in the memory of live thread `tid`, whose folder is `dir`.
+pub(super) fn find(dir: &ProcDir, tid: RealPid) -> Result<Code> {
+    let auxv = dir.read("auxv")?;
+    let aux = |key: u64| {
+        let word = |b: &[u8]| b.first_chunk().map_or(0, |w| u64::from_ne_bytes(*w));
+        let pair = auxv.as_chunks::<16>().0.iter().find(|p| word(&p[..8]) == key)?;
+        Some(word(&pair[8..])).filter(|v| *v != 0)
+    };
+    let syscall = match aux(AT_SYSINFO_EHDR).and_then(|base| in_vdso(tid, base)) {
+        Some(at) => at,
+        // No vdso (vdso=0), or it has been moved.
+        None => anywhere(dir)?,
+    };
+    // The loader, or a static program itself: its headers are in its first page.
+    let image = aux(AT_BASE).or_else(|| aux(AT_PHDR).map(|at| at & !0xfff));
+    let pair = image.and_then(|base| in_image(tid, base));
+    let stack = Stat::read(dir)?.start_stack;
+    let net = pair.map(|(syscall_ret, sigreturn)| Net {
+        syscall_ret,
+        sigreturn,
+        stack: stack.saturating_sub(STACK_MAX)..stack,
+    });
+    Ok(Code { syscall, net })
+}
+
+fn in_vdso(tid: RealPid, base: u64) -> Option<u64> {
+    let mut image = vec![0; VDSO_MAX];
+    if vm::read(tid, base, &mut image).is_err() {
+        // One page only.
+        image.truncate(4096);
+        vm::read(tid, base, &mut image).ok()?;
     }
-    // No vdso (vdso=0), or it has been moved: whatever can be executed.
-    let file = std::fs::File::from(dir.file("mem", OFlag::O_RDONLY)?);
+    let at = position(&image, &SYSCALL_INSN)?;
+    image.starts_with(b"\x7fELF").then_some(base + at as u64)
+}
+
+/// `syscall; ret` and the end of a signal handler in the code of the ELF image at `base`.
+fn in_image(tid: RealPid, base: u64) -> Option<(u64, u64)> {
+    let mut head = [0; 4096];
+    vm::read(tid, base, &mut head).ok()?;
+    let half = |at: usize| Some(u16::from_le_bytes(*head.get(at..)?.first_chunk()?));
+    let word = |at: usize| Some(u64::from_le_bytes(*head.get(at..)?.first_chunk()?));
+    if !head.starts_with(b"\x7fELF\x02\x01") {
+        return None;
+    }
+    // ET_EXEC has absolute addresses.
+    let bias = if half(16)? == 2 { 0 } else { base };
+    let (table, size, count) = (word(32)? as usize, usize::from(half(54)?), usize::from(half(56)?));
+    let (mut call, mut end) = (None, None);
+    for i in 0..count {
+        let header = table.checked_add(i.checked_mul(size)?)?;
+        // p_type and p_flags: PT_LOAD, executable.
+        let kind = word(header)?;
+        if kind as u32 != 1 || kind >> 32 & 1 == 0 {
+            continue;
+        }
+        let (address, len) = (bias.wrapping_add(word(header + 16)?), word(header + 40)?);
+        let mut code = vec![0; len.min(SEARCH_MAX) as usize];
+        vm::read(tid, address, &mut code).ok()?;
+        call = call.or_else(|| position(&code, &SYSCALL_RET).map(|at| address + at as u64));
+        end = end.or_else(|| {
+            SIGRETURN.iter().find_map(|bytes| position(&code, bytes)).map(|at| address + at as u64)
+        });
+    }
+    call.zip(end)
+}
+
+/// A `syscall` instruction in whatever can be executed.
+fn anywhere(dir: &ProcDir) -> Result<u64> {
+    let file = File::from(dir.file("mem", OFlag::O_RDONLY)?);
     let mut buf = Vec::new();
     for map in maps::maps(dir)? {
         if map.prot & libc::PROT_EXEC as u32 == 0 || map.name == b"[vsyscall]" {
             continue;
         }
         buf.resize(map.len().min(SEARCH_MAX) as usize, 0);
-        // Protection keys or a device may forbid it: then the next one.
+        // A device may forbid it: then the next one.
         let Ok(n) = file.read_at(&mut buf, map.start) else { continue };
-        if let Some(at) = find_in(&buf[..n]) {
+        if let Some(at) = position(&buf[..n], &SYSCALL_INSN) {
             return Ok(map.start + at as u64);
         }
     }
     Err(Error::unsupported("the process has no system call instruction in its memory"))
 }
 
-/// By the address the kernel gave the process at its start.
-fn in_vdso(dir: &ProcDir, tid: RealPid) -> Result<Option<u64>> {
-    let auxv = dir.read("auxv")?;
-    let (pairs, _) = auxv.as_chunks::<16>();
-    let word = |b: &[u8]| b.first_chunk().map_or(0, |w| u64::from_ne_bytes(*w));
-    let Some(pair) = pairs.iter().find(|p| word(&p[..8]) == AT_SYSINFO_EHDR) else { return Ok(None) };
-    let base = word(&pair[8..]);
-    let mut image = vec![0; VDSO_MAX];
-    // The second page may be missing in a small vdso.
-    if vm::read(tid, base, &mut image).is_err() {
-        image.truncate(4096);
-        if vm::read(tid, base, &mut image).is_err() {
-            return Ok(None);
+/// Where `bytes` first occurs.
+fn position(code: &[u8], bytes: &[u8]) -> Option<usize> {
+    let (first, rest) = bytes.split_first()?;
+    let mut from = 0;
+    while let Some(at) = code.get(from..)?.iter().position(|b| b == first) {
+        let after = from + at + 1;
+        if code.get(after..)?.starts_with(rest) {
+            return Some(after - 1);
         }
+        from = after;
     }
-    if !image.starts_with(b"\x7fELF") {
-        return Ok(None);
-    }
-    Ok(find_in(&image).map(|at| base + at as u64))
-}
-
-fn find_in(bytes: &[u8]) -> Option<usize> {
-    bytes.windows(SYSCALL_INSN.len()).position(|w| w == SYSCALL_INSN)
+    None
 }
 
 #[cfg(test)]
@@ -74,14 +161,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn this_process_has_one() {
+    fn this_process_has_all() {
         let me = RealPid(std::process::id() as i32);
         let dir = ProcDir::open(me).unwrap();
-        let at = find(&dir, me).unwrap();
-        let mut insn = [0; 2];
-        vm::read(me, at, &mut insn).unwrap();
-        assert_eq!(insn, SYSCALL_INSN);
-        assert_eq!(find_in(b"\x00\x0f\x0f\x05"), Some(2));
-        assert_eq!(find_in(b"\x0f"), None);
+        let code = find(&dir, me).unwrap();
+        let mut bytes = [0; 9];
+        let mut at = |address| {
+            vm::read(me, address, &mut bytes).unwrap();
+            bytes
+        };
+        assert!(at(code.syscall).starts_with(&SYSCALL_INSN));
+        let net = code.net.expect("the C library's loader");
+        assert!(at(net.syscall_ret).starts_with(&SYSCALL_RET));
+        let end = at(net.sigreturn);
+        assert!(SIGRETURN.iter().any(|s| end.starts_with(s)));
+        assert!(at(anywhere(&dir).unwrap()).starts_with(&SYSCALL_INSN));
+    }
+
+    #[test]
+    fn bytes_are_found_where_they_are() {
+        assert_eq!(position(b"\x00\x0f\x0f\x05", &SYSCALL_INSN), Some(2));
+        assert_eq!(position(b"\x0f\x05", &SYSCALL_INSN), Some(0));
+        assert_eq!(position(b"\x00\x0f", &SYSCALL_INSN), None);
+        assert_eq!(position(b"", &SYSCALL_INSN), None);
     }
 }

@@ -15,7 +15,7 @@ use super::{
     visit::{self, End},
 };
 use crate::{
-    arch::{Layout, SigFrame},
+    arch::SigFrame,
     error::{Error, Kind, Result},
     kernel::Kernel,
     procfs::status::Status,
@@ -37,7 +37,6 @@ pub struct Infected<'t> {
     gadget: Gadget,
     /// Signal that tells of the end of a visit, 0 to watch system calls.
     end_signal: u64,
-    layout: Layout,
     /// Signals the process ignores.
     ignored: u64,
     /// Thread whose signal frame is in place.
@@ -66,7 +65,6 @@ impl<'t> Infected<'t> {
             area: Area::new(0, &PARASITE, frame_len),
             gadget: Gadget::find(first(task)?)?,
             end_signal: end_signal(&status),
-            layout: Layout::host(),
             ignored: status.sig_ignored,
             framed: Cell::new(None),
             mapped: false,
@@ -262,7 +260,7 @@ impl<'t> Infected<'t> {
     fn frame(&self, thread: &StoppedThread) -> Result<SigFrame> {
         let mut regs = *thread.regs();
         regs.settle();
-        SigFrame::build(self.area.frame, &regs, thread.xsave(), &self.layout, thread.sigmask(), None)
+        SigFrame::build(self.area.frame, &regs, thread.xsave(), &self.gadget.layout, thread.sigmask(), None)
     }
 
     /// A thread that blocks the end signal might have one pending: there, system calls are watched.

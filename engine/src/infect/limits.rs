@@ -44,8 +44,11 @@ impl Raised {
 
     /// What to tell when mapping failed all the same.
     pub(super) fn explain(pid: RealPid, e: Error) -> Error {
+        // What locks all its memory fails with EAGAIN.
+        let locked = e.errno() == Some(libc::EAGAIN);
         let tight: Vec<_> = RESOURCES
             .iter()
+            .filter(|(_, name)| locked == (*name == "RLIMIT_MEMLOCK"))
             .filter(|(r, _)| rlimit::get(pid, *r).is_ok_and(|l| l.hard != INFINITY))
             .map(|(_, name)| *name)
             .collect();

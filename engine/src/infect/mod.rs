@@ -17,8 +17,8 @@
 //! go on as if nothing had been (a mapping of some 70 KiB stays behind).
 //!
 //! If it is killed during a visit of the parasite, the parasite itself loads the thread's registers
-//! from a signal frame the engine left beside it. Only the two system calls that make and remove the
-//! mapping have no such net.
+//! from a signal frame the engine left beside it. The two system calls that make and remove the mapping
+//! have such a net too where the thread is on its process's first stack (`gadget.rs`).
 //!
 //! All of this has to be done by one operating system thread: ptrace(2) belongs to the thread that
 //! attached.
@@ -32,6 +32,7 @@ mod gadget;
 mod infected;
 mod limits;
 mod plain;
+mod seccomp;
 mod syscall;
 mod task;
 mod thread;

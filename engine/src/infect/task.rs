@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::thread::{StopKind, StoppedThread};
+use super::thread::{LOOK, StopKind, StoppedThread};
 use crate::{
     error::{Error, Kind, Result},
     kernel::Kernel,
@@ -19,8 +19,6 @@ use crate::{
 
 /// How long threads that were attached but did not stop get on the way out.
 const LAST_CHANCE: Duration = Duration::from_secs(1);
-/// How often a thread that does not stop is looked at, in case it is ending.
-const LOOK: Duration = Duration::from_millis(50);
 
 /// All threads of a process, stopped by us. Dropping it lets them go as they were found.
 #[derive(Debug)]
@@ -30,6 +28,8 @@ pub struct StoppedTask {
     threads: Vec<StoppedThread>,
     /// Attached, but not (yet) known to be stopped.
     attached: Vec<RealPid>,
+    /// Attached, then found to have ended; their ends are still to be taken from the kernel.
+    ended: Vec<RealPid>,
     leader_gone: bool,
 }
 
@@ -61,6 +61,7 @@ impl StoppedTask {
             dir: ProcDir::open(pid)?,
             threads: Vec::new(),
             attached: Vec::new(),
+            ended: Vec::new(),
             leader_gone: false,
         };
         let mut known = HashSet::new();
@@ -78,12 +79,17 @@ impl StoppedTask {
             while let Some(tid) = task.attached.last().copied() {
                 let stop = task.wait_for_stop(tid, deadline)?;
                 task.attached.pop();
-                if let Some(kind) = stop {
-                    // Attached and stopped: on an error it must be let go.
-                    let thread = StoppedThread::capture(tid, kind, kernel)
-                        .map_err(|e| e.during(format!("thread {tid}")))
-                        .inspect_err(|_| detach(tid))?;
-                    task.threads.push(thread);
+                let Some(kind) = stop else {
+                    task.ended.push(tid);
+                    continue;
+                };
+                match StoppedThread::capture(tid, kind, kernel) {
+                    Ok(thread) => task.threads.push(thread),
+                    Err(e) => {
+                        // Attached and stopped: it must be let go.
+                        task.detach(tid);
+                        return Err(e.during(format!("thread {tid}")));
+                    }
                 }
             }
         }
@@ -123,7 +129,7 @@ impl StoppedTask {
             return Ok(false);
         }
         if status.tracer != 0 {
-            return Err(Error::unsupported(format!("it is traced by process {}", status.tracer))
+            return Err(Error::unsupported(format!("it is traced by {}", name_of(status.tracer)))
                 .remedy("end the debugger or strace that is attached to it"));
         }
         if status.seccomp != 0 {
@@ -219,7 +225,8 @@ impl StoppedTask {
         self.let_go()
     }
 
-    /// Ends the process and waits until all its threads are gone; its parent finds it killed.
+    /// Ends the process and waits until all its threads are gone; its parent finds it killed (if that is
+    /// us, it is reaped here).
     ///
     /// # Errors
     /// If it does not end in `timeout` (a thread in an uninterruptible call).
@@ -230,33 +237,16 @@ impl StoppedTask {
             Ok(()) | Err(nix::errno::Errno::ESRCH) => {}
             Err(e) => return Err(Error::sys("kill", e as i32).during(format!("task {}", self.pid))),
         }
-        // The leader's end is only reported after that of all others.
-        let mut threads = std::mem::take(&mut self.threads);
-        threads.reverse();
-        for thread in threads {
-            loop {
-                match wait::until(thread.tid, deadline) {
-                    Ok(Some(s)) if s.is_end() => break,
-                    Ok(Some(_)) => {}
-                    Ok(None) => {
-                        return Err(Error::host(format!(
-                            "thread {} was killed but does not end",
-                            thread.tid
-                        )));
-                    }
-                    Err(e) if matches!(e.kind(), Kind::TaskDied(_)) => break,
-                    Err(e) => return Err(e),
-                }
-            }
-        }
-        Ok(())
+        self.ended.extend(std::mem::take(&mut self.threads).iter().map(|t| t.tid));
+        self.reap(deadline)
     }
 
     fn let_go(&mut self) -> Result<()> {
         let mut first = Ok(());
         for thread in std::mem::take(&mut self.threads) {
             match ptrace::detach(thread.tid, 0) {
-                Err(e) if !matches!(e.kind(), Kind::TaskDied(_)) && first.is_ok() => {
+                Err(e) if matches!(e.kind(), Kind::TaskDied(_)) => self.ended.push(thread.tid),
+                Err(e) if first.is_ok() => {
                     first = Err(e.during(format!("thread {} of task {}", thread.tid, self.pid)));
                 }
                 _ => {}
@@ -265,12 +255,46 @@ impl StoppedTask {
         for tid in std::mem::take(&mut self.attached) {
             // It can only be let go once it has stopped.
             match self.wait_for_stop(tid, Instant::now() + LAST_CHANCE) {
-                Ok(Some(_)) => detach(tid),
-                Ok(None) => {}
+                Ok(Some(_)) => self.detach(tid),
+                Ok(None) => self.ended.push(tid),
                 Err(e) => log::error!("{e}; it stays attached until we end"),
             }
         }
+        if let Err(e) = self.reap(Instant::now() + LAST_CHANCE) {
+            log::error!("{e}");
+        }
         first
+    }
+
+    /// Lets one thread go; for error paths.
+    fn detach(&mut self, tid: RealPid) {
+        match ptrace::detach(tid, 0) {
+            Ok(()) => {}
+            Err(e) if matches!(e.kind(), Kind::TaskDied(_)) => self.ended.push(tid),
+            Err(e) => log::error!("thread {tid}: {e}"),
+        }
+    }
+
+    /// Takes the ends of threads from the kernel. Until its tracer has done so a dead thread stays, and
+    /// the process's parent is not told of the end of the last.
+    fn reap(&mut self, deadline: Instant) -> Result<()> {
+        let mut ended = std::mem::take(&mut self.ended);
+        // The leader's end is only reported after those of all others.
+        ended.sort_by_key(|tid| *tid == self.pid);
+        for tid in ended {
+            loop {
+                match wait::until(tid, deadline) {
+                    Ok(Some(s)) if s.is_end() => break,
+                    Ok(Some(_)) => {}
+                    // The first thread is gone, but the process lives on.
+                    Ok(None) if tid == self.pid && self.dir.threads().is_ok_and(|t| t.len() > 1) => break,
+                    Ok(None) => return Err(Error::host(format!("thread {tid} is killed but does not end"))),
+                    Err(e) if matches!(e.kind(), Kind::TaskDied(_)) => break,
+                    Err(e) => return Err(e),
+                }
+            }
+        }
+        Ok(())
     }
 }
 
@@ -282,11 +306,15 @@ impl Drop for StoppedTask {
     }
 }
 
-fn detach(tid: RealPid) {
-    match ptrace::detach(tid, 0) {
-        Err(e) if !matches!(e.kind(), Kind::TaskDied(_)) => log::error!("thread {tid}: {e}"),
-        _ => {}
-    }
+/// The process of tracer `tid`, for messages.
+fn name_of(tid: i32) -> String {
+    let look = || -> Result<String> {
+        let dir = ProcDir::open(RealPid(tid))?;
+        let pid = Status::read(&dir)?.tgid;
+        let comm = String::from_utf8_lossy(dir.read("comm")?.trim_ascii_end()).into_owned();
+        Ok(format!("process {pid} ({comm})"))
+    };
+    look().unwrap_or_else(|_| format!("thread {tid}"))
 }
 
 /// The refusal for a thread that does not come to a stop.

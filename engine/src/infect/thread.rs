@@ -1,11 +1,13 @@
 //! One stopped thread and everything a visit could change of it.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::seccomp;
 use crate::{
     arch::{Interrupted, Regs, Xsave},
     error::{Error, Kind, Result},
     kernel::Kernel,
+    procfs::{ProcDir, stat::Stat},
     pstree::RealPid,
     sys::{
         ptrace::{self, NT_PRSTATUS, NT_X86_XSTATE, RseqConfig, SigInfo, SudConfig},
@@ -63,7 +65,16 @@ impl StoppedThread {
     pub(super) fn capture(tid: RealPid, kind: StopKind, kernel: &Kernel) -> Result<Self> {
         let mut bytes = [0; 16 << 10];
         let n = ptrace::get_regset(tid, NT_PRSTATUS, &mut bytes)?;
-        let regs = Regs::from_bytes(&bytes[..n])?;
+        let mut regs = Regs::from_bytes(&bytes[..n])?;
+        // What the stop did to a system call is undone at once, so that it holds whenever the thread goes
+        // on. A process that job control had stopped has had its EINTR from that.
+        let again = kind == StopKind::Running && regs.make_again();
+        if seccomp::forbids_restart(tid, &regs)? {
+            regs.give_up_restart();
+            ptrace::set_regset(tid, NT_PRSTATUS, &regs.to_bytes())?;
+        } else if again {
+            ptrace::set_regset(tid, NT_PRSTATUS, &regs.to_bytes())?;
+        }
         Ok(StoppedThread {
             tid,
             kind,
@@ -207,7 +218,7 @@ impl StoppedThread {
             }
             ptrace::cont(self.tid, signal)?;
             signal = 0;
-            match wait::until(self.tid, deadline)? {
+            match next_stop(self.tid, deadline)? {
                 Some(wait::Status::EventStop(_)) if masked => {
                     return ptrace::set_sigmask(self.tid, self.sigmask);
                 }
@@ -217,6 +228,25 @@ impl StoppedThread {
                 Some(_) => {}
                 None => return Err(stuck(self.tid, "did not stop again")),
             }
+        }
+    }
+}
+
+/// How often a thread that does not stop is looked at, in case it is ending.
+pub(super) const LOOK: Duration = Duration::from_millis(50);
+
+/// The next change of state of an attached thread, `None` at the deadline. The kernel does not report
+/// the end of a process's first thread before that of all others, so we look ourselves.
+pub(super) fn next_stop(tid: RealPid, deadline: Instant) -> Result<Option<wait::Status>> {
+    loop {
+        if let Some(status) = wait::until(tid, deadline.min(Instant::now() + LOOK))? {
+            return Ok(Some(status));
+        }
+        if matches!(Stat::read(&ProcDir::open(tid)?)?.state, b'Z' | b'X') {
+            return Err(Error::new(Kind::TaskDied(tid.0)));
+        }
+        if Instant::now() >= deadline {
+            return Ok(None);
         }
     }
 }

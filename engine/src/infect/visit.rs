@@ -17,14 +17,14 @@ use std::time::{Duration, Instant};
 
 use super::{
     fault,
-    thread::{FAULTS, StoppedThread, bit, stuck},
+    thread::{FAULTS, StoppedThread, bit, next_stop, stuck},
 };
 use crate::{
     arch::Regs,
     error::{Error, Kind, Result},
     sys::{
         ptrace::{self, SudConfig},
-        wait::{self, Status},
+        wait::Status,
     },
 };
 
@@ -38,8 +38,8 @@ const SI_TKILL: i32 = -6;
 /// Where a visit ends.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum End {
-    /// After one system call.
-    Syscall,
+    /// After one system call. With a `net` the thread would undo all by itself if we died.
+    Syscall { net: bool },
     /// At this address in the blob, noticed by this signal (0: by watching system calls).
     Blob { at: u64, signal: i32 },
 }
@@ -67,7 +67,7 @@ struct Visit<'a> {
     end: End,
     /// Address it starts from.
     start: u64,
-    /// Whether the system call of a [`End::Syscall`] visit has begun.
+    /// Whether the call of a system call visit has begun.
     entered: bool,
     /// Whether the thread's signal mask is not its own.
     masked: bool,
@@ -89,11 +89,15 @@ impl Visit<'_> {
         match self.end {
             // Nothing undoes this if we die now, so no other request comes in between: the mask is
             // only changed when a signal waits, lest it lose its place in the queue.
-            End::Syscall => {
+            End::Syscall { net: false } => {
                 if self.has_deliverable_signal()? {
                     self.mask(u64::MAX)?;
                 }
                 self.thread.set_regs(regs)?;
+            }
+            End::Syscall { net: true } => {
+                self.thread.set_regs(regs)?;
+                self.mask(u64::MAX)?;
             }
             // From here on the blob can undo everything by itself, the mask included.
             End::Blob { signal, .. } => {
@@ -104,7 +108,7 @@ impl Visit<'_> {
         }
         self.resume(0)?;
         loop {
-            let status = wait::until(tid, self.deadline)?
+            let status = next_stop(tid, self.deadline)?
                 .ok_or_else(|| stuck(tid, "did not come back from injected code"))?;
             if let Some(stop) = self.look(status)? {
                 return Ok(stop);
@@ -118,10 +122,10 @@ impl Visit<'_> {
         match status {
             Status::Exited(_) | Status::Killed(_) => return Err(Error::new(Kind::TaskDied(tid.0))),
             Status::Syscall => match self.end {
-                End::Syscall if self.entered => {
+                End::Syscall { .. } if self.entered => {
                     return Ok(Some(Stop { regs: self.thread.current_regs()?, signal: 0 }));
                 }
-                End::Syscall => {
+                End::Syscall { .. } => {
                     self.entered = true;
                     self.resume(0)?;
                 }
@@ -207,13 +211,14 @@ impl Visit<'_> {
     /// Gives the thread back to itself. `signal` is a stranger's that this stop would deliver.
     fn leave(&mut self, signal: i32) -> Result<()> {
         let blob = matches!(self.end, End::Blob { .. });
-        // The blob's way out restores the mask too, so in a blob visit the mask comes first; a bare
-        // system call has no way out, so there the registers come first.
-        if blob && self.masked {
+        let net = !matches!(self.end, End::Syscall { net: false });
+        // The way out of its own restores the mask too, so where there is one the mask comes first;
+        // where there is none, the registers come first.
+        if net && self.masked {
             ptrace::set_sigmask(self.thread.tid, self.thread.sigmask())?;
         }
         self.thread.put_back(blob)?;
-        if !blob && self.masked {
+        if !net && self.masked {
             ptrace::set_sigmask(self.thread.tid, self.thread.sigmask())?;
         }
         self.thread.park(signal, self.deadline)
@@ -226,7 +231,7 @@ impl Visit<'_> {
         // A thread that is stopped takes requests; one that still runs must be stopped first.
         if matches!(self.thread.current_regs(), Err(e) if matches!(e.kind(), Kind::TaskDied(_))) {
             ptrace::interrupt(tid)?;
-            match wait::until(tid, self.deadline)? {
+            match next_stop(tid, self.deadline)? {
                 Some(s) if s.is_end() => return Err(Error::new(Kind::TaskDied(tid.0))),
                 Some(_) => {}
                 None => return Err(stuck(tid, "can't be stopped")),

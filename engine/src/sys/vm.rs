@@ -8,7 +8,7 @@
 
 use std::{
     fs::{File, OpenOptions},
-    io::{IoSlice, IoSliceMut},
+    io::{self, IoSlice, IoSliceMut},
     os::unix::fs::FileExt,
 };
 
@@ -18,7 +18,7 @@ use nix::{
 };
 
 use crate::{
-    error::{Error, Kind, Result, SysContext},
+    error::{Error, Kind, Result},
     pstree::RealPid,
 };
 
@@ -130,6 +130,15 @@ fn skip(pieces: &mut Vec<RemoteIoVec>, mut n: usize) {
     }
 }
 
+/// The folder of a thread that ended is gone, its memory reads and writes nothing.
+fn gone(tid: RealPid, name: &str, e: &io::Error) -> Error {
+    let nothing = matches!(e.kind(), io::ErrorKind::UnexpectedEof | io::ErrorKind::WriteZero);
+    if nothing || matches!(e.raw_os_error(), Some(libc::ESRCH | libc::ENOENT)) {
+        return Error::new(Kind::TaskDied(tid.0));
+    }
+    Error::io(name.to_owned(), e)
+}
+
 /// `/proc/TID/mem`, which also reaches pages whose protection forbids it.
 #[derive(Debug)]
 pub struct MemFile {
@@ -142,7 +151,8 @@ impl MemFile {
     /// memory.
     pub fn open(tid: RealPid) -> Result<Self> {
         let path = format!("/proc/{tid}/mem");
-        let file = OpenOptions::new().read(true).write(true).open(&path).call(format!("open({path})"))?;
+        let file = OpenOptions::new().read(true).write(true).open(&path);
+        let file = file.map_err(|e| gone(tid, &format!("open({path})"), &e))?;
         Ok(MemFile { file, tid })
     }
 
@@ -151,12 +161,12 @@ impl MemFile {
     /// # Errors
     /// EIO if nothing is mapped there.
     pub fn read(&self, addr: u64, buf: &mut [u8]) -> Result<()> {
-        self.file.read_exact_at(buf, addr).call(format!("pread(/proc/{}/mem, {addr:#x})", self.tid))
+        self.file.read_exact_at(buf, addr).map_err(|e| gone(self.tid, "pread(/proc/TID/mem)", &e))
     }
 
     /// Writes `data` at `addr`, into read-only private pages too.
     pub fn write(&self, addr: u64, data: &[u8]) -> Result<()> {
-        self.file.write_all_at(data, addr).call(format!("pwrite(/proc/{}/mem, {addr:#x})", self.tid))
+        self.file.write_all_at(data, addr).map_err(|e| gone(self.tid, "pwrite(/proc/TID/mem)", &e))
     }
 }
 

@@ -26,6 +26,14 @@ pub use xsave::{Leftover, Xsave};
 /// The instruction that enters the kernel.
 pub const SYSCALL_INSN: [u8; 2] = [0x0f, 0x05];
 
+/// The same, followed by `ret`.
+pub const SYSCALL_RET: [u8; 3] = [0x0f, 0x05, 0xc3];
+
+/// How C libraries end a signal handler: `mov $15, %rax; syscall` (glibc, musl) and the shorter form
+/// with `%eax`.
+pub const SIGRETURN: [&[u8]; 2] =
+    [&[0x48, 0xc7, 0xc0, 15, 0, 0, 0, 0x0f, 0x05], &[0xb8, 15, 0, 0, 0, 0x0f, 0x05]];
+
 /// First address user space cannot have, with 4-level page tables. Mappings above exist only on
 /// request, with 5-level tables.
 pub const TASK_SIZE: u64 = 0x7fff_ffff_f000;

@@ -86,6 +86,27 @@ registers! {
 /// Code segment of 64-bit programs.
 pub const USER_CS: u64 = 0x33;
 
+/// libc does not have it for x86_64.
+const SYS_IO_PGETEVENTS: i64 = 333;
+
+/// Calls that return EINTR on any stop, as after SIGSTOP (signal(7)), though they have done nothing
+/// yet, so that they can be made again: epoll_wait and its kin, rt_sigtimedwait, semop and semtimedop,
+/// io_getevents and io_pgetevents, and with a timeout on the socket recvfrom, recvmsg, accept, accept4.
+const CUT_SHORT: [i64; 12] = [
+    libc::SYS_epoll_wait,
+    libc::SYS_epoll_pwait,
+    libc::SYS_epoll_pwait2,
+    libc::SYS_rt_sigtimedwait,
+    libc::SYS_semop,
+    libc::SYS_semtimedop,
+    libc::SYS_io_getevents,
+    SYS_IO_PGETEVENTS,
+    libc::SYS_recvfrom,
+    libc::SYS_recvmsg,
+    libc::SYS_accept,
+    libc::SYS_accept4,
+];
+
 /// What becomes of the system call a thread was stopped in.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Interrupted {
@@ -108,6 +129,21 @@ impl Regs {
             ERESTART_RESTARTBLOCK => Interrupted::Eintr,
             _ => Interrupted::No,
         }
+    }
+
+    /// Has the kernel make a call again that our stop ended with EINTR, unless a signal handler runs
+    /// first. A timeout relative to the call's start begins anew. True if there was such a call.
+    pub fn make_again(&mut self) -> bool {
+        let cut = self.rax == -i64::from(libc::EINTR) as u64 && CUT_SHORT.contains(&(self.orig_rax as i64));
+        if cut {
+            self.rax = -ERESTARTNOHAND as u64;
+        }
+        cut
+    }
+
+    /// Gives up a restart: the call returns EINTR.
+    pub fn give_up_restart(&mut self) {
+        self.rax = -i64::from(libc::EINTR) as u64;
     }
 
     /// Registers for an image or a signal frame, where nobody will restart a call any more: an
@@ -189,6 +225,20 @@ mod tests {
         odd.cs = 0x10;
         assert!(Regs::from_image(&odd).is_err());
         assert!(Regs::from_bytes(&[0; 68]).is_err());
+    }
+
+    #[test]
+    fn only_calls_that_did_nothing_are_made_again() {
+        let eintr = |nr: i64| Regs { rax: -4i64 as u64, orig_rax: nr as u64, ..sample() };
+        let mut epoll = eintr(libc::SYS_epoll_wait);
+        assert!(epoll.make_again());
+        assert_eq!(epoll.interrupted(), Interrupted::Restarts);
+        // Its descriptor is gone already.
+        let mut close = eintr(libc::SYS_close);
+        assert!(!close.make_again());
+        assert_eq!(close, eintr(libc::SYS_close));
+        let mut done = Regs { rax: 1, ..eintr(libc::SYS_epoll_wait) };
+        assert!(!done.make_again());
     }
 
     #[test]

@@ -58,6 +58,12 @@ impl SigFrame {
         FPSTATE + xsave.bytes().len() + size_of::<u32>()
     }
 
+    /// The code a `ret` goes to when the stack pointer is the frame's address: it has to call
+    /// rt_sigreturn.
+    pub fn set_return(&mut self, address: u64) {
+        self.bytes[..8].copy_from_slice(&address.to_ne_bytes());
+    }
+
     /// A frame at address `at` (a multiple of [`FRAME_ALIGN`]) that loads `regs`, the area and the mask
     /// of blocked signals. `regs` must be settled: nothing restarts a call after rt_sigreturn. FS and GS
     /// bases are not part of a frame. With `altstack` `None` the thread keeps the one it has.

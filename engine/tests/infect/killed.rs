@@ -1,0 +1,66 @@
+//! The tracer is killed at random moments; the process it had stopped must live on.
+
+use std::time::{Duration, Instant, SystemTime};
+
+use crate::target::{Target, possible};
+
+const KILLS: u32 = 200;
+
+#[test]
+fn the_target_outlives_its_tracer() {
+    if !possible("the_target_outlives_its_tracer") {
+        return;
+    }
+    let mut random = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_nanos() as u64 | 1;
+    let mut harmed = Vec::new();
+    let mut shortened = 0;
+    let mut target = Target::start("victim");
+    for kill in 0..KILLS {
+        let tracer = Target::start(&format!("tracer {}", target.pid()));
+        random ^= random << 13;
+        random ^= random >> 7;
+        random ^= random << 17;
+        std::thread::sleep(Duration::from_micros(random % 20_000));
+        drop(tracer);
+        if let Some(how) = harm(&target) {
+            harmed.push(format!("kill {kill}: {how}"));
+            target = Target::start("victim");
+        } else {
+            shortened = target.word(target.words[1].parse().unwrap());
+        }
+    }
+    eprintln!(
+        "{} of {KILLS} kills of the tracer harmed the target {harmed:?}; {shortened} sleeps ended early",
+        harmed.len()
+    );
+    // The two system calls that make and remove the mapping have no net.
+    assert!(harmed.len() as u32 * 50 <= KILLS, "{harmed:?}");
+    if harmed.is_empty() {
+        target.finish();
+    }
+}
+
+/// What is wrong with the target, if anything: all its workers must make progress.
+fn harm(target: &Target) -> Option<String> {
+    let rounds: u64 = target.words[0].parse().unwrap();
+    let read = |i: u64| {
+        let mut bytes = [0; 8];
+        rcriu_engine::sys::vm::read(target.pid(), rounds + 8 * i, &mut bytes).ok()?;
+        Some(u64::from_ne_bytes(bytes))
+    };
+    for worker in 0..4 {
+        let Some(before) = read(worker) else { return Some("it is dead".into()) };
+        let end = Instant::now() + Duration::from_secs(10);
+        loop {
+            match read(worker) {
+                None => return Some("it died".into()),
+                Some(now) if now != before => break,
+                _ if Instant::now() > end => {
+                    return Some(format!("worker {worker} hangs in state {}", target.state()));
+                }
+                _ => std::thread::yield_now(),
+            }
+        }
+    }
+    None
+}
