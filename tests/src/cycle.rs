@@ -131,5 +131,10 @@ impl Cycle {
 /// Fails with the differences, if there are any.
 pub fn compare(before: &State, after: &State) -> Result<()> {
     let differences = before.differences(after);
-    if differences.is_empty() { Ok(()) } else { bail!("the tree differs:\n{differences}") }
+    let lines: Vec<&str> = differences.lines().collect();
+    match lines.len() {
+        0 => Ok(()),
+        n @ ..60 => bail!("the tree differs in {n} lines:\n{differences}"),
+        n => bail!("the tree differs in {n} lines, of which the first are:\n{}", lines[..60].join("\n")),
+    }
 }

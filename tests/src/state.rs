@@ -153,7 +153,11 @@ impl State {
             }
         };
         for key in keys {
-            let one_sided = |k: &String| k != key && self.0.contains_key(k) != after.0.contains_key(k);
+            // A process that has become a zombie has lost all the rest with its life.
+            let one_sided = |k: &String| {
+                let changed = k.ends_with(" process") && self.0.get(k) != after.0.get(k);
+                k != key && (changed || self.0.contains_key(k) != after.0.contains_key(k))
+            };
             if whole(key).iter().any(one_sided) {
                 continue;
             }
@@ -181,7 +185,7 @@ impl State {
         self.put(pid, "process", if zombie { "zombie" } else { "alive" });
         for (number, name) in STAT {
             // A zombie has no memory left and its exit code is what matters.
-            if !zombie || number < 8 || number == 52 {
+            if if zombie { number < 8 || number == 52 } else { number != 52 } {
                 self.put(pid, name, &stat[number - 3]);
             }
         }
@@ -266,6 +270,11 @@ fn fdinfo_line(line: &str) -> Option<String> {
     let name = line.split([':', ' ']).next().unwrap_or("");
     if dropped.contains(&name) {
         return None;
+    }
+    if name == "flags" {
+        // O_LARGEFILE means nothing to 64-bit programs: open(2) adds it, other ways to a descriptor do not.
+        let flags = i64::from_str_radix(line["flags:".len()..].trim(), 8).ok()? & !0o100_000;
+        return Some(format!("flags: 0{flags:o}"));
     }
     if name == "tfd" {
         return epoll_target(line);
