@@ -9,12 +9,13 @@
 //! at every stage once it is known.
 
 use std::fmt;
-use std::os::fd::BorrowedFd;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::path::PathBuf;
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
 
 use crate::error::{Error, Result, SysContext};
+use crate::interrupt;
 use crate::options::{Dir, External, LogFd};
 use crate::pstree::RealPid;
 use crate::sys;
@@ -180,9 +181,24 @@ impl ActionScripts {
         if let Some(pid) = root {
             command.env("CRTOOLS_INIT_PID", pid.to_string());
         }
-        let status = command.status().call("execve")?;
+        let status = wait(command.spawn().call("execve")?)?;
         if status.success() { Ok(()) } else { Err(Error::host(format!("the script ended with {status}"))) }
     }
+}
+
+/// Waits for a script. It may take as long as it likes, but not keep us from being stopped: it is killed then.
+fn wait(mut child: Child) -> Result<ExitStatus> {
+    let stopped = match sys::pidfd::open(RealPid(child.id() as i32), 0) {
+        Ok(pidfd) => interrupt::wait_readable(pidfd.as_fd()),
+        // Before Linux 5.3 there is nothing to poll.
+        Err(e) if e.errno() == Some(libc::ENOSYS) => Ok(()),
+        Err(e) => Err(e),
+    };
+    if stopped.is_err() {
+        let _ = child.kill();
+    }
+    let status = child.wait().call("waitpid")?;
+    stopped.map(|()| status)
 }
 
 impl Notifier for ActionScripts {

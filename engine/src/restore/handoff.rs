@@ -53,7 +53,7 @@ pub fn jump(
 ) -> Result<Infallible> {
     let image = cx.image()?;
     memory.settle(image)?;
-    let facts = args::Facts::collect(cx, leftovers)?;
+    let mut facts = args::Facts::collect(cx, leftovers)?;
     let mut arena = Arena::default();
     let mut head = args::fill(&facts, &mut arena)?;
     // Tables whose content depends on where the hole is.
@@ -70,7 +70,10 @@ pub fn jump(
         thread.frame = at.frame(&plan, i);
         thread.stack_top = thread.frame;
     }
-    let vdso = memory.place_vdso(facts.vmas, facts.pages.as_ref(), at.park, facts.ips())?;
+    // Nothing is dropped by the jump: an image left open here would stay open in the task.
+    let pages = facts.pages.take();
+    let vdso = memory.place_vdso(facts.vmas, pages.as_ref(), at.park, facts.ips())?;
+    drop(pages);
     head.vdso = arena.put(parts, &vdso)?;
     head.moves = arena.put(moves, &memory.moves())?;
     head.keep = arena.put(keep, &memory.keep([(hole.start(), hole.end())]))?;

@@ -36,19 +36,29 @@ impl Connection {
 
     /// Waits for the next request; `None` when the client is gone.
     pub fn receive(&self) -> Result<Option<CriuReq>> {
-        let peek = MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC;
-        let size = retry(|| recv(self.socket.as_raw_fd(), &mut [], peek))?;
+        interrupt::wait_readable(self.as_fd())?;
+        let size = self.read(&mut [], MsgFlags::MSG_PEEK | MsgFlags::MSG_TRUNC)?;
         if size > LONGEST {
             return Err(Error::usage(format!("a request of {size} bytes is too long")));
         }
         let mut buffer = vec![0; size];
-        let got = retry(|| recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()))?;
+        let got = self.read(&mut buffer, MsgFlags::empty())?;
         if got == 0 {
             return Ok(None);
         }
         let request = CriuReq::decode(&buffer[..got])
             .map_err(|e| Error::usage(format!("the client sent something that is no request: {e}")))?;
         Ok(Some(request))
+    }
+
+    fn read(&self, buffer: &mut [u8], flags: MsgFlags) -> Result<usize> {
+        loop {
+            match recv(self.socket.as_raw_fd(), buffer, flags) {
+                Err(Errno::EINTR) => interrupt::check()?,
+                Err(Errno::ECONNRESET) => return Ok(0),
+                got => return got.call("recv").map_err(|e| e.during("request of the client")),
+            }
+        }
     }
 
     /// Sends a message, with a descriptor if one is given.
@@ -70,16 +80,6 @@ impl Connection {
 impl AsFd for Connection {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
-    }
-}
-
-fn retry(mut call: impl FnMut() -> nix::Result<usize>) -> Result<usize> {
-    loop {
-        match call() {
-            Err(Errno::EINTR) => interrupt::check()?,
-            Err(Errno::ECONNRESET) => return Ok(0),
-            got => return got.call("recv").map_err(|e| e.during("request of the client")),
-        }
     }
 }
 
