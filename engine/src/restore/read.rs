@@ -253,9 +253,13 @@ fn check_tree(entries: &[pb::PstreeEntry]) -> Result<HashMap<VirtPid, TaskIx>> {
     Ok(leaders)
 }
 
-/// CRIU writes the thread 0 for zombies.
+/// For zombies CRIU writes one number from memory it did not set.
 fn has_no_threads(e: &pb::PstreeEntry) -> bool {
-    matches!(e.threads[..], [] | [0])
+    match e.threads[..] {
+        [] => true,
+        [tid] => tid != e.pid,
+        _ => false,
+    }
 }
 
 /// Tids, the leader first.

@@ -131,7 +131,7 @@ fn trees_that_cannot_be_are_refused() {
         (|t| t[1].ppid = 10, "parent 10"),
         (|t| t[1].ppid = 9, "parent 9"),
         (|t| t[1].ppid = 0, "parent 0"),
-        (|t| t[0].threads = vec![8], "own threads"),
+        (|t| t[0].threads = vec![8, 9], "own threads"),
         (|t| t[0].threads = vec![7, 9], "two threads"),
         (|t| t[0].threads = vec![7, 8, 8], "two threads"),
         (|t| t[0].threads = vec![7, 0x8000_0000], "2147483648"),
