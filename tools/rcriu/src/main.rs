@@ -2,6 +2,7 @@
 
 mod check;
 mod cli;
+mod demo;
 mod log;
 mod run;
 mod service;

@@ -163,3 +163,15 @@ fn the_old_action_exec_says_what_to_use() {
     let out = Tool::new().run(&["exec", "-t", "1"]);
     assert!(out.code == 1 && out.stderr.contains("compel"), "{}", out.stderr);
 }
+
+#[test]
+fn the_demo_loses_nothing() {
+    if !is_root() {
+        println!("SKIP: needs root");
+        return;
+    }
+    let out = Tool::new().run(&["demo"]);
+    assert_eq!(out.code, 0, "{}{}", out.stdout, out.stderr);
+    assert!(out.stdout.contains("Nothing was lost."), "{}", out.stdout);
+    assert_eq!(out.stderr, "");
+}

@@ -52,7 +52,7 @@ fn base(name: &'static str) -> Command {
 fn whole(long: bool) -> Command {
     let mut commands = String::from("Commands:");
     let width = 15;
-    let own = own::ALL.iter().map(|own| (own.name, own.help));
+    let own = own::listed().map(|own| (own.name, own.help));
     for (name, help) in Action::LISTED.iter().map(|a| (a.name(), a.help())).chain(own) {
         commands.push_str(&format!("\n  {name:<width$}{help}"));
     }
@@ -86,7 +86,7 @@ fn with_subcommands() -> Command {
             Some((_, sub)) => cpuinfo = cpuinfo.subcommand(Command::new(sub).about(action.help())),
         }
     }
-    for own in own::ALL {
+    for own in own::listed() {
         root = root.subcommand(Command::new(own.name).about(own.help));
     }
     root.subcommand(cpuinfo)

@@ -53,6 +53,11 @@ pub fn run(args: &[OsString]) -> ExitCode {
     }
 }
 
+/// Whether there is a command `name` of our own.
+pub fn has_command(name: &str) -> bool {
+    own::ALL.iter().any(|own| own.name == name)
+}
+
 /// `--help` and `--version` win over everything, mistakes included; so does no word at all.
 fn information(args: &[OsString]) -> Option<ExitCode> {
     if args.is_empty() {

@@ -5,12 +5,13 @@ use std::io::Write as _;
 use std::process::ExitCode;
 
 use super::help;
+use crate::demo;
 
 /// One such command.
 pub struct Own {
     /// As typed, as the first word.
     pub name: &'static str,
-    /// One line for help.
+    /// One line for help; empty if it is not for people.
     pub help: &'static str,
     /// Does it.
     pub run: fn(&[OsString]) -> ExitCode,
@@ -18,6 +19,8 @@ pub struct Own {
 
 /// All of them.
 pub const ALL: &[Own] = &[
+    Own { name: "demo", help: "See a program frozen, saved and brought back", run: demo::run },
+    Own { name: demo::PROGRAM, help: "", run: demo::program },
     Own { name: "man", help: "Print the man page", run: man },
     Own {
         name: "completions",
@@ -25,6 +28,11 @@ pub const ALL: &[Own] = &[
         run: completions,
     },
 ];
+
+/// Those that help lists.
+pub fn listed() -> impl Iterator<Item = &'static Own> {
+    ALL.iter().filter(|own| !own.help.is_empty())
+}
 
 fn man(_: &[OsString]) -> ExitCode {
     match help::man() {
