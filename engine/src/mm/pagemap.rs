@@ -103,10 +103,7 @@ impl Scanner {
                 looked += (region.end - region.start) / PAGE_SIZE;
                 split(&mut rest, region.start, region.end, found)?;
             }
-            if walked <= at {
-                return Err(Error::bug("PAGEMAP_SCAN does not advance"));
-            }
-            at = walked;
+            at = next(at, walked, &self.regions[..count])?;
         }
         Ok(looked)
     }
@@ -164,13 +161,17 @@ impl Scanner {
                     _ => all.push((region.start, region.end)),
                 }
             }
-            if walked <= at {
-                return Err(Error::bug("PAGEMAP_SCAN does not advance"));
-            }
-            at = walked;
+            at = next(at, walked, &self.regions[..count])?;
         }
         Ok(all)
     }
+}
+
+/// Where the next scan starts. The kernel reports an end of the walk that may lie before the last region, when
+/// its own buffer was emptied in between; it has been past all regions then.
+fn next(at: u64, walked: u64, regions: &[Region]) -> Result<u64> {
+    let next = regions.last().map_or(walked, |last| walked.max(last.end));
+    if next <= at { Err(Error::bug("PAGEMAP_SCAN does not advance")) } else { Ok(next) }
 }
 
 fn wanted(vma: &Vma) -> bool {
@@ -224,6 +225,30 @@ mod tests {
         split(&mut rest, 0x2000, 0x4000, &mut found).unwrap();
         split(&mut rest, 0x8000, 0x9000, &mut found).unwrap();
         assert_eq!(runs, [(0x1000, 0x2000, 0x3000), (0x3000, 0x3000, 0x4000), (0x8000, 0x8000, 0x9000)]);
+    }
+
+    /// More runs than fit in one answer of the kernel: each is found once.
+    #[test]
+    fn many_runs_are_found_once_each() {
+        let pages = 5 * REGIONS as u64;
+        let page = PAGE_SIZE as usize;
+        let mut memory = memmap2::MmapOptions::new().len(pages as usize * page).map_anon().unwrap();
+        memory.advise(memmap2::Advice::NoHugePage).unwrap();
+        for n in (0..pages as usize).step_by(3) {
+            memory[n * page] = 1;
+        }
+        let base = memory.as_ptr() as u64;
+        let vmas = [vma(base, base + pages * PAGE_SIZE, st::REGULAR | st::ANON_PRIVATE)];
+        let dir = ProcDir::open(RealPid(std::process::id() as i32)).unwrap();
+        let mut runs = Vec::new();
+        let mut scanner = Scanner::new(&dir, &Kernel::probe().unwrap()).unwrap();
+        scanner
+            .pages(&vmas, |_, a, b| {
+                runs.push(((a - base) / PAGE_SIZE, (b - base) / PAGE_SIZE));
+                Ok(())
+            })
+            .unwrap();
+        assert!(runs.iter().copied().eq((0..pages).step_by(3).map(|n| (n, n + 1))));
     }
 
     /// Both ways of asking find the same pages of our own memory.

@@ -232,6 +232,9 @@ fn open_file(
         files.shared(fd, stat.st_ino);
         return Ok(Backing::Shared(stat.st_ino));
     }
+    if shmem && map.name == b"/dev/zero (deleted)" {
+        return Err(Error::unsupported("mapping anonymous shared memory as private is not supported"));
+    }
     let id = files.mapped(fd)?;
     Ok(if shmem { Backing::Memfd(id) } else { Backing::File(id) })
 }
