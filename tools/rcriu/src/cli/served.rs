@@ -29,9 +29,6 @@ const OPTIONS: &[(&str, &[Action])] = &[
     ("ps-socket", DUMP),
     ("tls", BOTH),
     ("file-locks", BOTH),
-    ("link-remap", BOTH),
-    ("evasive-devices", BOTH),
-    ("ghost-limit", DUMP),
     ("force-irmap", BOTH),
     ("irmap-scan-path", DUMP),
     ("join-ns", RESTORE),
@@ -55,7 +52,7 @@ const OPTIONS: &[(&str, &[Action])] = &[
     ("cgroup-dump-controller", DUMP),
     ("cgroup-yard", BOTH),
     ("lsm-mount-context", RESTORE),
-    ("allow-uprobes", BOTH),
+    ("cpu-cap", BOTH),
 ];
 
 /// Fails with the name of the first thing asked for that is not served.

@@ -41,8 +41,11 @@ static VERBOSITY: Opt = Opt {
     help: "Log more: -v, -vv, or a level: -v4, --verbosity=4",
     more: "0 nothing, 1 errors, 2 warnings [default], 3 information, with times, 4 everything.",
     apply: |raw, v| {
+        // `-verbosity=4` is a common slip, which getopt reads as the value of -v.
+        let slip = |text: &str| text.strip_prefix("erbosity=").and_then(|level| level.parse().ok());
         match v.maybe_text()? {
             None => raw.verbosity += 1,
+            Some(text) if slip(text).is_some() => raw.verbosity = slip(text).unwrap_or(raw.verbosity),
             Some(more) if more.bytes().all(|b| b == b'v') => raw.verbosity += more.len() as u32 + 1,
             Some(_) => raw.verbosity = v.number()?,
         }
@@ -82,6 +85,7 @@ mod tests {
             (&["--verbosity"], 3),
             (&["-v1", "-v"], 2),
             (&["-vv", "-v1"], 1),
+            (&["-verbosity=0"], 0),
         ] {
             assert_eq!(raw(args).verbosity, level, "{args:?}");
         }
