@@ -20,7 +20,7 @@ pub use namespace::{EnableFs, JoinNs, JoinTarget, NetworkLock, NsKind, Tcp};
 pub use security::{CpuCap, LsmKind, LsmProfile};
 
 use std::ffi::OsString;
-use std::os::fd::RawFd;
+use std::os::fd::{BorrowedFd, RawFd};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -78,6 +78,14 @@ impl LogFd {
     /// share the file do not mix.
     pub fn write(&self, bytes: &[u8]) -> bool {
         crate::sys::fd::write_all(self.get(), bytes)
+    }
+
+    /// Puts the file behind `fd` in the place of what the number was until now, in this process only.
+    ///
+    /// # Errors
+    /// EBADF if `fd` is not open.
+    pub fn redirect(&self, fd: BorrowedFd<'_>) -> crate::Result<()> {
+        crate::sys::fd::place(fd, self.get(), true)
     }
 
     /// The logger of this process writes to `fd` from now on.

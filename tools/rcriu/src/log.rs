@@ -18,14 +18,16 @@
 use std::fmt::Write as _;
 use std::fs::{File, OpenOptions};
 use std::io;
-use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::{AsFd, IntoRawFd, OwnedFd};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
 use nix::unistd::getpid;
 use rcriu_engine::options::{LogFd, LogSettings};
 
@@ -57,7 +59,28 @@ struct Logger {
 
 struct PerPid {
     folder: OwnedFd,
+    /// Which folder that was: a task being rebuilt may have given the number to something else.
+    identity: (u64, u64),
     name: PathBuf,
+}
+
+impl PerPid {
+    fn new(name: &Path) -> io::Result<PerPid> {
+        let folder = File::open(".")?;
+        let meta = folder.metadata()?;
+        Ok(PerPid { folder: folder.into(), identity: (meta.dev(), meta.ino()), name: name.to_owned() })
+    }
+
+    fn open(&self, pid: i32) -> nix::Result<OwnedFd> {
+        let stat = nix::sys::stat::fstat(&self.folder)?;
+        if (stat.st_dev, stat.st_ino) != self.identity {
+            return Err(nix::errno::Errno::EBADF);
+        }
+        let mut name = self.name.clone().into_os_string();
+        name.push(format!(".{pid}"));
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_APPEND | OFlag::O_CLOEXEC;
+        openat(&self.folder, name.as_os_str(), flags, Mode::from_bits_truncate(0o600))
+    }
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -105,7 +128,7 @@ pub fn open(to: To<'_>, level: u32, per_pid: bool) -> io::Result<()> {
         To::File(path) => create(path)?.into_raw_fd(),
     };
     *lock(&logger.per_pid) = match to {
-        To::File(path) if per_pid => Some(PerPid { folder: File::open(".")?.into(), name: path.to_owned() }),
+        To::File(path) if per_pid => Some(PerPid::new(path)?),
         _ => None,
     };
     logger.fd.set(fd);
@@ -247,23 +270,17 @@ fn line(record: &Record<'_>, time_of: Option<u64>, pid: Option<i32>) -> (String,
 }
 
 impl Logger {
-    /// `--log-pid`: the first line of a forked process opens its own file.
+    /// `--log-pid`: the first line of a forked process opens its own file, under the number of the log it
+    /// inherited, which the engine keeps out of the way of the task's descriptors.
     fn own_file(&self, pid: i32) {
         if self.file_of.swap(pid, Relaxed) == pid {
             return;
         }
-        let Some(PerPid { folder, name }) = &*lock(&self.per_pid) else { return };
-        let mut name = name.clone().into_os_string();
-        name.push(format!(".{pid}"));
-        let flags = nix::fcntl::OFlag::O_WRONLY
-            | nix::fcntl::OFlag::O_CREAT
-            | nix::fcntl::OFlag::O_TRUNC
-            | nix::fcntl::OFlag::O_APPEND
-            | nix::fcntl::OFlag::O_CLOEXEC;
-        let mode = nix::sys::stat::Mode::from_bits_truncate(0o600);
-        if let Ok(file) = nix::fcntl::openat(folder, name.as_os_str(), flags, mode) {
-            debug_assert!(file.as_raw_fd() > 2);
-            self.fd.set(file.into_raw_fd());
+        // Without one of its own, its lines go where they went before.
+        if let Some(per_pid) = &*lock(&self.per_pid)
+            && let Ok(file) = per_pid.open(pid)
+        {
+            let _ = self.fd.redirect(file.as_fd());
         }
     }
 }

@@ -170,3 +170,28 @@ fn exec_cmd_becomes_the_parent_and_gets_the_callers_descriptors_back() {
     assert_eq!(numbers.len(), 2, "{text}");
     assert_eq!(numbers[0], numbers[1], "the shell is the parent");
 }
+
+#[test]
+fn each_restored_task_can_have_a_log_of_its_own() {
+    if !is_root() {
+        println!("SKIP: needs root");
+        return;
+    }
+    let tool = Tool::new();
+    let mut target = sleeper();
+    let pid = target.id();
+    let before = descriptors(pid);
+    assert_eq!(tool.run(&["dump", "-t", &pid.to_string(), "-D", "."]).code, 0);
+    target.wait().unwrap();
+    let out = tool.run(&["restore", "-d", "-D", ".", "-v4", "-o", "restore.log", "--log-pid"]);
+    assert_eq!(out.code, 0, "{}", out.stderr);
+    assert_eq!(descriptors(pid), before);
+    let own = fs::read_to_string(tool.dir().join(format!("restore.log.{pid}"))).unwrap();
+    assert!(own.contains("Jumps into the restorer"), "up to the end: {own}");
+    // No pid in front: the file is the task's.
+    assert!(!own.contains(&format!("{pid:6}: ")), "{own}");
+    let shared = fs::read_to_string(tool.dir().join("restore.log")).unwrap();
+    assert!(shared.contains("Restore finished successfully. Tasks resumed."), "{shared}");
+    assert!(!shared.contains("Jumps into the restorer"), "{shared}");
+    kill(Pid::from_raw(pid as i32), Signal::SIGKILL).unwrap();
+}
