@@ -28,8 +28,8 @@ pub mod pagemap;
 pub mod required;
 pub mod schema;
 pub mod set;
-#[cfg(test)]
-mod testing;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
 pub mod wire;
 
 pub use catalog::ImageKind;

@@ -25,10 +25,19 @@ pub struct SmallSet {
     pub pages: Vec<u8>,
 }
 
+/// The arguments of task 10, at [`START`].
 pub const ARGS: &[u8] = b"/bin/prog\0--flag\0a b\0";
+/// Where its page begins.
 pub const START: u64 = 0x7000_0000;
 
+impl Default for SmallSet {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl SmallSet {
+    /// Makes the messages; nothing is written yet.
     pub fn new() -> Self {
         let tmp = tempfile::tempdir().unwrap();
         let dir = ImageDir::open(tmp.path()).unwrap();
@@ -152,6 +161,7 @@ impl SmallSet {
         out.finish().unwrap();
     }
 
+    /// Removes a file of the set.
     pub fn remove(&self, name: &str) {
         std::fs::remove_file(self.tmp.path().join(name)).unwrap();
     }

@@ -29,7 +29,7 @@ struct Check<'a> {
     found: Vec<Finding>,
 }
 
-/// Examines a set. No finding means that it holds together.
+/// Examines a set; errors come first. No finding means that it holds together.
 ///
 /// # Errors
 /// Only if the folder itself cannot be read.
@@ -60,6 +60,7 @@ pub fn check_set(set: &ImageSet) -> Result<Vec<Finding>> {
     check.namespaces();
     let mut seen = HashSet::new();
     check.found.retain(|f| seen.insert(f.clone()));
+    check.found.sort_by_key(|f| std::cmp::Reverse(f.severity));
     Ok(check.found)
 }
 

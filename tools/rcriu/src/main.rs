@@ -6,6 +6,7 @@ mod demo;
 mod log;
 mod run;
 mod service;
+mod show;
 
 use std::process::ExitCode;
 

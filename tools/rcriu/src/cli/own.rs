@@ -21,6 +21,7 @@ pub struct Own {
 pub const ALL: &[Own] = &[
     Own { name: "demo", help: "See a program frozen, saved and brought back", run: demo::run },
     Own { name: demo::PROGRAM, help: "", run: demo::program },
+    Own { name: "show", help: "Print what is in images", run: crate::show::command },
     Own { name: "man", help: "Print the man page", run: man },
     Own {
         name: "completions",
