@@ -10,6 +10,14 @@ pub const FAULT: &str = "RCRIU_FAULT";
 
 /// Every point: `point` refuses a name that is not in this list, so that tests can rely on it.
 pub const POINTS: &[&str] = &[
+    "infect-call-entered",
+    "infect-call-running",
+    "infect-call-ended",
+    "infect-call-undone",
+    "infect-blob-entered",
+    "infect-blob-running",
+    "infect-blob-ended",
+    "infect-blob-undone",
     "restore-read",
     "restore-plan",
     "restore-preflight",

@@ -22,6 +22,7 @@
 
 pub mod aio;
 pub mod fds;
+pub mod rseq;
 pub mod sigactions;
 pub mod task;
 pub mod thread;
@@ -41,6 +42,7 @@ pub const BUILD: u64 = {
     hash = fingerprint(hash, include_bytes!("lib.rs"));
     hash = fingerprint(hash, include_bytes!("aio.rs"));
     hash = fingerprint(hash, include_bytes!("fds.rs"));
+    hash = fingerprint(hash, include_bytes!("rseq.rs"));
     hash = fingerprint(hash, include_bytes!("sigactions.rs"));
     hash = fingerprint(hash, include_bytes!("task.rs"));
     hash = fingerprint(hash, include_bytes!("thread.rs"));
@@ -112,13 +114,17 @@ pub enum Command {
     Tty = 10,
     /// [`aio::AioRing`] of the ring at `args[0]` into the data area.
     Aio = 11,
+    /// Where the calling thread, whose FS base is `args[0]`, has registered restartable sequences:
+    /// `ret[0]`, see [`rseq::find`].
+    Rseq = 12,
 }
 
 impl Command {
     /// From the number in the control block.
     pub fn from_word(word: u32) -> Option<Command> {
         use Command::*;
-        let all = [Hello, Panic, Syscall, Task, Thread, Sigactions, Itimers, PosixTimers, SendFds, Tty, Aio];
+        let all =
+            [Hello, Panic, Syscall, Task, Thread, Sigactions, Itimers, PosixTimers, SendFds, Tty, Aio, Rseq];
         all.into_iter().find(|c| *c as u32 == word)
     }
 }
@@ -232,6 +238,7 @@ fn command(control: &mut Control) -> Result<()> {
             Command::PosixTimers => timers::read_posix(control)?,
             Command::SendFds => fds::send(control)?,
             Command::Tty => *control.data_one()? = tty::read(control.args[0] as i32)?,
+            Command::Rseq => control.ret[0] = rseq::find(control.args[0]),
             Command::Aio => *control.data_one()? = aio::read(control.args[0]),
         }
     }

@@ -151,7 +151,7 @@ fn thread_core(
             seccomp_mode: seccomp.mode,
             seccomp_filter: seccomp.filter,
             comm: Some(info.name.iter().copied().take_while(|c| *c != 0).collect()),
-            rseq_entry: cx.kernel.get_rseq_conf.then(|| rseq::dump(thread)).transpose()?,
+            rseq_entry: Some(rseq::dump(thread)?),
             cg_set: Some(cx.cgroups.of(&cgroups)?),
             ..pb::ThreadCoreEntry::default()
         }),

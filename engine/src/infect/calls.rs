@@ -3,6 +3,7 @@
 use parasite::{
     Command, DATA_LEN,
     aio::AioRing,
+    rseq,
     sigactions::{SIGNALS, Sigaction},
     task::TaskInfo,
     thread::ThreadInfo,
@@ -10,8 +11,14 @@ use parasite::{
     tty::TtyInfo,
 };
 
-use super::{Infected, StoppedThread, syscall};
-use crate::error::{Error, Result};
+use super::{
+    Infected, StoppedThread, syscall,
+    thread::{Rseq, rseq_at},
+};
+use crate::{
+    error::{Error, Result},
+    sys::ptrace::RseqConfig,
+};
 
 impl Infected<'_> {
     /// What only the process itself can be asked.
@@ -60,6 +67,35 @@ impl Infected<'_> {
     pub fn aio_ring(&self, address: u64) -> Result<AioRing> {
         self.call(Command::Aio, [address, 0, 0, 0, 0, 0], &[])?;
         self.one()
+    }
+
+    /// Finds the areas for restartable sequences on a kernel that does not tell a tracer. A section that
+    /// was interrupted in the thread that is asked first goes unnoticed; the others' are guessed from it.
+    pub(super) fn find_rseq(&self) -> Result<()> {
+        let config = |at| RseqConfig::new(at, rseq::LEN, rseq::SIGNATURE);
+        let mut offset = None;
+        for thread in self.task().threads() {
+            let fs = thread.regs().fs_base;
+            // Asking clears the word that names the section.
+            let guess = offset.map(|o| rseq_at(thread.tid(), config(fs.wrapping_add(o)))).transpose()?;
+            let at = self.call_in(thread, Command::Rseq, [fs, 0, 0, 0, 0, 0], &[])?.ret[0];
+            thread.found_rseq(match at {
+                rseq::NONE => None,
+                rseq::UNKNOWN => {
+                    return Err(Error::unsupported(format!(
+                        "thread {} has registered restartable sequences, and this kernel does not say where",
+                        thread.tid()
+                    ))
+                    .remedy("Linux 5.13 or later does"));
+                }
+                at => {
+                    offset = Some(at.wrapping_sub(fs));
+                    let known = guess.filter(|g| g.config.pointer == at);
+                    Some(known.unwrap_or(Rseq { config: config(at), cs: 0 }))
+                }
+            })?;
+        }
+        Ok(())
     }
 
     /// System call `nr` with up to five arguments, called `name` in messages. `data` is put where

@@ -75,6 +75,9 @@ impl<'t> Infected<'t> {
         if hello.ret[0] != PARASITE.build {
             return Err(Error::bug("the parasite is of another build than the engine"));
         }
+        if !kernel.get_rseq_conf {
+            infected.find_rseq()?;
+        }
         Ok(infected)
     }
 

@@ -28,7 +28,7 @@ struct Frame {
 impl Gadget {
     /// Looks for them in the process of `thread`.
     pub fn find(thread: &StoppedThread) -> Result<Gadget> {
-        let dir = ProcDir::open(thread.tid())?;
+        let dir = ProcDir::open(thread.tid())?.thread(thread.tid())?;
         Ok(Gadget { code: gadget::find(&dir, thread.tid())?, layout: Layout::host() })
     }
 

@@ -1,17 +1,20 @@
 //! One stopped thread and everything a visit could change of it.
 
-use std::time::{Duration, Instant};
+use std::{
+    cell::OnceCell,
+    time::{Duration, Instant},
+};
 
 use super::seccomp;
 use crate::{
     arch::{Interrupted, Regs, Xsave},
-    error::{Error, Kind, Result},
+    error::{Context, Error, Kind, Result},
     kernel::Kernel,
     procfs::{ProcDir, stat::Stat},
     pstree::RealPid,
     sys::{
         ptrace::{self, NT_PRSTATUS, NT_X86_XSTATE, RseqConfig, SigInfo, SudConfig},
-        rseq::{CriticalSection, RSEQ_CS_OFFSET},
+        rseq::{CriticalSection, RSEQ_CS_OFFSET, RSEQ_FLAGS_OFFSET},
         vm, wait,
     },
 };
@@ -42,7 +45,8 @@ pub struct StoppedThread {
     regs: Regs,
     xsave: Xsave,
     sigmask: u64,
-    rseq: Option<Rseq>,
+    /// Unset where the kernel does not tell; then an infection finds out.
+    rseq: OnceCell<Option<Rseq>>,
     sud: SudConfig,
 }
 
@@ -81,7 +85,7 @@ impl StoppedThread {
             regs,
             xsave: read_xsave(tid, &mut bytes)?,
             sigmask: ptrace::get_sigmask(tid)?,
-            rseq: if kernel.get_rseq_conf { read_rseq(tid)? } else { None },
+            rseq: if kernel.get_rseq_conf { OnceCell::from(read_rseq(tid)?) } else { OnceCell::new() },
             sud: match ptrace::get_syscall_user_dispatch(tid) {
                 Ok(sud) => sud,
                 // Before Linux 6.4.
@@ -122,6 +126,7 @@ impl StoppedThread {
         let what = regs.settle();
         if let Some(section) = self.critical_section()?
             && section.contains(regs.rip)
+            && !section.survives_signals()
         {
             regs.rip = section.abort;
         }
@@ -130,12 +135,17 @@ impl StoppedThread {
 
     /// The restartable sequence the thread has announced, whether or not it is inside.
     fn critical_section(&self) -> Result<Option<CriticalSection>> {
-        match self.rseq {
-            Some(Rseq { cs, .. }) if cs != 0 => {
+        match self.rseq() {
+            Some(Rseq { config, cs }) if cs != 0 => {
                 let mut bytes = [0; CriticalSection::SIZE];
-                vm::read(self.tid, cs, &mut bytes)
-                    .map_err(|e| e.during(format!("restartable sequence of thread {}", self.tid)))?;
-                Ok(Some(CriticalSection::from_bytes(&bytes)))
+                let what = || format!("restartable sequence of thread {}", self.tid);
+                vm::read(self.tid, cs, &mut bytes).during(what)?;
+                let mut section = CriticalSection::from_bytes(&bytes);
+                // The area has flags of its own for all sections.
+                let mut flags = [0; 4];
+                vm::read(self.tid, config.pointer + RSEQ_FLAGS_OFFSET, &mut flags).during(what)?;
+                section.flags |= u32::from_ne_bytes(flags);
+                Ok(Some(section))
             }
             _ => Ok(None),
         }
@@ -151,9 +161,19 @@ impl StoppedThread {
         self.sigmask
     }
 
-    /// Restartable sequences; `None` if not registered, or if the kernel cannot tell (before 5.13).
+    /// Restartable sequences, `None` if not registered. Before Linux 5.13 only an infection can find out:
+    /// until then it is `None` too.
     pub fn rseq(&self) -> Option<Rseq> {
-        self.rseq
+        self.rseq.get().copied().flatten()
+    }
+
+    /// Fills in what an infection found out, and puts the word back that its finding out has cleared.
+    pub(super) fn found_rseq(&self, rseq: Option<Rseq>) -> Result<()> {
+        let _ = self.rseq.set(rseq);
+        match self.rseq_word() {
+            Some((at, cs)) => vm::write(self.tid, at, &cs.to_ne_bytes()),
+            None => Ok(()),
+        }
     }
 
     /// Syscall user dispatch; mode 0 is off.
@@ -168,7 +188,7 @@ impl StoppedThread {
 
     /// Address and present value of the rseq word that visits spoil, if there is something in it.
     pub(super) fn rseq_word(&self) -> Option<(u64, u64)> {
-        self.rseq.filter(|r| r.cs != 0).map(|r| (r.config.pointer + RSEQ_CS_OFFSET, r.cs))
+        self.rseq().filter(|r| r.cs != 0).map(|r| (r.config.pointer + RSEQ_CS_OFFSET, r.cs))
     }
 
     /// The general registers as they are now.
@@ -186,16 +206,19 @@ impl StoppedThread {
     /// Puts everything back that a visit changed, in an order that is safe against our own death at any
     /// point: as long as the registers are the blob's, it would still undo the rest itself.
     pub(super) fn put_back(&self, xsave: bool) -> Result<()> {
-        if xsave {
-            ptrace::set_regset(self.tid, NT_X86_XSTATE, self.xsave.bytes())?;
-        }
-        if let Some((at, cs)) = self.rseq_word() {
-            vm::write(self.tid, at, &cs.to_ne_bytes())?;
-        }
-        if self.sud.mode != 0 {
-            ptrace::set_syscall_user_dispatch(self.tid, &self.sud)?;
-        }
-        self.set_regs(&self.regs)
+        let vector =
+            if xsave { ptrace::set_regset(self.tid, NT_X86_XSTATE, self.xsave.bytes()) } else { Ok(()) };
+        let section = match self.rseq_word() {
+            Some((at, cs)) => vm::write(self.tid, at, &cs.to_ne_bytes()),
+            None => Ok(()),
+        };
+        let dispatch = match self.sud.mode {
+            0 => Ok(()),
+            _ => ptrace::set_syscall_user_dispatch(self.tid, &self.sud),
+        };
+        // Whatever failed before, these must not stay the blob's.
+        self.set_regs(&self.regs)?;
+        vector.and(section).and(dispatch)
     }
 
     /// Changes the registers that the thread will go on with.
@@ -242,7 +265,8 @@ pub(super) fn next_stop(tid: RealPid, deadline: Instant) -> Result<Option<wait::
         if let Some(status) = wait::until(tid, deadline.min(Instant::now() + LOOK))? {
             return Ok(Some(status));
         }
-        if matches!(Stat::read(&ProcDir::open(tid)?)?.state, b'Z' | b'X') {
+        // Below task/ the file is about one thread; the process's own sums up over all.
+        if matches!(Stat::read(&ProcDir::open(tid)?.thread(tid)?)?.state, b'Z' | b'X') {
             return Err(Error::new(Kind::TaskDied(tid.0)));
         }
         if Instant::now() >= deadline {
@@ -269,10 +293,14 @@ fn read_xsave(tid: RealPid, buf: &mut [u8]) -> Result<Xsave> {
 }
 
 fn read_rseq(tid: RealPid) -> Result<Option<Rseq>> {
-    let config = ptrace::get_rseq_config(tid)?;
-    if config.pointer == 0 {
-        return Ok(None);
+    match ptrace::get_rseq_config(tid)? {
+        config if config.pointer == 0 => Ok(None),
+        config => rseq_at(tid, config).map(Some),
     }
+}
+
+/// The area of a thread and what is going on in it now.
+pub(super) fn rseq_at(tid: RealPid, config: RseqConfig) -> Result<Rseq> {
     let mut cs = [0; 8];
     match vm::read(tid, config.pointer + RSEQ_CS_OFFSET, &mut cs) {
         Ok(()) => {}
@@ -280,5 +308,5 @@ fn read_rseq(tid: RealPid) -> Result<Option<Rseq>> {
         Err(e) if e.errno() == Some(libc::EFAULT) => {}
         Err(e) => return Err(e),
     }
-    Ok(Some(Rseq { config, cs: u64::from_ne_bytes(cs) }))
+    Ok(Rseq { config, cs: u64::from_ne_bytes(cs) })
 }

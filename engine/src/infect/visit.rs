@@ -22,6 +22,7 @@ use super::{
 use crate::{
     arch::Regs,
     error::{Error, Kind, Result},
+    faults,
     sys::{
         ptrace::{self, SudConfig},
         wait::Status,
@@ -97,20 +98,24 @@ impl Visit<'_> {
             }
             End::Syscall { net: true } => {
                 self.thread.set_regs(regs)?;
+                faults::point("infect-call-entered")?;
                 self.mask(u64::MAX)?;
             }
             // From here on the blob can undo everything by itself, the mask included.
             End::Blob { signal, .. } => {
                 self.thread.set_regs(regs)?;
+                faults::point("infect-blob-entered")?;
                 let end = if signal == 0 { 0 } else { bit(signal) };
                 self.mask(!FAULTS & !end)?;
             }
         }
         self.resume(0)?;
+        faults::point(self.name("infect-call-running", "infect-blob-running"))?;
         loop {
             let status = next_stop(tid, self.deadline)?
                 .ok_or_else(|| stuck(tid, "did not come back from injected code"))?;
             if let Some(stop) = self.look(status)? {
+                faults::point(self.name("infect-call-ended", "infect-blob-ended"))?;
                 return Ok(stop);
             }
         }
@@ -201,6 +206,10 @@ impl Visit<'_> {
         ptrace::set_sigmask(self.thread.tid, mask)
     }
 
+    fn name(&self, call: &'static str, blob: &'static str) -> &'static str {
+        if matches!(self.end, End::Blob { .. }) { blob } else { call }
+    }
+
     fn has_deliverable_signal(&self) -> Result<bool> {
         let open = |list: Vec<ptrace::SigInfo>| {
             list.iter().any(|i| (1..=64).contains(&i.signo()) && self.thread.sigmask() & bit(i.signo()) == 0)
@@ -218,10 +227,12 @@ impl Visit<'_> {
             ptrace::set_sigmask(self.thread.tid, self.thread.sigmask())?;
         }
         self.thread.put_back(blob)?;
+        let undone = faults::point(self.name("infect-call-undone", "infect-blob-undone"));
         if !net && self.masked {
             ptrace::set_sigmask(self.thread.tid, self.thread.sigmask())?;
         }
-        self.thread.park(signal, self.deadline)
+        self.thread.park(signal, self.deadline)?;
+        undone
     }
 
     /// After an error: whatever the thread does, it is stopped and put back.

@@ -254,6 +254,13 @@ pub struct RseqConfig {
     pad: u32,
 }
 
+impl RseqConfig {
+    /// A registration found by other means than [`get_rseq_config`].
+    pub fn new(pointer: u64, size: u32, signature: u32) -> Self {
+        RseqConfig { pointer, size, signature, flags: 0, pad: 0 }
+    }
+}
+
 /// The thread's rseq registration (Linux 5.13).
 pub fn get_rseq_config(tid: RealPid) -> Result<RseqConfig> {
     let mut conf = RseqConfig::default();

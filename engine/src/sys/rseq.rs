@@ -8,6 +8,10 @@ use crate::{error::Result, sys::errno};
 
 /// Offset of the pointer to the running critical section in `struct rseq`.
 pub const RSEQ_CS_OFFSET: u64 = 8;
+/// Offset of the flags in `struct rseq`.
+pub const RSEQ_FLAGS_OFFSET: u64 = 16;
+/// `RSEQ_CS_FLAG_NO_RESTART_ON_SIGNAL`, obeyed before Linux 6.1 and never used since.
+const NO_RESTART_ON_SIGNAL: u32 = 1 << 1;
 const RSEQ_FLAG_UNREGISTER: u64 = 1;
 
 /// A critical section, `struct rseq_cs` of the kernel's `uapi/linux/rseq.h`.
@@ -19,7 +23,7 @@ pub struct CriticalSection {
     pub len: u64,
     /// Where execution goes on if it is interrupted.
     pub abort: u64,
-    /// Flags; all deprecated.
+    /// `RSEQ_CS_FLAG_*` bits, all deprecated.
     pub flags: u32,
 }
 
@@ -35,6 +39,11 @@ impl CriticalSection {
             u64::from_ne_bytes(w)
         };
         CriticalSection { flags: (word(0) >> 32) as u32, start: word(8), len: word(16), abort: word(24) }
+    }
+
+    /// Whether it goes on after a signal (or a stop) in its middle.
+    pub fn survives_signals(&self) -> bool {
+        self.flags & NO_RESTART_ON_SIGNAL != 0
     }
 
     /// Whether an instruction at `ip` is inside; the kernel's test.

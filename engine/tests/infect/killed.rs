@@ -2,6 +2,8 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
+use rcriu_engine::faults;
+
 use crate::target::{Target, possible};
 
 const KILLS: u32 = 200;
@@ -38,6 +40,31 @@ fn the_target_outlives_its_tracer() {
     if harmed.is_empty() {
         target.finish();
     }
+}
+
+/// Every point of a visit, with an error there and with our death there.
+#[test]
+fn the_target_outlives_every_failure_of_a_visit() {
+    if !possible("the_target_outlives_every_failure_of_a_visit") {
+        return;
+    }
+    let target = Target::start("victim");
+    let mut points = 0;
+    for point in faults::POINTS.iter().filter(|p| p.starts_with("infect-")) {
+        for end in ["", ":kill"] {
+            let fault = format!("{point}{end}");
+            let mut tracer =
+                Target::spawn(&format!("tracer-once {}", target.pid()), &[(faults::FAULT, fault.as_str())]);
+            match tracer.line("ready") {
+                Some(said) => assert!(end.is_empty() && said.contains("fault injected"), "{fault}: {said}"),
+                None => assert_eq!(end, ":kill", "{fault}: it died"),
+            }
+            assert_eq!(harm(&target), None, "{fault}");
+            points += 1;
+        }
+    }
+    assert!(points >= 16);
+    target.finish();
 }
 
 /// What is wrong with the target, if anything: all its workers must make progress.

@@ -31,18 +31,24 @@ pub struct Target {
 impl Target {
     /// Starts a target and waits until it is ready.
     pub fn start(role: &str) -> Target {
+        let mut target = Target::spawn(role, &[]);
+        let line = target.line("ready").unwrap_or_else(|| panic!("{role} ended before it was ready"));
+        target.words = line.split_whitespace().map(str::to_owned).collect();
+        target
+    }
+
+    /// Starts a target, with additions to its environment.
+    pub fn spawn(role: &str, env: &[(&str, &str)]) -> Target {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .env(ROLE, role)
+            .envs(env.iter().copied())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
         let stdin = child.stdin.take();
         let stdout = BufReader::new(child.stdout.take().unwrap());
-        let mut target = Target { child, stdin, stdout, words: Vec::new() };
-        let line = target.line("ready").unwrap_or_else(|| panic!("{role} ended before it was ready"));
-        target.words = line.split_whitespace().map(str::to_owned).collect();
-        target
+        Target { child, stdin, stdout, words: Vec::new() }
     }
 
     pub fn pid(&self) -> RealPid {

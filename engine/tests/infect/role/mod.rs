@@ -32,6 +32,7 @@ pub fn run(name: &str) -> ! {
         "other-net" => process::other_net(),
         "state" => process::state(),
         "victim" => victim::victim(),
+        "tracer-once" => victim::tracer_once(words.next().unwrap().parse().unwrap()),
         "tracer" => victim::tracer(words.next().unwrap().parse().unwrap()),
         other => panic!("no role {other}"),
     }

@@ -8,6 +8,7 @@ use std::{
 };
 
 use rcriu_engine::{
+    Result,
     infect::{Infected, StoppedTask},
     kernel::Kernel,
     pstree::RealPid,
@@ -81,15 +82,29 @@ pub fn tracer(pid: i32) {
     let kernel = Kernel::probe().unwrap();
     ready("");
     loop {
-        let stopped = StoppedTask::seize(RealPid(pid), &kernel, Duration::from_secs(10)).unwrap();
-        let infected = Infected::new(&stopped, &kernel).unwrap();
-        infected.task_info().unwrap();
-        infected.sigactions().unwrap();
-        infected.itimers().unwrap();
-        for thread in stopped.threads() {
-            infected.thread_info(thread).unwrap();
-        }
-        infected.cure().unwrap();
-        stopped.release().unwrap();
+        visit(pid, &kernel).unwrap();
     }
+}
+
+/// The same once; an error is told to the test.
+pub fn tracer_once(pid: i32) {
+    let kernel = Kernel::probe().unwrap();
+    match visit(pid, &kernel) {
+        Ok(()) => ready(""),
+        Err(e) => ready(&e.to_string()),
+    }
+    wait();
+}
+
+fn visit(pid: i32, kernel: &Kernel) -> Result<()> {
+    let stopped = StoppedTask::seize(RealPid(pid), kernel, Duration::from_secs(10))?;
+    let infected = Infected::new(&stopped, kernel)?;
+    infected.task_info()?;
+    infected.sigactions()?;
+    infected.itimers()?;
+    for thread in stopped.threads() {
+        infected.thread_info(thread)?;
+    }
+    infected.cure()?;
+    stopped.release()
 }
