@@ -22,7 +22,7 @@ use restorer::{TaskArgs, args::Table};
 
 use crate::error::{Context, Error, Result, SysContext};
 use crate::infect::blob::{RESTORER, RESTORER_ENTRY};
-use crate::mm::restore::{Prepared, vdso};
+use crate::mm::restore::Prepared;
 use crate::restore::TaskCx;
 use crate::sys::map::{Mapping, Region};
 use crate::task::{misc, rseq};
@@ -63,7 +63,7 @@ pub fn jump(
     let mut threads = args::threads(&facts, &mut head, &mut arena)?;
     head.threads = arena.room(threads.len());
 
-    let plan = Layout::new(cx, &facts, &arena)?;
+    let plan = Layout::new(cx, &facts, &arena, memory.vdso_size());
     let hole = memory.hole(plan.len)?;
     let at = plan.at(&hole);
     for (i, thread) in threads.iter_mut().enumerate() {
@@ -154,7 +154,7 @@ impl Places {
 }
 
 impl Layout {
-    fn new(cx: &TaskCx<'_>, facts: &args::Facts<'_>, arena: &Arena) -> Result<Layout> {
+    fn new(cx: &TaskCx<'_>, facts: &args::Facts<'_>, arena: &Arena, vdso: u64) -> Layout {
         let threads = facts.image.threads.len() as u64;
         let blocks = arena.len().next_multiple_of(64);
         let block = (STACK + facts.frame_len).next_multiple_of(64);
@@ -162,8 +162,8 @@ impl Layout {
         let data = (RESTORER.rw_len() as u64).next_multiple_of(PAGE);
         let shared = cx.area.range().1.next_multiple_of(PAGE);
         let arena = (blocks + threads * block).next_multiple_of(PAGE);
-        let len = code + data + shared + arena + vdso::size()?;
-        Ok(Layout { code, data, shared, arena, len, blocks, block })
+        let len = code + data + shared + arena + vdso;
+        Layout { code, data, shared, arena, len, blocks, block }
     }
 
     fn at(&self, hole: &Region) -> Places {

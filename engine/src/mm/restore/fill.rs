@@ -47,6 +47,15 @@ pub fn fill(at: &mut Placed, pages: Option<&PageReader>, fresh: bool, counts: &m
         Some(pages) => pages.runs(start, end),
         None => vec![Run { vaddr: start, len: end - start, source: Source::Absent }],
     };
+    if fresh
+        && is_code(&at.vma)
+        && let Some(pages) = pages
+    {
+        match force(&at.region, pages, &runs, start, counts) {
+            Err(e) if e.errno() == Some(libc::EIO) => {}
+            other => return other,
+        }
+    }
     if at.prot & READ_WRITE != READ_WRITE && runs.iter().any(|r| r.source != Source::Absent) {
         at.region.protect(at.region.start(), at.region.len(), READ_WRITE)?;
         at.prot = READ_WRITE;
@@ -76,6 +85,31 @@ pub fn fill(at: &mut Placed, pages: Option<&PageReader>, fresh: bool, counts: &m
         }
     }
     batch.flush()
+}
+
+/// Whether it is code of a file: pages of it that differ were written by a debugger, never by the program, and
+/// a mapping that was never writable is not charged as memory that may be. Making it writable would change that.
+pub fn is_code(vma: &pb::VmaEntry) -> bool {
+    let (write, exec) = (libc::PROT_WRITE as u32, libc::PROT_EXEC as u32);
+    vma.status & st::FILE_PRIVATE != 0 && vma.prot & (write | exec) == exec
+}
+
+/// Writes the pages of a mapping that is not writable.
+fn force(region: &Region, pages: &PageReader, runs: &[Run], start: u64, counts: &mut Pages) -> Result<()> {
+    for run in runs.iter().filter(|r| r.source != Source::Absent) {
+        let mut done = 0;
+        while done < run.len {
+            let len = (run.len - done).min(COMPARED);
+            let from = run.vaddr + done;
+            let Some(bytes) = pages.read(from, len)? else {
+                return Err(Error::image(format!("page {from:#x} is not in the images")));
+            };
+            region.force(region.start() + (from - start), &bytes)?;
+            done += len;
+        }
+        counts.restored += run.len / PAGE_SIZE;
+    }
+    Ok(())
 }
 
 /// Consecutive bytes of a pages file on their way to several places.

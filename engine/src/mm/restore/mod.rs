@@ -22,7 +22,7 @@ mod fill;
 mod finish;
 mod ranges;
 mod shared;
-pub mod vdso;
+mod vdso;
 
 use std::{collections::HashMap, os::fd::AsFd, os::fd::OwnedFd, rc::Rc};
 
@@ -74,6 +74,8 @@ pub struct Prepared {
     placed: Vec<Placed>,
     room: Room,
     shared: Rc<SharedAnon>,
+    /// Our own vdso, the same in all that we fork.
+    vdso: Rc<vdso::Own>,
     /// What this task has done.
     pub pages: Pages,
 }
@@ -96,7 +98,8 @@ impl Prepared {
         }
         let mut room = Room::new(all.into_iter().collect())?;
         let shared = SharedAnon::prepare(snapshot, &mut room)?;
-        Ok(Prepared { placed: Vec::new(), room, shared: Rc::new(shared), pages: Pages::default() })
+        let vdso = Rc::new(vdso::Own::find()?);
+        Ok(Prepared { placed: Vec::new(), room, shared: Rc::new(shared), vdso, pages: Pages::default() })
     }
 }
 
@@ -120,7 +123,7 @@ pub fn prepare(
     if let Some(reader) = &pages {
         fill::check_covered(reader, vmas(task))?;
     }
-    let Prepared { placed: old, mut room, shared, .. } = before;
+    let Prepared { placed: old, mut room, shared, vdso, .. } = before;
     let mut kept = keep(old, vmas(task))?;
     let mut maker = Maker { room: &mut room, shared: &shared, files: HashMap::new(), open };
     let mut placed = Vec::with_capacity(vmas(task).len());
@@ -151,7 +154,7 @@ pub fn prepare(
         counts.compared,
         counts.shared
     );
-    Ok(Prepared { placed, room, shared, pages: counts })
+    Ok(Prepared { placed, room, shared, vdso, pages: counts })
 }
 
 /// Picks from what the parent had the mappings that the task has too, by final address; unmaps the rest.
@@ -198,7 +201,7 @@ const OPEN_FILES: usize = 16;
 impl Maker<'_, '_> {
     fn make(&mut self, vma: &pb::VmaEntry, class: Class, content: bool) -> Result<Placed> {
         let len = vma.end - vma.start;
-        let prot = if content { READ_WRITE } else { vma.prot };
+        let prot = if content && !fill::is_code(vma) { READ_WRITE } else { vma.prot };
         let flags = entry::map_flags(vma);
         let region = match class {
             Class::SharedAnon => {
@@ -261,7 +264,10 @@ impl Room {
     fn new(used: Ranges) -> Result<Room> {
         let stack = current()?.into_iter().find(|m| m.name == b"[stack]");
         let stack = stack.map_or((0, 0), |m| (m.start.saturating_sub(STACK), m.end));
-        Ok(Room { used: Rc::new(used), stack, free: (0, 0) })
+        let mut room = Room { used: Rc::new(used), stack, free: (0, 0) };
+        // Found once for all tasks, who then need not look at their mappings again.
+        room.look(0)?;
+        Ok(room)
     }
 
     /// Maps at `start`; if something is there, where there is room, at the same distance from a multiple of

@@ -11,6 +11,8 @@
 //!                                             `----------------------^
 //! ```
 
+use std::rc::Rc;
+
 use goblin::elf::{Elf, sym::STT_FUNC};
 use rcriu_images::{pagemap::PageReader, pb};
 use restorer::args::VdsoPart;
@@ -32,7 +34,7 @@ const JUMP: usize = 12;
 const ABSENT: [u8; 8] = [0x48, 0xc7, 0xc0, 0xda, 0xff, 0xff, 0xff, 0xc3];
 
 /// Its pieces in one process: data pages and code, as one block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Block {
     start: u64,
     end: u64,
@@ -47,12 +49,38 @@ impl Block {
 }
 
 /// Ours: the kernel makes one or two data mappings and the code, next to each other.
-fn own(maps: &[Map]) -> Option<(Block, Vec<&Map>)> {
-    let named = |m: &&Map| matches!(m.name.as_slice(), b"[vdso]" | b"[vvar]" | b"[vvar_vclock]");
-    let parts: Vec<&Map> = maps.iter().filter(named).collect();
-    let text = parts.iter().find(|m| m.name == b"[vdso]")?;
-    let block = Block { start: parts.first()?.start, end: parts.last()?.end, text: (text.start, text.end) };
-    Some((block, parts))
+#[derive(Debug)]
+pub struct Own {
+    block: Block,
+    /// First address and length of each.
+    parts: Vec<(u64, u64)>,
+    code: Vec<u8>,
+}
+
+impl Own {
+    /// That of this process and all it forks; an empty one if the kernel gives none.
+    pub fn find() -> Result<Own> {
+        let names: [&[u8]; 3] = [b"[vdso]", b"[vvar]", b"[vvar_vclock]"];
+        let maps = current()?;
+        let parts: Vec<&Map> = maps.iter().filter(|m| names.contains(&m.name.as_slice())).collect();
+        let (Some(text), Some(first), Some(last)) =
+            (parts.iter().find(|m| m.name == b"[vdso]"), parts.first(), parts.last())
+        else {
+            return Ok(Own { block: Block::default(), parts: Vec::new(), code: Vec::new() });
+        };
+        let block = Block { start: first.start, end: last.end, text: (text.start, text.end) };
+        if text.len() > MOST {
+            return Err(Error::host(format!("a vdso of {} bytes is not understood", text.len())));
+        }
+        let mut code = vec![0; text.len() as usize];
+        vm::read(RealPid(std::process::id() as i32), text.start, &mut code)?;
+        Ok(Own { block, parts: parts.iter().map(|m| (m.start, m.len())).collect(), code })
+    }
+
+    /// Bytes of all parts.
+    fn size(&self) -> u64 {
+        self.block.end - self.block.start
+    }
 }
 
 /// The dumped one.
@@ -62,14 +90,13 @@ fn dumped(vmas: &[pb::VmaEntry]) -> Option<Block> {
     Some(Block { start: parts().next()?.start, end: parts().next_back()?.end, text: (text.start, text.end) })
 }
 
-/// Bytes needed to park ours.
-pub fn size() -> Result<u64> {
-    Ok(own(&current()?).map_or(0, |(block, _)| block.end - block.start))
-}
-
 impl Prepared {
-    /// How our vdso gets to its place; `park` is where it can wait (as long as [`size`] says). Empty if the
-    /// task had none. `ips` are the instructions its threads go on at.
+    /// Bytes needed to park our vdso.
+    pub fn vdso_size(&self) -> u64 {
+        self.vdso.size()
+    }
+
+    /// How our vdso gets to its place; `park` is where it can wait. Empty if the task had none. `ips` are the instructions its threads go on at.
     ///
     /// # Errors
     /// A thread inside a vdso that cannot be put back.
@@ -81,37 +108,35 @@ impl Prepared {
         ips: impl IntoIterator<Item = u64>,
     ) -> Result<Vec<VdsoPart>> {
         let Some(theirs) = dumped(vmas) else { return Ok(Vec::new()) };
-        let maps = current()?;
-        let Some((ours, parts)) = own(&maps) else {
+        let own = Rc::clone(&self.vdso);
+        let ours = &own.block;
+        if own.parts.is_empty() {
             return Err(Error::host("this kernel gives no vdso").remedy("boot it without vdso=0"));
-        };
+        }
         let len = theirs.text.1 - theirs.text.0;
-        if len > MOST || ours.text.1 - ours.text.0 > MOST {
+        if len > MOST {
             return Err(Error::image(format!("a vdso of {len} bytes makes no sense")));
         }
         let Some(mut code) = pages.map(|p| p.read(theirs.text.0, len)).transpose()?.flatten() else {
             return Err(Error::image("the pages of the vdso are missing"));
         };
-        let mut here = vec![0; (ours.text.1 - ours.text.0) as usize];
-        vm::read(RealPid(std::process::id() as i32), ours.text.0, &mut here)?;
-        let to = if ours.shape() == theirs.shape() && here == code {
+        let to = if ours.shape() == theirs.shape() && own.code == code {
             theirs.start
         } else {
             log::info!("The vdso is that of another kernel: its functions will lead to those of this one");
             if ips.into_iter().any(|ip| (theirs.text.0..theirs.text.1).contains(&ip)) {
                 return Err(Error::unsupported("a thread was stopped inside the vdso of another kernel"));
             }
-            let size = ours.end - ours.start;
-            let to = self.room.taken()?.room(size, PAGE).ok_or_else(|| no_room(size))?;
-            redirect(&mut code, &here, to + (ours.text.0 - ours.start))?;
+            let to = self.room.taken()?.room(own.size(), PAGE).ok_or_else(|| no_room(own.size()))?;
+            redirect(&mut code, &own.code, to + (ours.text.0 - ours.start))?;
             self.add_code(theirs.text.0, &code).during(|| "code of the dumped vdso".into())?;
             to
         };
-        let part = |m: &&Map| {
-            let at = m.start - ours.start;
-            VdsoPart { from: m.start, park: park + at, to: to + at, len: m.len() }
+        let part = |&(from, len): &(u64, u64)| {
+            let at = from - ours.start;
+            VdsoPart { from, park: park + at, to: to + at, len }
         };
-        Ok(parts.iter().map(part).collect())
+        Ok(own.parts.iter().map(part).collect())
     }
 
     /// Adds a mapping with executable code at `start`.
@@ -175,11 +200,7 @@ mod tests {
     use super::*;
 
     fn own_code() -> Vec<u8> {
-        let maps = current().unwrap();
-        let (block, _) = own(&maps).unwrap();
-        let mut code = vec![0; (block.text.1 - block.text.0) as usize];
-        vm::read(RealPid(std::process::id() as i32), block.text.0, &mut code).unwrap();
-        code
+        Own::find().unwrap().code
     }
 
     #[test]
