@@ -80,3 +80,5 @@ pub const APPARMOR: u32 = 0x59423047;
 pub const PIDFD: u32 = 0x54435556;
 pub const STATS: u32 = 0x57093306;
 pub const IRMAP_CACHE: u32 = 0x57004059;
+/// Of images only this project writes; the words are unused by the format.
+pub const RCRIU_FILES: u32 = 0x52435246;

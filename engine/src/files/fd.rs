@@ -19,6 +19,9 @@ use crate::{
     sys::fd::{self, Owner},
 };
 
+/// File system of anonymous inodes (`linux/magic.h`).
+const ANON_INODE_FS_MAGIC: FsType = FsType(0x0904_1934);
+
 /// What is known of a descriptor before anybody knows its kind.
 #[derive(Debug)]
 pub struct FdProbe {
@@ -78,6 +81,22 @@ impl FdProbe {
             info,
             cloexec,
         })
+    }
+
+    /// Whether it is an anonymous inode (eventfd and its kin) of this name.
+    pub(super) fn anonymous(&self, name: &str) -> bool {
+        self.fs == ANON_INODE_FS_MAGIC
+            && self.link.strip_prefix(b"anon_inode:".as_slice()).is_some_and(|link| link == name.as_bytes())
+    }
+
+    /// The error for lines of fdinfo that are not as documented.
+    pub(super) fn strange(&self) -> Error {
+        let lines = self.info.rest.join(&b' ');
+        Error::host(format!(
+            "fdinfo of {} is not understood: {}",
+            self.place(),
+            crate::procfs::excerpt(&lines)
+        ))
     }
 
     /// `S_IFMT` bits.

@@ -25,6 +25,7 @@ use rcriu_images::{ImageDir, pb};
 use crate::{error::Result, options::RestoreOptions, pstree::FileId};
 
 mod build_id;
+mod eventfd;
 mod fd;
 mod fdpass;
 mod fifo;
@@ -36,7 +37,9 @@ mod refuse;
 mod reg;
 #[cfg(test)]
 mod roundtrip;
+mod signalfd;
 mod task;
+mod timerfd;
 mod tty;
 
 pub use fd::{DrainedFd, FdProbe};
@@ -149,7 +152,15 @@ impl Preflight<'_> {
 const PIPEFS_MAGIC: FsType = FsType(0x5049_5045);
 
 /// All kinds. The order does not matter: claims exclude each other.
-static KINDS: &[&dyn FileKind] = &[&reg::Reg, &pipe::Pipe, &fifo::Fifo, &tty::Tty];
+static KINDS: &[&dyn FileKind] = &[
+    &reg::Reg,
+    &pipe::Pipe,
+    &fifo::Fifo,
+    &tty::Tty,
+    &eventfd::Eventfd,
+    &signalfd::Signalfd,
+    &timerfd::Timerfd,
+];
 
 /// Memory that is a file (memfd_create): on the kernel's own tmpfs or hugetlbfs, under a name of its own.
 fn is_memfd(fd: &FdProbe) -> bool {

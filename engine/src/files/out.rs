@@ -53,6 +53,7 @@ pub struct FilesOut<'a> {
     pub(super) ghosts: GhostsOut,
     pub(super) pipes: PipesOut,
     pub(super) ttys: TtysOut,
+    more: ImageWriter,
 }
 
 /// By what a mapping or a cwd finds the file that is open or mapped elsewhere as well.
@@ -90,6 +91,7 @@ impl<'a> FilesOut<'a> {
             ghosts: GhostsOut::new(images),
             pipes: PipesOut::new(images),
             ttys: TtysOut::default(),
+            more: images.writer(ImageKind::RcriuFiles, 0),
         }
     }
 
@@ -198,9 +200,15 @@ impl<'a> FilesOut<'a> {
         Ok(())
     }
 
+    /// Notes what the entry of a file has no field for.
+    pub(super) fn more(&mut self, entry: pb::RcriuFileEntry) -> Result<()> {
+        Ok(self.more.write(&entry)?)
+    }
+
     /// Completes all images. `stays` says that the tasks go on: then names made for the images alone go.
     pub fn finish(self, stays: bool) -> Result<()> {
         self.files.finish()?;
+        self.more.finish()?;
         self.pipes.finish()?;
         self.ttys.finish(self.opts, self.images)?;
         self.ghosts.finish(stays)

@@ -55,6 +55,7 @@ pub struct PlanFiles<'a> {
     pub(super) remaps: Remaps,
     pipe_data: HashMap<ImageKind, HashMap<u32, PipeData>>,
     ttys: Option<Ttys>,
+    more: HashMap<FileId, pb::RcriuFileEntry>,
 }
 
 impl<'a> PlanFiles<'a> {
@@ -66,7 +67,14 @@ impl<'a> PlanFiles<'a> {
         entries: &'a BTreeMap<FileId, pb::FileEntry>,
     ) -> Result<Self> {
         let remaps = Remaps::read(images)?;
-        Ok(PlanFiles { images, opts, kernel, entries, remaps, pipe_data: HashMap::new(), ttys: None })
+        let more = images.read_all::<pb::RcriuFileEntry>(ImageKind::RcriuFiles, 0)?;
+        let more = more.into_iter().map(|entry| (FileId(entry.id), entry)).collect();
+        Ok(PlanFiles { images, opts, kernel, entries, remaps, pipe_data: HashMap::new(), ttys: None, more })
+    }
+
+    /// What the entry of a file has no field for.
+    pub(super) fn more(&self, id: FileId) -> Option<&pb::RcriuFileEntry> {
+        self.more.get(&id)
     }
 
     /// All terminals.
