@@ -59,17 +59,18 @@ impl<'a> DumpCx<'a> {
     /// Nothing is written yet.
     pub fn new(opts: &'a DumpOptions, kernel: &'a Kernel, images: &'a ImageDir) -> Result<Self> {
         let pages = PageStore::new(images.clone());
+        let shmem_dev = shmem_dev()?;
         Ok(DumpCx {
             opts,
             kernel,
             images,
-            files: FilesOut::new(opts, kernel, images),
+            files: FilesOut::new(opts, kernel, images, pages.clone(), shmem_dev),
             pages,
             seccomp: Filters::default(),
             cgroups: Sets::new()?,
             stats: DumpStats::default(),
             layout: Layout::host(),
-            rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev: shmem_dev()? },
+            rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev },
             shmem: SharedOut::default(),
             uprobes: false,
         })
@@ -145,7 +146,7 @@ impl Drop for Created<'_> {
 }
 
 /// `st_dev` of the kernel's own tmpfs, on which anonymous shared memory lives.
-fn shmem_dev() -> Result<u64> {
+pub(crate) fn shmem_dev() -> Result<u64> {
     use nix::sys::memfd::{MFdFlags, memfd_create};
     let file = memfd_create("rcriu", MFdFlags::MFD_CLOEXEC).call("memfd_create")?;
     Ok(nix::sys::stat::fstat(&file).call("fstat")?.st_dev)

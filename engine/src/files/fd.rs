@@ -39,6 +39,8 @@ pub struct FdProbe {
     pub info: FdInfo,
     /// Close-on-exec.
     pub cloexec: bool,
+    /// It lies on the kernel's own tmpfs: a memfd, or shared memory without a name.
+    pub shmem: bool,
 }
 
 /// A descriptor of a task together with a duplicate of ours.
@@ -54,28 +56,42 @@ pub struct DrainedFd {
 
 impl FdProbe {
     /// Looks at descriptor `fd` of a task, `file` being the same open file.
-    pub fn of_fd(proc: &ProcDir, task: RealPid, fd: i32, file: BorrowedFd<'_>) -> Result<Self> {
+    pub fn of_fd(
+        proc: &ProcDir,
+        task: RealPid,
+        fd: i32,
+        file: BorrowedFd<'_>,
+        shmem_dev: u64,
+    ) -> Result<Self> {
         let info = FdInfo::read(proc, fd)?;
-        Self::new(task, Some(fd), info, file)
+        Self::new(task, Some(fd), info, file, shmem_dev)
     }
 
     /// Looks at an open file of ours that stands for something of a task's which is no descriptor.
-    pub fn of_path(task: RealPid, file: BorrowedFd<'_>) -> Result<Self> {
+    pub fn of_path(task: RealPid, file: BorrowedFd<'_>, shmem_dev: u64) -> Result<Self> {
         let proc = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
         let mut info = FdInfo::read(&proc, file.as_raw_fd())?;
         // How we opened it says nothing about the task.
         (info.flags, info.pos) = (0, 0);
-        Self::new(task, None, info, file)
+        Self::new(task, None, info, file, shmem_dev)
     }
 
-    fn new(task: RealPid, fd: Option<i32>, mut info: FdInfo, file: BorrowedFd<'_>) -> Result<Self> {
+    fn new(
+        task: RealPid,
+        fd: Option<i32>,
+        mut info: FdInfo,
+        file: BorrowedFd<'_>,
+        shmem_dev: u64,
+    ) -> Result<Self> {
         let cloexec = info.flags & libc::O_CLOEXEC.cast_unsigned() != 0;
         info.flags &= !libc::O_CLOEXEC.cast_unsigned();
         let link = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).call("readlink")?;
+        let stat = fstat(file).call("fstat")?;
         Ok(FdProbe {
             task,
             fd,
-            stat: fstat(file).call("fstat")?,
+            shmem: stat.st_dev == shmem_dev,
+            stat,
             fs: fstatfs(file).call("fstatfs")?.filesystem_type(),
             link: std::os::unix::ffi::OsStringExt::into_vec(link),
             info,
@@ -133,8 +149,8 @@ impl FdProbe {
 
 impl DrainedFd {
     /// Looks at a descriptor of a task; `file` is the same open file.
-    pub fn new(proc: &ProcDir, task: RealPid, fd: i32, file: OwnedFd) -> Result<Self> {
-        let probe = FdProbe::of_fd(proc, task, fd, file.as_fd())?;
+    pub fn new(proc: &ProcDir, task: RealPid, fd: i32, file: OwnedFd, shmem_dev: u64) -> Result<Self> {
+        let probe = FdProbe::of_fd(proc, task, fd, file.as_fd(), shmem_dev)?;
         let fown = if probe.info.flags & libc::O_PATH.cast_unsigned() != 0 {
             pb::FownEntry::default()
         } else {

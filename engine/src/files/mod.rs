@@ -18,7 +18,7 @@ use std::{
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use nix::sys::statfs::{FsType, HUGETLBFS_MAGIC, TMPFS_MAGIC};
+use nix::sys::statfs::FsType;
 pub use rcriu_images::pb::FdTypes as FdType;
 use rcriu_images::{ImageDir, pb};
 
@@ -26,11 +26,14 @@ use crate::{error::Result, options::RestoreOptions, pstree::FileId};
 
 mod build_id;
 mod eventfd;
+mod eventpoll;
 mod fd;
 mod fdpass;
 mod fifo;
 mod ghost;
+mod memfd;
 mod out;
+mod pidfd;
 mod pipe;
 mod plan;
 mod refuse;
@@ -49,7 +52,7 @@ pub use plan::{FilesPlan, PlanFiles, Table, TableIx, Zone};
 pub use task::{FilesShared, FilesTask};
 
 /// One kind of open file: how it is recognised, dumped, and read back from an image.
-pub trait FileKind: Sync {
+pub trait FileKind: fmt::Debug + Sync {
     /// The tag in images and the name in logs.
     fn fd_type(&self) -> FdType;
 
@@ -60,6 +63,16 @@ pub trait FileKind: Sync {
     /// Dumps the open file behind `fd`, called once per open file. Side images are written through `out`;
     /// the entry returned goes to files.img.
     fn dump(&self, fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<pb::FileEntry>;
+
+    /// Whether [`FileKind::complete`] is wanted: the entry is then kept until all descriptors are known.
+    fn is_late(&self) -> bool {
+        false
+    }
+
+    /// Completes an entry once all descriptors of all tasks are known. `fd` is the descriptor it came from.
+    fn complete(&self, _entry: &mut pb::FileEntry, _fd: &FdProbe, _out: &mut FilesOut<'_>) -> Result<()> {
+        Ok(())
+    }
 
     /// Reads an entry of files.img. No lasting system call: this runs before anything is created.
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>>;
@@ -158,13 +171,9 @@ static KINDS: &[&dyn FileKind] = &[
     &fifo::Fifo,
     &tty::Tty,
     &eventfd::Eventfd,
+    &eventpoll::Eventpoll,
     &signalfd::Signalfd,
     &timerfd::Timerfd,
+    &memfd::Memfd,
+    &pidfd::Pidfd,
 ];
-
-/// Memory that is a file (memfd_create): on the kernel's own tmpfs or hugetlbfs, under a name of its own.
-fn is_memfd(fd: &FdProbe) -> bool {
-    fd.link.starts_with(b"/memfd:")
-        && fd.stat.st_nlink == 0
-        && (fd.fs == TMPFS_MAGIC || fd.fs == HUGETLBFS_MAGIC)
-}

@@ -1,6 +1,7 @@
 //! The dump's side of open files: every descriptor of every task, each open file once.
 
 use std::{
+    cmp::Ordering,
     collections::{HashMap, HashSet},
     os::fd::{AsFd, OwnedFd},
 };
@@ -8,16 +9,23 @@ use std::{
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
 use super::{
-    DrainedFd, FdProbe, FdType, FileKind, KINDS, ghost::GhostsOut, pipe::PipesOut, refuse, reg, tty::TtysOut,
+    DrainedFd, FdProbe, FdType, FileKind, KINDS,
+    ghost::GhostsOut,
+    memfd::{self, MemfdsOut},
+    pipe::PipesOut,
+    refuse, reg,
+    tty::TtysOut,
 };
 use crate::{
     dump::identity::FileIds,
     error::{Context, Error, Result},
     interrupt,
     kernel::Kernel,
+    mm::pages::PageStore,
     options::DumpOptions,
-    procfs::ProcDir,
+    procfs::{ProcDir, stat::Stat},
     pstree::{FileId, RealPid},
+    sys::kcmp::{self, What},
 };
 
 /// What a file that is no descriptor serves for.
@@ -42,10 +50,18 @@ pub struct FilesOut<'a> {
     pub kernel: &'a Kernel,
     /// Where images go.
     pub images: &'a ImageDir,
+    /// Where pages go.
+    pub pages: PageStore,
     ids: FileIds,
     files: ImageWriter,
-    /// Type of every file written.
+    /// Type of every file met.
     types: HashMap<FileId, FdType>,
+    /// A descriptor of every open file that has one.
+    seen: Vec<Seen>,
+    /// Whether `seen` is in the kernel's order.
+    sorted: bool,
+    /// Entries that wait for all others, with where they come from.
+    late: Vec<(pb::FileEntry, FdProbe, &'static dyn FileKind)>,
     /// Tables written, by `files_id`.
     tables: HashSet<u32>,
     /// Files known by device, inode, mount and path.
@@ -53,7 +69,18 @@ pub struct FilesOut<'a> {
     pub(super) ghosts: GhostsOut,
     pub(super) pipes: PipesOut,
     pub(super) ttys: TtysOut,
+    pub(super) memfds: MemfdsOut,
     more: ImageWriter,
+    /// Device of the kernel's own tmpfs.
+    shmem_dev: u64,
+}
+
+/// Where an open file can be found again while tasks are frozen.
+#[derive(Clone, Copy, Debug)]
+struct Seen {
+    task: RealPid,
+    fd: i32,
+    id: FileId,
 }
 
 /// By what a mapping or a cwd finds the file that is open or mapped elsewhere as well.
@@ -77,15 +104,27 @@ impl PathKey {
 }
 
 impl<'a> FilesOut<'a> {
-    /// Nothing is written before the first file.
-    pub fn new(opts: &'a DumpOptions, kernel: &'a Kernel, images: &'a ImageDir) -> Self {
+    /// Nothing is written before the first file. `shmem_dev` is the device of the kernel's own tmpfs.
+    pub fn new(
+        opts: &'a DumpOptions,
+        kernel: &'a Kernel,
+        images: &'a ImageDir,
+        pages: PageStore,
+        shmem_dev: u64,
+    ) -> Self {
         FilesOut {
             opts,
             kernel,
             images,
+            pages,
+            shmem_dev,
+            memfds: MemfdsOut::new(images),
             ids: FileIds::new(kernel),
             files: images.writer(ImageKind::Files, 0),
             types: HashMap::new(),
+            seen: Vec::new(),
+            sorted: true,
+            late: Vec::new(),
             tables: HashSet::new(),
             paths: HashMap::new(),
             ghosts: GhostsOut::new(images),
@@ -131,19 +170,20 @@ impl<'a> FilesOut<'a> {
     }
 
     fn one_fd(&mut self, proc: &ProcDir, task: RealPid, fd: i32, file: OwnedFd) -> Result<pb::FdinfoEntry> {
-        let fd = DrainedFd::new(proc, task, fd, file)?;
-        let (id, fd_type) = self.open_file(&fd)?;
+        let drained = DrainedFd::new(proc, task, fd, file, self.shmem_dev)?;
+        let cloexec = drained.probe.cloexec;
+        let (id, fd_type) = self.open_file(drained)?;
         Ok(pb::FdinfoEntry {
             id: id.0,
-            flags: if fd.probe.cloexec { libc::FD_CLOEXEC.cast_unsigned() } else { 0 },
+            flags: if cloexec { libc::FD_CLOEXEC.cast_unsigned() } else { 0 },
             r#type: fd_type as i32,
-            fd: fd.probe.fd.unwrap_or_default().cast_unsigned(),
+            fd: fd.cast_unsigned(),
             xattr_security_selinux: None,
         })
     }
 
     /// The number of the open file behind a descriptor, which is dumped if it is new.
-    pub(super) fn open_file(&mut self, fd: &DrainedFd) -> Result<(FileId, FdType)> {
+    pub(super) fn open_file(&mut self, fd: DrainedFd) -> Result<(FileId, FdType)> {
         let probe = &fd.probe;
         let number = probe.fd.ok_or_else(|| Error::bug("no descriptor"))?;
         let (id, new) = self.ids.of_fd(probe.key(), probe.task, number)?;
@@ -160,19 +200,56 @@ impl<'a> FilesOut<'a> {
             return Ok((id, *fd_type));
         }
         let kind = kind_of(probe)?;
-        let entry = kind.dump(fd, id, self)?;
         let fd_type = kind.fd_type();
-        self.write(entry)?;
-        if fd_type == FdType::Reg {
+        self.types.insert(id, fd_type);
+        self.seen.push(Seen { task: probe.task, fd: number, id });
+        self.sorted = false;
+        let entry = kind.dump(&fd, id, self)?;
+        if matches!(fd_type, FdType::Reg | FdType::Memfd) {
             self.paths.entry(PathKey::of(probe)).or_insert(id);
         }
+        if kind.is_late() {
+            self.late.push((entry, fd.probe, kind));
+        } else {
+            self.write(entry)?;
+        }
         Ok((id, fd_type))
+    }
+
+    /// The open file, met through any descriptor of any task, for which `compare` says equal; `compare` orders
+    /// the one it is given against the one looked for, in the kernel's order.
+    pub(super) fn find(
+        &mut self,
+        compare: impl Fn(RealPid, i32) -> Result<Ordering>,
+    ) -> Result<Option<(RealPid, i32, FileId)>> {
+        if !self.sorted {
+            let mut failed = None;
+            self.seen.sort_by(|a, b| {
+                kcmp::compare(a.task, b.task, What::File(a.fd, b.fd)).unwrap_or_else(|e| {
+                    failed.get_or_insert(e);
+                    Ordering::Equal
+                })
+            });
+            failed.map_or(Ok(()), Err)?;
+            self.sorted = true;
+        }
+        let (mut low, mut high) = (0, self.seen.len());
+        while low < high {
+            let middle = low + (high - low) / 2;
+            let seen = self.seen[middle];
+            match compare(seen.task, seen.fd)? {
+                Ordering::Equal => return Ok(Some((seen.task, seen.fd, seen.id))),
+                Ordering::Less => low = middle + 1,
+                Ordering::Greater => high = middle,
+            }
+        }
+        Ok(None)
     }
 
     /// The number of a file that a task uses without a descriptor; `file` is opened through /proc (exe, cwd,
     /// root, map_files). Files that are also descriptors or were met before get the number they have.
     pub fn path_file(&mut self, task: RealPid, file: OwnedFd, what: PathUse) -> Result<FileId> {
-        let probe = FdProbe::of_path(task, file.as_fd())?;
+        let probe = FdProbe::of_path(task, file.as_fd(), self.shmem_dev)?;
         let key = PathKey::of(&probe);
         let device = matches!(probe.stat.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
         if !device && let Some(&id) = self.paths.get(&key) {
@@ -180,11 +257,17 @@ impl<'a> FilesOut<'a> {
         }
         let fd = DrainedFd { probe, file, fown: pb::FownEntry::default() };
         let id = self.ids.fresh()?;
-        let entry = reg::dump_path(&fd, id, self)
-            .during(|| format!("{what:?} of task {task}: {}", fd.probe.link_text()))?;
+        let entry = if fd.probe.shmem { memfd::dump(&fd, id, self) } else { reg::dump_path(&fd, id, self) };
+        let entry = entry.during(|| format!("{what:?} of task {task}: {}", fd.probe.link_text()))?;
         self.write(entry)?;
         self.paths.entry(key).or_insert(id);
         Ok(id)
+    }
+
+    /// Whether a process belongs to the tree: a living task that was met, or a dead child of one.
+    pub(super) fn in_tree(&self, task: RealPid) -> bool {
+        let parent = || Some(RealPid(Stat::read(&ProcDir::open(task).ok()?).ok()?.ppid));
+        self.ttys.has_task(task) || parent().is_some_and(|parent| self.ttys.has_task(parent))
     }
 
     /// A number for an entry that exists in images only.
@@ -206,9 +289,15 @@ impl<'a> FilesOut<'a> {
     }
 
     /// Completes all images. `stays` says that the tasks go on: then names made for the images alone go.
-    pub fn finish(self, stays: bool) -> Result<()> {
+    pub fn finish(mut self, stays: bool) -> Result<()> {
+        for (mut entry, probe, kind) in std::mem::take(&mut self.late) {
+            interrupt::check()?;
+            kind.complete(&mut entry, &probe, &mut self).during(|| probe.place())?;
+            self.write(entry)?;
+        }
         self.files.finish()?;
         self.more.finish()?;
+        self.memfds.finish()?;
         self.pipes.finish()?;
         self.ttys.finish(self.opts, self.images)?;
         self.ghosts.finish(stays)

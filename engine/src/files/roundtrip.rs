@@ -117,7 +117,13 @@ impl Trip {
         let mut opts = DumpOptions::new(Dir::open(images_folder).unwrap(), pid.0);
         (self.dump)(&mut opts);
         let target = pidfd::open(pid, 0)?;
-        let mut out = FilesOut::new(&opts, &kernel, &images);
+        let mut out = FilesOut::new(
+            &opts,
+            &kernel,
+            &images,
+            crate::mm::pages::PageStore::new(images.clone()),
+            crate::dump::shmem_dev()?,
+        );
         let proc = ProcDir::open(pid)?;
         out.task_fds(pid, 1, &proc, &mut |fd| pidfd::getfd(target.as_fd(), fd))?;
         out.finish(false)
@@ -164,6 +170,7 @@ impl Trip {
         let opts = std::mem::ManuallyDrop::new(opts);
         let shared = FilesShared::prepare(&plan, zone, &images, &opts, &kernel)?;
         FilesTask::new(&plan, &shared, &images, &opts, &kernel, TASK)?.restore()?;
+        shared.mapped()?;
         shared.finished();
         // Everything below the zone is in the images.
         let open: Vec<RawFd> = ProcDir::open(RealPid(std::process::id().cast_signed()))?.numbers("fd")?;

@@ -15,7 +15,7 @@ use rcriu_images::ImageDir;
 use super::{
     GroupKey, Lost, OpenHow, Source,
     fdpass::{self, FdPass, Passer},
-    ghost,
+    ghost, memfd, pidfd,
     plan::{FilesPlan, Node, Place, Step, TableIx, TablePlan, Zone},
     tty::{self, Terminals},
 };
@@ -49,6 +49,7 @@ pub struct FilesShared {
     /// Names that were made for this restore by the dump.
     links: Vec<Vec<u8>>,
     terminals: Terminals,
+    memfds: memfd::Made,
 }
 
 impl FilesShared {
@@ -59,11 +60,10 @@ impl FilesShared {
     /// More descriptors than `limit` allows.
     pub fn zone(plan: &FilesPlan, limit: RawFd, opts: &RestoreOptions, kernel: &Kernel) -> Result<Zone> {
         let passing = if fdpass::by_socket(kernel) { plan.slots + 2 * plan.receivers().count() } else { 0 };
+        let early = plan.memfds.len() + plan.dead_pidfds.values().map(Vec::len).sum::<usize>();
         let lost = plan.nodes.values().filter(|node| node.file.lost().is_some()).count();
-        let room = i32::try_from(
-            plan.most_kept() + passing + lost + opts.inherit_fds.len() + plan.ttys.descriptors(),
-        )
-        .unwrap_or(i32::MAX);
+        let outside = opts.inherit_fds.len() + plan.ttys.descriptors();
+        let room = i32::try_from(plan.most_kept() + passing + early + lost + outside).unwrap_or(i32::MAX);
         plan.zone(limit, room.saturating_add(ENGINE_ROOM))
     }
 
@@ -99,6 +99,10 @@ impl FilesShared {
         let inherited = inherited.collect::<Result<Vec<_>>>()?;
         let outside = |name: &str| find_inherited(opts, &inherited, name);
         let terminals = tty::prepare(&plan.ttys, zone, opts, outside, &mut handles)?;
+        for (id, handle) in pidfd::prepare(&plan.dead_pidfds)? {
+            handles.insert(id, zone.keep(handle)?);
+        }
+        let memfds = memfd::Made::new(&plan.memfds, images, zone)?;
         Ok(FilesShared {
             zone,
             pass: FdPass::new(plan.slots, plan.receivers(), kernel, zone)?,
@@ -107,7 +111,13 @@ impl FilesShared {
             inherited,
             links,
             terminals,
+            memfds,
         })
+    }
+
+    /// Once all tasks have mapped their files: what must not be changed any more is sealed.
+    pub fn mapped(&self) -> Result<()> {
+        self.memfds.seal()
     }
 
     /// After a restore that succeeded: names that the dump made for it go.
@@ -244,6 +254,11 @@ impl<'a> FilesTask<'a> {
     /// The handle (O_PATH) of a file that has no name, brought back before the first fork.
     pub(super) fn handle(&self, id: FileId) -> Option<BorrowedFd<'a>> {
         self.shared.handles.get(&id).map(AsFd::as_fd)
+    }
+
+    /// A memfd inode, by its number in images.
+    pub(super) fn memfd(&self, inode: u32) -> Result<BorrowedFd<'a>> {
+        self.shared.memfds.inode(inode).map(AsFd::as_fd)
     }
 
     /// Moves a descriptor out of the way of the table's numbers, for use in later steps.

@@ -110,6 +110,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     let threads: u32 = snapshot.alive().map(|(_, t)| t.threads.len() as u32).sum();
     area.open(Stage::Restore, threads)?;
     area.await_all(Stage::Restore, watch)?;
+    files.mapped()?;
     drop(placeholders);
     area.open(Stage::RestoreSigchld, threads)?;
     area.await_all(Stage::RestoreSigchld, watch)?;

@@ -37,6 +37,13 @@ pub(crate) fn is_open(fd: RawFd) -> bool {
     unsafe { libc::fcntl(fd, libc::F_GETFD) >= 0 }
 }
 
+/// Whether `fd` is closed on exec.
+pub(crate) fn cloexec(fd: RawFd) -> Result<bool> {
+    // SAFETY: no pointers.
+    let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
+    if flags < 0 { Err(last("fcntl(F_GETFD)", fd)) } else { Ok(flags & libc::FD_CLOEXEC != 0) }
+}
+
 /// Sets or clears close-on-exec; tells whether that changed anything.
 pub(crate) fn set_cloexec(fd: RawFd, on: bool) -> Result<bool> {
     // SAFETY: no pointers.

@@ -47,6 +47,23 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     errno::check(ret, "pidfd_send_signal").map(drop)
 }
 
+/// One descriptor per entry of `flags`, all for one process that has ended and was waited for.
+pub fn of_the_dead(flags: &[u32]) -> Result<Vec<OwnedFd>> {
+    // SAFETY: the child makes no call but _exit, which is async-signal-safe.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        // SAFETY: as above.
+        unsafe { libc::_exit(0) }
+    }
+    let pid = errno::check(pid.into(), "fork")? as i32;
+    // Until it is waited for, its number cannot become somebody else's.
+    let opened = flags.iter().map(|flags| open(RealPid(pid), *flags)).collect();
+    // SAFETY: our own child; a null status is not written.
+    let ret = unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) };
+    errno::check(ret.into(), "waitpid")?;
+    opened
+}
+
 #[cfg(test)]
 mod tests {
     use std::{

@@ -118,6 +118,19 @@ pub(crate) fn kcmp() -> Result<bool> {
     }
 }
 
+pub(crate) fn kcmp_epoll() -> Result<bool> {
+    // No descriptor has the number of the slot's epoll instance: EBADF where it is looked for at all.
+    let me = std::process::id() as u64;
+    let slot = [u32::MAX, 0, 0];
+    let null = std::fs::File::open("/dev/null").call("open(/dev/null)")?;
+    let fd = null.as_raw_fd() as u64;
+    match raw(libc::SYS_kcmp, [me, me, 7, fd, slot.as_ptr() as u64]) {
+        Err(libc::EBADF) | Ok(_) => Ok(true),
+        Err(libc::EINVAL | libc::EOPNOTSUPP | libc::ENOSYS) => Ok(false),
+        Err(e) => Err(Error::sys("kcmp(KCMP_EPOLL_TFD)", e).during("kernel probe")),
+    }
+}
+
 pub(crate) fn pagemap_scan() -> Result<bool> {
     let file = std::fs::File::open("/proc/self/pagemap").call("open(/proc/self/pagemap)")?;
     // An argument struct whose size field is 0 is EINVAL where the ioctl is known, ENOTTY where not.

@@ -21,7 +21,8 @@ use std::{
 use rcriu_images::{ImageDir, ImageKind, pb};
 
 use super::{
-    FdType, GroupKey, KINDS, Needs, Preflight, RestoredFile, ghost::Remaps, pipe::PipeData, tty::Ttys,
+    FdType, GroupKey, KINDS, Needs, Preflight, RestoredFile, ghost::Remaps, memfd::Memfds, pidfd::DeadPidfds,
+    pipe::PipeData, tty::Ttys,
 };
 use crate::{
     error::{Context, Error, Result},
@@ -55,6 +56,8 @@ pub struct PlanFiles<'a> {
     pub(super) remaps: Remaps,
     pipe_data: HashMap<ImageKind, HashMap<u32, PipeData>>,
     ttys: Option<Ttys>,
+    memfds: Option<Memfds>,
+    pub(super) dead_pidfds: DeadPidfds,
     more: HashMap<FileId, pb::RcriuFileEntry>,
 }
 
@@ -69,12 +72,31 @@ impl<'a> PlanFiles<'a> {
         let remaps = Remaps::read(images)?;
         let more = images.read_all::<pb::RcriuFileEntry>(ImageKind::RcriuFiles, 0)?;
         let more = more.into_iter().map(|entry| (FileId(entry.id), entry)).collect();
-        Ok(PlanFiles { images, opts, kernel, entries, remaps, pipe_data: HashMap::new(), ttys: None, more })
+        Ok(PlanFiles {
+            images,
+            opts,
+            kernel,
+            entries,
+            remaps,
+            pipe_data: HashMap::new(),
+            ttys: None,
+            memfds: None,
+            dead_pidfds: DeadPidfds::new(),
+            more,
+        })
     }
 
     /// What the entry of a file has no field for.
     pub(super) fn more(&self, id: FileId) -> Option<&pb::RcriuFileEntry> {
         self.more.get(&id)
+    }
+
+    /// All memfd inodes.
+    pub(super) fn memfds(&mut self) -> Result<&mut Memfds> {
+        Ok(match &mut self.memfds {
+            Some(memfds) => memfds,
+            none => none.insert(Memfds::read(self.images)?),
+        })
     }
 
     /// All terminals.
@@ -159,6 +181,8 @@ pub struct FilesPlan {
     numbers: BTreeSet<RawFd>,
     dead_pids: BTreeSet<VirtPid>,
     pub(super) ttys: Ttys,
+    pub(super) memfds: Memfds,
+    pub(super) dead_pidfds: DeadPidfds,
 }
 
 /// Descriptor numbers that no table uses: what must survive while tables are restored lives there.
@@ -216,6 +240,8 @@ impl FilesPlan {
         };
         let mut plan = plan(files, tables, known)?;
         plan.ttys = cx.ttys.take().unwrap_or_default();
+        plan.memfds = cx.memfds.take().unwrap_or_default();
+        plan.dead_pidfds = cx.dead_pidfds;
         plan.dead_pids = cx.remaps.dead_processes().collect();
         Ok(plan)
     }
@@ -487,6 +513,8 @@ fn plan(
         numbers: all_numbers,
         dead_pids: BTreeSet::new(),
         ttys: Ttys::default(),
+        memfds: Memfds::default(),
+        dead_pidfds: DeadPidfds::new(),
     })
 }
 

@@ -167,6 +167,11 @@ impl TtysOut {
         Ok(())
     }
 
+    /// Whether a living task was met.
+    pub(super) fn has_task(&self, task: RealPid) -> bool {
+        self.tasks.contains(&task)
+    }
+
     fn external(&mut self, fd: &DrainedFd) -> Result<u32> {
         self.externals += 1;
         let number = EXTERNAL + self.externals;
