@@ -76,10 +76,14 @@ impl FileKind for Eventpoll {
                 true => out.find(|task, number| kcmp::compare_epoll(task, number, fd.task, slot))?,
                 false => None,
             };
-            let (task, number, file) = found.ok_or_else(|| {
-                Error::unsupported(format!(
-                    "it watches a file, added as fd {tfd}, that no task has open any more"
+            let (task, number, file) = found.ok_or_else(|| match out.kernel.kcmp_epoll {
+                true => Error::unsupported(format!(
+                    "it watches a file, added as fd {tfd}, that no task of the tree has as a descriptor"
+                )),
+                false => Error::unsupported(format!(
+                    "it watches a file, added as fd {tfd}, that is another file by now"
                 ))
+                .remedy("on Linux 4.13 and later it could be found"),
             })?;
             foreign.push(pb::RcriuEpollTarget { index: index as u32, tfd: target.tfd, file_id: file.0 });
             // Readers that know numbers only find the file under another number of the same task.
@@ -255,7 +259,32 @@ mod tests {
     }
 
     #[test]
+    fn targets_come_back() {
+        Trip::new(
+            concat!(module_path!(), "::targets_come_back"),
+            |_| {
+                let epoll = Epoll::new(EpollCreateFlags::empty()).unwrap();
+                let (read, write) = pipe().unwrap();
+                at(read, FREE, false);
+                at(write, FREE + 1, false);
+                watch(&epoll, FREE, EpollFlags::EPOLLIN | EpollFlags::EPOLLONESHOT, 11);
+                at(epoll.0, FREE + 2, false);
+            },
+            |_| {
+                write(get(FREE + 1), b"x").unwrap();
+                assert_eq!(ready(FREE + 2), [(libc::EPOLLIN.cast_unsigned(), 11)]);
+                assert_eq!(ready(FREE + 2), []);
+            },
+        )
+        .run();
+    }
+
+    #[test]
     fn targets_come_back_whatever_became_of_their_numbers() {
+        if !crate::kernel::Kernel::probe().unwrap().kcmp_epoll {
+            eprintln!("SKIP: no KCMP_EPOLL_TFD");
+            return;
+        }
         Trip::new(
             concat!(module_path!(), "::targets_come_back_whatever_became_of_their_numbers"),
             |_| {

@@ -31,6 +31,7 @@ mod fd;
 mod fdpass;
 mod fifo;
 mod ghost;
+mod inotify;
 mod memfd;
 mod out;
 mod pidfd;
@@ -176,4 +177,5 @@ static KINDS: &[&dyn FileKind] = &[
     &timerfd::Timerfd,
     &memfd::Memfd,
     &pidfd::Pidfd,
+    &inotify::InotifyKind,
 ];

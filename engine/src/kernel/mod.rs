@@ -63,6 +63,8 @@ features! {
     get_rseq_conf => probe::get_rseq_conf,
     /// `kcmp(2)`, Linux 3.5.
     kcmp => probe::kcmp,
+    /// `INOTIFY_IOC_SETNEXTWD`, Linux 4.18 with `CONFIG_CHECKPOINT_RESTORE`.
+    inotify_next_watch => probe::inotify_next_watch,
     /// `KCMP_EPOLL_TFD` of kcmp(2), Linux 4.13.
     kcmp_epoll => probe::kcmp_epoll,
     /// `ioctl(PAGEMAP_SCAN)`, Linux 6.7.

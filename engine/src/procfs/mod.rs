@@ -25,6 +25,7 @@ pub mod cgroup;
 pub mod fdinfo;
 pub mod limits;
 pub mod maps;
+pub mod mountinfo;
 pub mod stat;
 pub mod status;
 pub mod timers;

@@ -53,11 +53,3 @@ pub(crate) fn set_ticks(timer: BorrowedFd<'_>, ticks: u64) -> Result<()> {
     let ret = unsafe { libc::ioctl(timer.as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) };
     errno::check(ret.into(), "ioctl(TFD_IOC_SET_TICKS)").map(drop)
 }
-
-/// The next watch of an inotify instance gets number `wd` (Linux 4.18, CONFIG_CHECKPOINT_RESTORE).
-pub(crate) fn set_next_watch(inotify: BorrowedFd<'_>, wd: i32) -> Result<()> {
-    const INOTIFY_IOC_SETNEXTWD: libc::Ioctl = 0x4004_4900;
-    // SAFETY: the argument is a number.
-    let ret = unsafe { libc::ioctl(inotify.as_raw_fd(), INOTIFY_IOC_SETNEXTWD, wd) };
-    errno::check(ret.into(), "ioctl(INOTIFY_IOC_SETNEXTWD)").map(drop)
-}

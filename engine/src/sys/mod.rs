@@ -6,6 +6,8 @@ pub mod clone3;
 pub mod errno;
 pub(crate) mod fd;
 pub mod futex;
+pub(crate) mod handle;
+pub(crate) mod inotify;
 pub mod kcmp;
 pub mod map;
 pub mod pagemap_scan;

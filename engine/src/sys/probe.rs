@@ -118,6 +118,15 @@ pub(crate) fn kcmp() -> Result<bool> {
     }
 }
 
+pub(crate) fn inotify_next_watch() -> Result<bool> {
+    use crate::sys::inotify;
+    match inotify::set_next(std::os::fd::AsFd::as_fd(&inotify::init()?), 16) {
+        Ok(()) => Ok(true),
+        Err(e) if e.errno() == Some(libc::ENOTTY) => Ok(false),
+        Err(e) => Err(e.during("kernel probe")),
+    }
+}
+
 pub(crate) fn kcmp_epoll() -> Result<bool> {
     // No descriptor has the number of the slot's epoll instance: EBADF where it is looked for at all.
     let me = std::process::id() as u64;

@@ -40,11 +40,15 @@ pub(crate) enum Remap {
 
 /// All of `remap-fpath.img`.
 #[derive(Debug, Default)]
-pub(crate) struct Remaps(HashMap<FileId, Remap>);
+pub(crate) struct Remaps {
+    remaps: HashMap<FileId, Remap>,
+    /// Entries of ghosts, by device (in the kernel's numbering) and inode of the lost file.
+    inodes: HashMap<(u32, u64), FileId>,
+}
 
 impl Remaps {
     pub(crate) fn read(images: &ImageDir) -> Result<Remaps> {
-        let mut remaps = HashMap::new();
+        let (mut remaps, mut ghosts) = (HashMap::new(), HashMap::new());
         for entry in images.read_all::<pb::RemapFilePathEntry>(ImageKind::RemapFpath, 0)? {
             let remap = match entry.remap_type.map(pb::RemapType::try_from) {
                 Some(Ok(pb::RemapType::Ghost)) => Remap::Ghost(entry.remap_id),
@@ -64,18 +68,29 @@ impl Remaps {
                 None if entry.remap_id & OLD_GHOST != 0 => Remap::Ghost(entry.remap_id & !OLD_GHOST),
                 None => Remap::Linked(FileId(entry.remap_id)),
             };
+            if let Remap::Ghost(ghost) = remap {
+                let (_, entry_of) = open_ghost(images, ghost)?;
+                if let (Some(dev), Some(ino)) = (entry_of.dev, entry_of.ino) {
+                    ghosts.entry((dev, ino)).or_insert(FileId(entry.orig_id));
+                }
+            }
             remaps.insert(FileId(entry.orig_id), remap);
         }
-        Ok(Remaps(remaps))
+        Ok(Remaps { remaps, inodes: ghosts })
     }
 
     pub(crate) fn of(&self, id: FileId) -> Option<&Remap> {
-        self.0.get(&id)
+        self.remaps.get(&id)
+    }
+
+    /// The entry of the ghost that this inode became.
+    pub(crate) fn of_inode(&self, dev: u32, ino: u64) -> Option<FileId> {
+        self.inodes.get(&(dev, ino)).copied()
     }
 
     /// Tasks that must exist, if only as helpers, because files below their /proc folder are open.
     pub(crate) fn dead_processes(&self) -> impl Iterator<Item = VirtPid> {
-        self.0.values().filter_map(|remap| match remap {
+        self.remaps.values().filter_map(|remap| match remap {
             Remap::DeadProcess(pid) => Some(*pid),
             _ => None,
         })

@@ -91,6 +91,11 @@ impl<'a> PlanFiles<'a> {
         self.more.get(&id)
     }
 
+    /// A file entry whose inode, a ghost by now, had this device (in the kernel's numbering) and number.
+    pub(super) fn ghost_file(&self, dev: u32, ino: u64) -> Option<FileId> {
+        self.remaps.of_inode(dev, ino)
+    }
+
     /// All memfd inodes.
     pub(super) fn memfds(&mut self) -> Result<&mut Memfds> {
         Ok(match &mut self.memfds {

@@ -37,6 +37,8 @@ pub(super) fn copy(master: BorrowedFd<'_>, slave: BorrowedFd<'_>) -> Result<Queu
         tty::set_packets(master, false)?;
     }
     let taken = (|| {
+        // What was written last may still be on its way through the line, to be echoed for one.
+        is_ready(slave, PollFlags::POLLIN, PollTimeout::ZERO)?;
         let for_master = drain(master)?;
         tty::set_termios(slave, plain(&before, false))?;
         Ok(Queued { for_master, for_slave: drain(slave)? })
@@ -68,6 +70,9 @@ pub(super) fn put(
                 return Err(e);
             }
         }
+        // It must have gone through the line before the line changes.
+        is_ready(slave, PollFlags::POLLIN, PollTimeout::ZERO)?;
+        is_ready(master, PollFlags::POLLIN, PollTimeout::ZERO)?;
     }
     tty::set_termios(slave, *after)
 }
@@ -85,17 +90,23 @@ fn plain(line: &Termios, canonical: bool) -> Termios {
     }
 }
 
+/// Asking makes the kernel process what waits before the line.
+fn is_ready(tty: BorrowedFd<'_>, what: PollFlags, timeout: PollTimeout) -> Result<bool> {
+    loop {
+        let mut ready = [PollFd::new(tty, what)];
+        match poll(&mut ready, timeout) {
+            Err(Errno::EINTR) => crate::interrupt::check()?,
+            Err(e) => return Err(Error::sys("poll", e as i32)),
+            Ok(_) => return Ok(ready[0].revents().is_some_and(|r| r.contains(what))),
+        }
+    }
+}
+
 fn drain(tty: BorrowedFd<'_>) -> Result<Vec<u8>> {
     let mut all = Vec::new();
     let mut chunk = [0; 4096];
     loop {
-        let mut ready = [PollFd::new(tty, PollFlags::POLLIN)];
-        match poll(&mut ready, PollTimeout::ZERO) {
-            Err(Errno::EINTR) => continue,
-            Err(e) => return Err(Error::sys("poll", e as i32)),
-            Ok(_) => {}
-        }
-        if !ready[0].revents().is_some_and(|r| r.contains(PollFlags::POLLIN)) {
+        if !is_ready(tty, PollFlags::POLLIN, PollTimeout::ZERO)? {
             return Ok(all);
         }
         match read(tty, &mut chunk) {
@@ -112,15 +123,9 @@ fn drain(tty: BorrowedFd<'_>) -> Result<Vec<u8>> {
 
 fn fill(tty: BorrowedFd<'_>, mut bytes: &[u8]) -> Result<()> {
     while !bytes.is_empty() {
-        let mut ready = [PollFd::new(tty, PollFlags::POLLOUT)];
-        match poll(&mut ready, PollTimeout::from(1000u16)) {
-            Err(Errno::EINTR) => continue,
-            Err(e) => return Err(Error::sys("poll", e as i32)),
-            Ok(0) => {
-                log::warn!("the terminal takes no more: {} bytes are lost", bytes.len());
-                return Ok(());
-            }
-            Ok(_) => {}
+        if !is_ready(tty, PollFlags::POLLOUT, PollTimeout::from(1000u16))? {
+            log::warn!("the terminal takes no more: {} bytes are lost", bytes.len());
+            return Ok(());
         }
         match write(tty, bytes) {
             Ok(n) => bytes = &bytes[n..],

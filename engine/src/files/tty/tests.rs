@@ -37,7 +37,11 @@ fn pairs_come_back_with_number_settings_and_data() {
     Trip::new(
         concat!(module_path!(), "::pairs_come_back_with_number_settings_and_data"),
         |folder| {
-            let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY).unwrap();
+            // A number beyond those that other tests get meanwhile.
+            let new = || posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY).unwrap();
+            let fillers: Vec<_> = (0..40).map(|_| new()).collect();
+            let master = new();
+            drop(fillers);
             grantpt(&master).unwrap();
             unlockpt(&master).unwrap();
             let name = ptsname_r(&master).unwrap();

@@ -1,0 +1,77 @@
+//! `/proc/PID/mountinfo`: what is mounted where.
+
+use super::{number, words};
+use crate::error::{Error, Result, SysContext};
+
+/// One mount, as far as it is needed to get from a device to its files.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Mount {
+    pub id: i32,
+    /// Major and minor number of the file system's device.
+    pub dev: (u32, u32),
+    /// Which folder of the file system is mounted; any bytes.
+    pub root: Vec<u8>,
+    /// Where, relative to the reader's root; any bytes.
+    pub point: Vec<u8>,
+    pub fs_type: Vec<u8>,
+}
+
+/// Mounts of this process's namespace, in order of mounting.
+pub fn own() -> Result<Vec<Mount>> {
+    let bytes = std::fs::read("/proc/self/mountinfo").call("read(/proc/self/mountinfo)")?;
+    parse(&bytes).ok_or_else(|| Error::host("/proc/self/mountinfo is not understood"))
+}
+
+/// Parses the content of the file.
+pub fn parse(bytes: &[u8]) -> Option<Vec<Mount>> {
+    bytes.split(|c| *c == b'\n').filter(|l| !l.is_empty()).map(line).collect()
+}
+
+/// `36 35 98:0 /mnt1 /mnt2 rw,noatime master:1 - ext3 /dev/root rw`
+fn line(line: &[u8]) -> Option<Mount> {
+    let mut fields = words(line);
+    let id = number(fields.next()?)?;
+    let _parent = fields.next()?;
+    let (major, minor) = std::str::from_utf8(fields.next()?).ok()?.split_once(':')?;
+    let (root, point) = (unescape(fields.next()?), unescape(fields.next()?));
+    fields.find(|word| *word == b"-")?;
+    let fs_type = unescape(fields.next()?);
+    Some(Mount { id, dev: (major.parse().ok()?, minor.parse().ok()?), root, point, fs_type })
+}
+
+/// Blank, tab, newline and backslash are written as three octal digits.
+fn unescape(word: &[u8]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(word.len());
+    let mut rest = word;
+    while let [first, tail @ ..] = rest {
+        let digits = tail.get(..3).filter(|d| *first == b'\\' && d.iter().all(|c| (b'0'..b'8').contains(c)));
+        match digits {
+            Some(d) => {
+                out.push((d[0] - b'0') << 6 | (d[1] - b'0') << 3 | (d[2] - b'0'));
+                rest = &tail[3..];
+            }
+            None => {
+                out.push(*first);
+                rest = tail;
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_found_and_escapes_undone() {
+        let text = b"36 35 98:0 /mnt\\0401 /a\\134b rw,noatime shared:7 master:1 - ext3 /dev/root rw\n\
+            40 36 0:22 / / rw - tmpfs tmpfs rw\n";
+        let mounts = parse(text).unwrap();
+        assert_eq!((mounts[0].id, mounts[0].dev), (36, (98, 0)));
+        assert_eq!((mounts[0].root.as_slice(), mounts[0].point.as_slice()), (&b"/mnt 1"[..], &b"/a\\b"[..]));
+        assert_eq!((mounts[1].fs_type.as_slice(), mounts[1].dev.1), (&b"tmpfs"[..], 22));
+        assert_eq!(parse(b"36 35 98:0 /\n"), None);
+        assert!(own().unwrap().iter().any(|m| m.point == b"/"));
+    }
+}
