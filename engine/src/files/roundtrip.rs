@@ -94,7 +94,7 @@ impl Trip {
         let name = self.test.split_once("::").unwrap().1;
         let mut command = Command::new(std::env::current_exe().unwrap());
         command.args(["--exact", name, "--nocapture", "--test-threads=1"]);
-        command.env(ROLE, role).env(FOLDER, folder).stdin(Stdio::null());
+        command.env(ROLE, role).env(FOLDER, folder).stdin(Stdio::null()).stderr(Stdio::null());
         command
     }
 
