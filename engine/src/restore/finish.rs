@@ -23,6 +23,7 @@ use crate::restore::stages::Area;
 use crate::sys::ptrace;
 use crate::sys::vm::MemFile;
 use crate::sys::wait::{self, Status};
+use crate::task::sigqueue;
 
 /// Signal mask with everything blocked.
 const ALL_BLOCKED: u64 = u64::MAX;
@@ -205,6 +206,7 @@ impl<'a> Attached<'a> {
             let signal = match (last, image.state) {
                 (Final::Stopped, _) => libc::SIGSTOP,
                 (_, TaskState::Stopped) => image.tc.stop_signo.map_or(libc::SIGSTOP, |s| s as i32),
+                _ if cores(image).any(sigqueue::stops) => libc::SIGSTOP,
                 _ => continue,
             };
             let signal = nix::sys::signal::Signal::try_from(signal)
@@ -222,6 +224,10 @@ impl<'a> Attached<'a> {
         }
         first
     }
+}
+
+fn cores(image: &TaskImage) -> impl Iterator<Item = &pb::CoreEntry> {
+    (0..image.threads.len()).filter_map(|i| image.thread_core(i))
 }
 
 fn uses_seccomp(image: &TaskImage) -> bool {

@@ -35,16 +35,26 @@ pub fn dump(tid: RealPid, shared: bool, pending: u64) -> Result<pb::SignalQueueE
 /// Entries of the wrong size, and numbers that cannot be pending.
 pub fn restore(entry: Option<&pb::SignalQueueEntry>) -> Result<Vec<args::Siginfo>> {
     let signals = entry.map_or(&[][..], |e| &e.signals);
+    let stop = |e: &&pb::SiginfoEntry| signo(&e.siginfo) != Some(libc::SIGSTOP as u32);
     let convert = |e: &pb::SiginfoEntry| {
         let bytes = e.siginfo.as_slice();
-        let pending = signo(bytes).filter(|n| !matches!(*n as i32, libc::SIGKILL | libc::SIGSTOP));
+        let pending = signo(bytes).filter(|n| *n as i32 != libc::SIGKILL);
         let (Some(_), (words, [])) = (pending, bytes.as_chunks::<8>()) else {
             return Err(Error::image("a pending signal makes no sense"));
         };
         let words: Vec<u64> = words.iter().map(|w| u64::from_ne_bytes(*w)).collect();
         words.try_into().map_err(|_| Error::image("a pending signal has the wrong size"))
     };
-    signals.iter().map(convert).collect()
+    signals.iter().filter(stop).map(convert).collect()
+}
+
+/// Whether SIGSTOP is pending: nothing can block it, so the restorer cannot queue it. Such a task is stopped
+/// before it runs again, which is what would have happened to it.
+pub fn stops(core: &pb::CoreEntry) -> bool {
+    let shared = core.tc.as_ref().and_then(|tc| tc.signals_s.as_ref());
+    let own = core.thread_core.as_ref().and_then(|t| t.signals_p.as_ref());
+    let mut all = [shared, own].into_iter().flatten().flat_map(|queue| &queue.signals);
+    all.any(|e| signo(&e.siginfo) == Some(libc::SIGSTOP as u32))
 }
 
 /// Takes SIGSTOP out of a queue; tells whether it was there.
@@ -102,8 +112,12 @@ mod tests {
         let back = restore(Some(&queue(vec![bare(10), bare(64)]))).unwrap();
         assert_eq!(back.iter().map(|i| i[0] as u32).collect::<Vec<_>>(), [10, 64]);
         assert!(restore(None).unwrap().is_empty());
-        for bad in [bare(9), bare(19), bare(10)[..120].to_vec(), bare(10)[..5].to_vec(), Vec::new(), bare(65)]
-        {
+        let stop = queue(vec![bare(19), bare(10)]);
+        assert_eq!(restore(Some(&stop)).unwrap().len(), 1);
+        let thread_core = pb::ThreadCoreEntry { signals_p: Some(stop), ..Default::default() };
+        assert!(stops(&pb::CoreEntry { thread_core: Some(thread_core), ..Default::default() }));
+        assert!(!stops(&pb::CoreEntry::default()));
+        for bad in [bare(9), bare(10)[..120].to_vec(), bare(10)[..5].to_vec(), Vec::new(), bare(65)] {
             assert!(restore(Some(&queue(vec![bad]))).is_err());
         }
     }
