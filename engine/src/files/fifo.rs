@@ -37,7 +37,7 @@ impl FileKind for Fifo {
         let entry = reg::dump_path(fd, regf, out)?;
         out.write(entry)?;
         if fd.probe.info.flags.cast_signed() & libc::O_PATH == 0 {
-            out.pipes.dump_data(ImageKind::FifoData, fd)?;
+            pipe::dump_data(ImageKind::FifoData, fd, id, out)?;
         }
         let fifo = pb::FifoEntry { id: id.0, pipe_id: pipe::number(fd), regf_id: Some(regf.0) };
         Ok(pb::FileEntry { r#type: FdType::Fifo as i32, id: id.0, fifo: Some(fifo), ..Default::default() })
@@ -50,6 +50,10 @@ impl FileKind for Fifo {
         let reg = plan.entries.get(&regf).and_then(|e| e.reg.clone());
         let reg = reg.ok_or_else(|| Error::image(format!("files.img: there is no path {regf} of a fifo")))?;
         let data = plan.pipe_data(ImageKind::FifoData)?.get(&fifo.pipe_id).copied();
+        let packets = plan.more(FileId(fifo.id)).map(|more| more.packet.clone()).unwrap_or_default();
+        if let Some(data) = data.filter(|_| !packets.is_empty()) {
+            plan.packets.insert((ImageKind::FifoData, fifo.pipe_id), data.with_bounds(&packets)?);
+        }
         Ok(Box::new(FifoFile { pipe_id: fifo.pipe_id, path: RegFile::new(reg, plan)?, data }))
     }
 }
@@ -89,7 +93,7 @@ impl RestoredFile for FifoFile {
             // with the last end.
             let both = self.path.open_as(libc::O_RDWR | libc::O_NONBLOCK, cx)?;
             if let Some(data) = &self.data {
-                data.fill(&both, cx.images)?;
+                data.fill(&both, cx.images, cx.packets(ImageKind::FifoData, self.pipe_id))?;
             }
             cx.group = vec![Some(cx.keep(both)?)];
         }

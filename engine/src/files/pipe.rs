@@ -12,7 +12,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{OFlag, SpliceFFlags, open, splice, tee},
+    fcntl::{OFlag, SpliceFFlags, open, tee},
     sys::stat::{Mode, SFlag},
     unistd::pipe2,
 };
@@ -27,6 +27,9 @@ use crate::{
     pstree::FileId,
     sys::fd,
 };
+
+/// Longest packet (PIPE_BUF); longer writes become several.
+const PACKET_MOST: usize = 4096;
 
 /// Status flags that can be set on an open pipe.
 const SETTABLE: i32 = libc::O_APPEND | libc::O_ASYNC | libc::O_NONBLOCK | libc::O_DIRECT | libc::O_NOATIME;
@@ -46,11 +49,7 @@ impl FileKind for Pipe {
 
     fn dump(&self, fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<pb::FileEntry> {
         let pipe_id = number(fd);
-        if fd.probe.info.flags.cast_signed() & libc::O_DIRECT != 0 {
-            return Err(Error::unsupported(format!("pipe:[{pipe_id}] is in packet mode (O_DIRECT)"))
-                .remedy("packets inside would lose their bounds"));
-        }
-        out.pipes.dump_data(ImageKind::PipesData, fd)?;
+        dump_data(ImageKind::PipesData, fd, id, out)?;
         let pipe = pb::PipeEntry { id: id.0, pipe_id, flags: fd.probe.info.flags, fown: fd.fown };
         Ok(pb::FileEntry { r#type: FdType::Pipe as i32, id: id.0, pipe: Some(pipe), ..Default::default() })
     }
@@ -58,6 +57,13 @@ impl FileKind for Pipe {
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
         let pipe = entry.pipe.ok_or_else(|| Error::image("files.img: a pipe entry without pipe"))?;
         let data = plan.pipe_data(ImageKind::PipesData)?.get(&pipe.pipe_id).copied();
+        let packets = plan.more(FileId(pipe.id)).map(|more| more.packet.clone()).unwrap_or_default();
+        if let Some(data) = data.filter(|_| !packets.is_empty()) {
+            plan.packets.insert((ImageKind::PipesData, pipe.pipe_id), data.with_bounds(&packets)?);
+        } else if let Some(data) = data.filter(|_| pipe.flags.cast_signed() & libc::O_DIRECT != 0) {
+            // What came out in one piece was one packet.
+            plan.packets.entry((ImageKind::PipesData, pipe.pipe_id)).or_insert_with(|| vec![data.bytes]);
+        }
         Ok(Box::new(PipeEnd { entry: pipe, data }))
     }
 }
@@ -83,42 +89,53 @@ impl PipesOut {
     pub(super) fn finish(self) -> Result<()> {
         Ok(self.images.into_iter().try_for_each(ImageWriter::finish)?)
     }
+}
 
-    /// Copies what is inside, without taking it out. Only an end that can be read shows it.
-    pub(super) fn dump_data(&mut self, kind: ImageKind, fd: &DrainedFd) -> Result<()> {
-        let stat = &fd.probe.stat;
-        if fd.probe.info.flags.cast_signed() & libc::O_ACCMODE == libc::O_WRONLY
-            || !self.done.insert((kind, stat.st_dev, stat.st_ino))
-        {
-            return Ok(());
-        }
-        let size = fd::pipe_size(fd.file.as_fd())?;
-        let (read, write) = pipe2(OFlag::O_CLOEXEC).call("pipe2")?;
-        // As many slots as the original, or the copy could fall short.
-        if fd::pipe_size(write.as_fd())? < size {
-            fd::set_pipe_size(write.as_fd(), size)
-                .map_err(|e| e.remedy("raise /proc/sys/fs/pipe-max-size"))?;
-        }
-        let bytes = match tee(fd.file.as_fd(), &write, size as usize, SpliceFFlags::SPLICE_F_NONBLOCK) {
-            Ok(bytes) => bytes,
-            Err(Errno::EAGAIN) => 0,
-            Err(e) => return Err(Error::sys("tee", e as i32)),
-        };
-        drop(write);
-        let image = &mut self.images[usize::from(kind == ImageKind::FifoData)];
-        let bytes32 = u32::try_from(bytes).map_err(|_| Error::host("a pipe of 4 GiB"))?;
-        image.write(&pb::PipeDataEntry { pipe_id: number(fd), bytes: bytes32, size: Some(size) })?;
-        let mut left = bytes;
-        while left > 0 {
-            match splice(&read, None, image.fd()?, None, left, SpliceFFlags::empty()) {
-                Ok(0) => return Err(Error::host("a pipe's copy ended early")),
-                Ok(n) => left -= n.min(left),
-                Err(Errno::EINTR) => crate::interrupt::check()?,
-                Err(e) => return Err(Error::sys("splice", e as i32).during(image.name().to_owned())),
-            }
-        }
-        Ok(())
+/// Copies what is inside for entry `id`, without taking it out. Only an end that can be read shows it.
+///
+/// A pipe may hold packets (O_DIRECT): a read gives no more than one. Their bounds are noted beside the entry.
+pub(super) fn dump_data(kind: ImageKind, fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<()> {
+    let stat = &fd.probe.stat;
+    if fd.probe.info.flags.cast_signed() & libc::O_ACCMODE == libc::O_WRONLY
+        || !out.pipes.done.insert((kind, stat.st_dev, stat.st_ino))
+    {
+        return Ok(());
     }
+    let size = fd::pipe_size(fd.file.as_fd())?;
+    let (copy, write) = pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK).call("pipe2")?;
+    // As many slots as the original, or the copy could fall short.
+    if fd::pipe_size(write.as_fd())? < size {
+        fd::set_pipe_size(write.as_fd(), size).map_err(|e| e.remedy("raise /proc/sys/fs/pipe-max-size"))?;
+    }
+    let bytes = match tee(fd.file.as_fd(), &write, size as usize, SpliceFFlags::SPLICE_F_NONBLOCK) {
+        Ok(bytes) => bytes,
+        Err(Errno::EAGAIN) => 0,
+        Err(e) => return Err(Error::sys("tee", e as i32)),
+    };
+    drop(write);
+    let mut data = vec![0; bytes];
+    let mut bounds = Vec::new();
+    let mut got = 0;
+    while got < bytes {
+        match nix::unistd::read(&copy, &mut data[got..]) {
+            Ok(0) => return Err(Error::host("a pipe's copy ended early")),
+            Ok(n) => {
+                got += n;
+                bounds.push(n as u32);
+            }
+            Err(Errno::EINTR) => crate::interrupt::check()?,
+            Err(e) => return Err(Error::sys("read", e as i32)),
+        }
+    }
+    // Bytes come out in one piece; so does a single packet, which flags of the writing end will tell.
+    if bounds.len() > 1 {
+        out.more(pb::RcriuFileEntry { id: id.0, packet: bounds, ..Default::default() })?;
+    }
+    let image = &mut out.pipes.images[usize::from(kind == ImageKind::FifoData)];
+    let bytes32 = u32::try_from(bytes).map_err(|_| Error::host("a pipe of 4 GiB"))?;
+    image.write(&pb::PipeDataEntry { pipe_id: number(fd), bytes: bytes32, size: Some(size) })?;
+    image.write_raw(&data)?;
+    Ok(())
 }
 
 /// Where a pipe's data lies in its image.
@@ -145,8 +162,17 @@ impl PipeData {
         Ok(all)
     }
 
-    /// Gives the pipe behind `write` its size and fills it.
-    pub(super) fn fill(&self, write: impl AsFd, images: &ImageDir) -> Result<()> {
+    /// The same with bounds of packets, whose lengths must add up.
+    pub(super) fn with_bounds(self, packets: &[u32]) -> Result<Vec<u32>> {
+        let sum = packets.iter().try_fold(0u32, |sum, len| sum.checked_add(*len));
+        if sum != Some(self.bytes) {
+            return Err(Error::image("rcriu-files.img: packets of a pipe do not add up to its data"));
+        }
+        Ok(packets.to_vec())
+    }
+
+    /// Gives the pipe behind `write` its size and fills it. `packets` are lengths of what stays apart.
+    pub(super) fn fill(&self, write: impl AsFd, images: &ImageDir, packets: &[u32]) -> Result<()> {
         if let Some(size) = self.size
             && size != 0
             && fd::pipe_size(write.as_fd())? != size
@@ -166,7 +192,21 @@ impl PipeData {
         let image = image.ok_or_else(|| Error::image(format!("{} is gone", self.image.file_name(0))))?;
         image.read_exact_at(&mut bytes, self.offset).call("pread")?;
         let write = write.as_fd().try_clone_to_owned().call("dup")?;
-        std::fs::File::from(write).write_all(&bytes).call("write").during(|| "filling a pipe".into())
+        let flags = fd::status_flags(write.as_fd())?;
+        let mut write = std::fs::File::from(write);
+        let mut rest = bytes.as_slice();
+        for &len in packets {
+            let (packet, others) = rest.split_at_checked(len as usize).unwrap_or((rest, &[]));
+            rest = others;
+            // Longer pieces were no packets.
+            let direct = if packet.len() <= PACKET_MOST { libc::O_DIRECT } else { 0 };
+            fd::set_status_flags(write.as_fd(), flags & !libc::O_DIRECT | direct)?;
+            write.write_all(packet).call("write").during(|| "filling a pipe".into())?;
+        }
+        if !packets.is_empty() {
+            fd::set_status_flags(write.as_fd(), flags)?;
+        }
+        write.write_all(rest).call("write").during(|| "filling a pipe".into())
     }
 }
 
@@ -206,7 +246,7 @@ impl RestoredFile for PipeEnd {
                 if cx.group.is_empty() {
                     let (read, write) = pipe2(OFlag::O_CLOEXEC).call("pipe2")?;
                     if let Some(data) = &self.data {
-                        data.fill(&write, cx.images)?;
+                        data.fill(&write, cx.images, cx.packets(ImageKind::PipesData, self.entry.pipe_id))?;
                     }
                     cx.group = vec![Some(cx.keep(read)?), Some(cx.keep(write)?), None, None];
                 }
@@ -351,18 +391,33 @@ mod tests {
     }
 
     #[test]
-    fn packet_mode_is_refused() {
-        let trip = Trip::new(
-            concat!(module_path!(), "::packet_mode_is_refused"),
+    fn packets_stay_apart() {
+        Trip::new(
+            concat!(module_path!(), "::packets_stay_apart"),
             |_| {
-                let (read, write) = pipe2(OFlag::O_DIRECT).unwrap();
+                let (read, end) = pipe2(OFlag::O_DIRECT).unwrap();
+                for packet in [&b"one"[..], &[7; 4096], b"three"] {
+                    write(&end, packet).unwrap();
+                }
                 at(read, READ, false);
-                at(write, WRITE, false);
+                at(end, WRITE, false);
+                let (read, end) = pipe2(OFlag::O_DIRECT).unwrap();
+                write(&end, b"only").unwrap();
+                at(read, READ + 4, false);
+                at(end, WRITE + 4, false);
             },
-            |_| {},
-        );
-        if let Some(e) = trip.refusal() {
-            assert!(e.contains("packet mode") && e.starts_with("fd 2"), "{e}");
-        }
+            |_| {
+                let mut bytes = [0; 10_000];
+                let lengths = [0; 3].map(|_| read(get(READ), &mut bytes).unwrap());
+                assert_eq!(lengths, [3, 4096, 5]);
+                assert_eq!(&bytes[..5], b"three");
+                let flags = libc::O_WRONLY | libc::O_DIRECT;
+                assert_eq!(pos_and_flags(WRITE).1.cast_signed(), flags);
+                write(get(WRITE + 4), b"more").unwrap();
+                assert_eq!(read(get(READ + 4), &mut bytes).unwrap(), 4);
+                assert_eq!(read(get(READ + 4), &mut bytes).unwrap(), 4);
+            },
+        )
+        .run();
     }
 }

@@ -10,7 +10,7 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use rcriu_images::ImageDir;
+use rcriu_images::{ImageDir, ImageKind};
 
 use super::{
     GroupKey, Lost, OpenHow, Source,
@@ -254,6 +254,11 @@ impl<'a> FilesTask<'a> {
     /// The handle (O_PATH) of a file that has no name, brought back before the first fork.
     pub(super) fn handle(&self, id: FileId) -> Option<BorrowedFd<'a>> {
         self.shared.handles.get(&id).map(AsFd::as_fd)
+    }
+
+    /// Lengths of the packets in a pipe or fifo; none if it holds bytes.
+    pub(super) fn packets(&self, kind: ImageKind, pipe_id: u32) -> &'a [u32] {
+        self.plan.packets.get(&(kind, pipe_id)).map_or(&[], Vec::as_slice)
     }
 
     /// A memfd inode, by its number in images.

@@ -43,6 +43,9 @@ pub struct Table<'a> {
     pub fds: &'a [pb::FdinfoEntry],
 }
 
+/// Lengths of the packets in a pipe or fifo, by its number.
+pub(super) type Packets = HashMap<(ImageKind, u32), Vec<u32>>;
+
 /// What collecting may read.
 pub struct PlanFiles<'a> {
     /// The image folder.
@@ -58,6 +61,8 @@ pub struct PlanFiles<'a> {
     ttys: Option<Ttys>,
     memfds: Option<Memfds>,
     pub(super) dead_pidfds: DeadPidfds,
+    /// Lengths of packets in pipes and fifos.
+    pub(super) packets: Packets,
     more: HashMap<FileId, pb::RcriuFileEntry>,
 }
 
@@ -82,6 +87,7 @@ impl<'a> PlanFiles<'a> {
             ttys: None,
             memfds: None,
             dead_pidfds: DeadPidfds::new(),
+            packets: Packets::new(),
             more,
         })
     }
@@ -188,6 +194,7 @@ pub struct FilesPlan {
     pub(super) ttys: Ttys,
     pub(super) memfds: Memfds,
     pub(super) dead_pidfds: DeadPidfds,
+    pub(super) packets: Packets,
 }
 
 /// Descriptor numbers that no table uses: what must survive while tables are restored lives there.
@@ -247,6 +254,7 @@ impl FilesPlan {
         plan.ttys = cx.ttys.take().unwrap_or_default();
         plan.memfds = cx.memfds.take().unwrap_or_default();
         plan.dead_pidfds = cx.dead_pidfds;
+        plan.packets = cx.packets;
         plan.dead_pids = cx.remaps.dead_processes().collect();
         Ok(plan)
     }
@@ -520,6 +528,7 @@ fn plan(
         ttys: Ttys::default(),
         memfds: Memfds::default(),
         dead_pidfds: DeadPidfds::new(),
+        packets: Packets::new(),
     })
 }
 
