@@ -98,6 +98,12 @@ pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstre
         });
     }
     let root = &tasks[0];
+    if let Some(task) = tasks.iter().find(|t| t.state.is_alive() && t.ids.time_ns_id != root.ids.time_ns_id) {
+        return Err(Error::unsupported(format!(
+            "{} is in another time namespace than the root task",
+            refuse::name(task.pid)
+        )));
+    }
     if root.sid != root.virt && !shell_job {
         return Err(Error::unsupported(format!(
             "The root process {} is not a session leader: its session {} is not part of the tree",

@@ -10,7 +10,8 @@ use super::{
 use crate::{
     error::{Result, SysContext},
     options::{DumpOptions, NetworkLock},
-    pstree::TaskState,
+    procfs::{ProcDir, timens},
+    pstree::{RealPid, TaskState},
     task::cgroup,
 };
 
@@ -65,24 +66,38 @@ pub fn seal(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<()> {
     cx.files.finish(stays)?;
     one(cx.images, ImageKind::Seccomp, 0, cx.seccomp.entry())?;
     cx.cgroups.write(cx.images)?;
-    clocks(cx.images)?;
+    clocks(tree, cx.images)?;
     cx.images.check_written()?;
     one(cx.images, ImageKind::Inventory, 0, &inventory(cx.opts, tree.own))
 }
 
-/// Clocks of the host at the time of the dump (`timens-0.img`): a restore in a new time namespace goes on
-/// from here.
-fn clocks(images: &ImageDir) -> Result<()> {
-    let now = |clock| -> Result<pb::Timespec> {
+/// Clocks of the tree at the time of the dump: a restore makes them go on from here. `timens-0.img` for a tree
+/// in this process's own time namespace, else the image of the tree's.
+fn clocks(tree: &Pstree, images: &ImageDir) -> Result<()> {
+    let root = &tree.tasks[0];
+    let id = root.ids.time_ns_id.filter(|id| Some(*id) != tree.own.time_ns_id).unwrap_or(0);
+    let shift = if id == 0 {
+        [0; 2]
+    } else {
+        let me = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
+        let (theirs, ours) = (timens::offsets(&root.dir)?, timens::offsets(&me)?);
+        [theirs[0] - ours[0], theirs[1] - ours[1]]
+    };
+    let now = |clock, shift: i64| -> Result<pb::Timespec> {
         let t = clock_gettime(clock).call("clock_gettime")?;
-        Ok(pb::Timespec { tv_sec: t.tv_sec().cast_unsigned(), tv_nsec: t.tv_nsec().cast_unsigned() })
+        let nanos = t.tv_sec() * NANOS + t.tv_nsec() + shift;
+        let (sec, nsec) = (nanos.div_euclid(NANOS), nanos.rem_euclid(NANOS));
+        Ok(pb::Timespec { tv_sec: sec.cast_unsigned(), tv_nsec: nsec.cast_unsigned() })
     };
     let entry = pb::TimensEntry {
-        monotonic: now(ClockId::CLOCK_MONOTONIC)?,
-        boottime: now(ClockId::CLOCK_BOOTTIME)?,
+        monotonic: now(ClockId::CLOCK_MONOTONIC, shift[0])?,
+        boottime: now(ClockId::CLOCK_BOOTTIME, shift[1])?,
     };
-    one(images, ImageKind::Timens, 0, &entry)
+    one(images, ImageKind::Timens, id.into(), &entry)
 }
+
+/// Nanoseconds of a second.
+const NANOS: i64 = 1_000_000_000;
 
 fn inventory(opts: &DumpOptions, own: pb::TaskKobjIdsEntry) -> pb::InventoryEntry {
     let lsm = |name: &str| std::path::Path::new(name).exists();

@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// Namespaces that all dumped tasks must share with this process.
-const NAMESPACES: [(&str, &str); 10] = [
+const NAMESPACES: [(&str, &str); 8] = [
     ("pid", "pid"),
     ("pid_for_children", "pid (of its children)"),
     ("user", "user"),
@@ -20,8 +20,6 @@ const NAMESPACES: [(&str, &str); 10] = [
     ("ipc", "ipc"),
     ("uts", "uts"),
     ("cgroup", "cgroup"),
-    ("time", "time"),
-    ("time_for_children", "time (of its children)"),
 ];
 
 /// The root task: it exists, is alive, and is not this process or one that waits for it.
@@ -65,7 +63,7 @@ pub fn task(dir: &ProcDir) -> Result<()> {
     if stat.flags & PF_KTHREAD != 0 || status.kthread {
         return Err(Error::unsupported(format!("{} is a thread of the kernel", name(pid))));
     }
-    if status.tracer != 0 {
+    if status.tracer != 0 && status.tracer != std::process::id().cast_signed() {
         return Err(traced(pid, status.tracer));
     }
     if status.nspid.len() > 1 {
@@ -88,7 +86,14 @@ fn namespaces(dir: &ProcDir) -> Result<()> {
             (_, Err(e)) | (Err(e), _) => return Err(e),
         }
     }
-    Ok(())
+    // Another time namespace is fine if the whole tree is in it, which is looked at when the tree is known.
+    match (dir.link("ns/time"), dir.link("ns/time_for_children")) {
+        (Ok(own), Ok(children)) if own != children => Err(Error::unsupported(format!(
+            "{} makes its children in another time namespace than its own",
+            name(dir.pid())
+        ))),
+        _ => Ok(()),
+    }
 }
 
 fn nested(pid: RealPid, what: &str) -> Error {

@@ -157,7 +157,7 @@ fn pages(task: &Task, stopped: &StoppedTask, vmas: &[Vma], cx: &mut DumpCx<'_>) 
     stacks.sort_unstable();
     stacks.dedup();
     let mut out = cx.pages.create(ImageKind::Pagemap, id(task))?;
-    let mut copier = Copier::new(stopped.live(), &mut out, &stacks);
+    let mut copier = Copier::new(&task.dir, &mut out, &stacks)?;
     let mut scanner = Scanner::new(&task.dir, cx.kernel)?;
     let scanned = scanner.pages(vmas, |vma, start, end| copier.add(vma, start, end))?;
     copier.flush()?;

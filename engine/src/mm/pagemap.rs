@@ -28,12 +28,73 @@ mod word {
     pub const SWAPPED: u64 = 1 << 62;
     pub const FILE: u64 = 1 << 61;
     pub const GUARD: u64 = 1 << 58;
+    /// Mapped by nobody else (Linux 4.2).
+    pub const EXCLUSIVE: u64 = 1 << 56;
+}
+
+/// `/proc/PID/pagemap`, read in large pieces.
+#[derive(Debug)]
+pub struct Words {
+    file: File,
+    buf: Vec<u8>,
+}
+
+impl Words {
+    /// Of the task of `dir`.
+    pub fn open(dir: &ProcDir) -> Result<Self> {
+        Ok(Words { file: dir.file("pagemap", OFlag::O_RDONLY)?.into(), buf: Vec::new() })
+    }
+
+    /// Calls `found(start, end, value)` for every longest run of pages in `[start, end)` whose words give the
+    /// same `value`.
+    fn runs<T: PartialEq + Copy>(
+        &mut self,
+        start: u64,
+        end: u64,
+        value: impl Fn(u64) -> T,
+        mut found: impl FnMut(u64, u64, T) -> Result<()>,
+    ) -> Result<()> {
+        let mut run: Option<(u64, T)> = None;
+        let mut at = start;
+        while at < end {
+            let pages = ((end - at) / PAGE_SIZE).clamp(1, WORDS);
+            self.buf.resize(pages as usize * 8, 0);
+            self.file
+                .read_exact_at(&mut self.buf, at / PAGE_SIZE * 8)
+                .call("pread(pagemap)")
+                .during(|| format!("range {start:x}-{end:x}"))?;
+            for word in self.buf.as_chunks::<8>().0 {
+                let now = value(u64::from_ne_bytes(*word));
+                match run {
+                    Some((_, before)) if before == now => {}
+                    Some((from, before)) => {
+                        found(from, at, before)?;
+                        run = Some((at, now));
+                    }
+                    None => run = Some((at, now)),
+                }
+                at += PAGE_SIZE;
+            }
+        }
+        run.map_or(Ok(()), |(from, value)| found(from, end, value))
+    }
+
+    /// Calls `found(start, end, exclusive)` for every longest run of pages of `[start, end)` that are mapped by
+    /// this task alone, or that may be mapped by others too.
+    pub fn sharing(
+        &mut self,
+        start: u64,
+        end: u64,
+        found: impl FnMut(u64, u64, bool) -> Result<()>,
+    ) -> Result<()> {
+        self.runs(start, end, |word| word & word::EXCLUSIVE != 0, found)
+    }
 }
 
 /// Finds pages of one task.
 #[derive(Debug)]
 pub struct Scanner {
-    pagemap: File,
+    words: Words,
     scan: bool,
     guards: bool,
     regions: Vec<Region>,
@@ -43,7 +104,7 @@ impl Scanner {
     /// For the task of `dir`, which must not run meanwhile.
     pub fn new(dir: &ProcDir, kernel: &Kernel) -> Result<Self> {
         Ok(Scanner {
-            pagemap: dir.file("pagemap", OFlag::O_RDONLY)?.into(),
+            words: Words::open(dir)?,
             scan: kernel.pagemap_scan,
             guards: kernel.pagemap_scan_guards,
             regions: vec![Region::default(); REGIONS],
@@ -97,7 +158,7 @@ impl Scanner {
         let mut looked = 0;
         let mut rest = vmas;
         while at < end {
-            let (count, walked) = pagemap_scan::scan(&self.pagemap, at, end, &query, &mut self.regions)?;
+            let (count, walked) = pagemap_scan::scan(&self.words.file, at, end, &query, &mut self.regions)?;
             for region in self.regions[..count].iter().filter(|r| !r.categories().intersects(Category::GUARD))
             {
                 looked += (region.end - region.start) / PAGE_SIZE;
@@ -113,34 +174,16 @@ impl Scanner {
             return Ok(0);
         }
         let (start, end) = (vma.entry.start, vma.entry.end);
-        let mut run: Option<u64> = None;
-        let mut at = start;
-        let mut bytes = Vec::new();
-        while at < end {
-            let pages = ((end - at) / PAGE_SIZE).min(WORDS);
-            bytes.resize(pages as usize * 8, 0);
-            self.pagemap
-                .read_exact_at(&mut bytes, at / PAGE_SIZE * 8)
-                .call("pread(pagemap)")
-                .during(|| format!("range {start:x}-{end:x}"))?;
-            for chunk in bytes.chunks_exact(8) {
-                let word = u64::from_ne_bytes(chunk.try_into().unwrap_or_default());
-                let content =
-                    word & (word::PRESENT | word::SWAPPED) != 0 && word & (word::FILE | word::GUARD) == 0;
-                match run {
-                    None if content => run = Some(at),
-                    Some(from) if !content => {
-                        found(vma, from, at)?;
-                        run = None;
-                    }
-                    _ => {}
-                }
-                at += PAGE_SIZE;
-            }
-        }
-        if let Some(from) = run {
-            found(vma, from, end)?;
-        }
+        let content =
+            |word| word & (word::PRESENT | word::SWAPPED) != 0 && word & (word::FILE | word::GUARD) == 0;
+        self.words.runs(
+            start,
+            end,
+            content,
+            |from, to, content| {
+                if content { found(vma, from, to) } else { Ok(()) }
+            },
+        )?;
         Ok((end - start) / PAGE_SIZE)
     }
 
@@ -154,7 +197,7 @@ impl Scanner {
         let mut at = 0;
         while at < TASK_SIZE {
             let (count, walked) =
-                pagemap_scan::scan(&self.pagemap, at, TASK_SIZE, &query, &mut self.regions)?;
+                pagemap_scan::scan(&self.words.file, at, TASK_SIZE, &query, &mut self.regions)?;
             for region in &self.regions[..count] {
                 match all.last_mut() {
                     Some((_, end)) if *end == region.start => *end = region.end,

@@ -3,6 +3,10 @@
 //! Runs are gathered into one large read of many pieces and one large write. Pages full of zeros in memory
 //! that reads as zero when absent are not written: that also covers the huge zero page, which the kernel
 //! does not report as such.
+//!
+//! process_vm_readv(2) is the fast way to read, but it pins pages, and since Linux 5.19 pinning gives the task
+//! its own copy of a page that it shares with parent or child since a fork. Such pages are read through
+//! `/proc/PID/mem`, which leaves them shared.
 
 use std::sync::{
     Arc,
@@ -15,10 +19,11 @@ use rcriu_images::{
     pagemap::{PAGE_SIZE, PagemapWriter, Place, Region},
 };
 
-use super::vma::Vma;
+use super::{pagemap::Words, vma::Vma};
 use crate::{
     error::{Error, Result},
     interrupt,
+    procfs::ProcDir,
     pstree::RealPid,
     sys::vm::{self, MemFile},
 };
@@ -144,6 +149,8 @@ pub struct Copier<'a> {
     bytes: u64,
     buf: Vec<u8>,
     mem: Option<MemFile>,
+    words: Words,
+    parts: Vec<(u64, u64, bool)>,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -152,41 +159,63 @@ struct Piece {
     len: u64,
     lazy: bool,
     skip_zero: bool,
-    readable: bool,
+    /// By process_vm_readv.
+    fast: bool,
 }
 
 impl<'a> Copier<'a> {
-    /// Reads through `tid`, a live thread of the task; `stacks` must be sorted page addresses.
-    pub fn new(tid: RealPid, out: &'a mut PagesOut, stacks: &'a [u64]) -> Self {
-        Copier { tid, out, stacks, pieces: Vec::new(), bytes: 0, buf: Vec::new(), mem: None }
+    /// Reads through the live thread whose folder `dir` is; `stacks` must be sorted page addresses.
+    pub fn new(dir: &ProcDir, out: &'a mut PagesOut, stacks: &'a [u64]) -> Result<Self> {
+        let words = Words::open(dir)?;
+        Ok(Copier {
+            tid: dir.pid(),
+            out,
+            stacks,
+            pieces: Vec::new(),
+            bytes: 0,
+            buf: Vec::new(),
+            mem: None,
+            words,
+            parts: Vec::new(),
+        })
     }
 
     /// Takes `[start, end)` of `vma`; addresses must ascend.
     pub fn add(&mut self, vma: &Vma, start: u64, end: u64) -> Result<()> {
         if !vma.may_be_lazy() {
-            return self.piece(vma, start, end, false);
+            return self.run(vma, start, end, false);
         }
         let mut at = start;
         let from = self.stacks.partition_point(|s| *s < start);
         for stack in self.stacks[from..].iter().take_while(|s| **s < end) {
-            self.piece(vma, at, *stack, true)?;
-            self.piece(vma, *stack, stack + PAGE_SIZE, false)?;
+            self.run(vma, at, *stack, true)?;
+            self.run(vma, *stack, stack + PAGE_SIZE, false)?;
             at = stack + PAGE_SIZE;
         }
-        self.piece(vma, at, end, true)
+        self.run(vma, at, end, true)
     }
 
-    fn piece(&mut self, vma: &Vma, start: u64, end: u64, lazy: bool) -> Result<()> {
+    fn run(&mut self, vma: &Vma, start: u64, end: u64, lazy: bool) -> Result<()> {
+        if !vma.readable() || vma.dumps_all() {
+            return self.piece(vma, start, end, lazy, vma.readable());
+        }
+        let mut parts = std::mem::take(&mut self.parts);
+        self.words.sharing(start, end, |from, to, exclusive| {
+            parts.push((from, to, exclusive));
+            Ok(())
+        })?;
+        for (from, to, exclusive) in parts.drain(..) {
+            self.piece(vma, from, to, lazy, exclusive)?;
+        }
+        self.parts = parts;
+        Ok(())
+    }
+
+    fn piece(&mut self, vma: &Vma, start: u64, end: u64, lazy: bool, fast: bool) -> Result<()> {
         let mut at = start;
         while at < end {
             let len = (end - at).min(BATCH - self.bytes);
-            self.pieces.push(Piece {
-                start: at,
-                len,
-                lazy,
-                skip_zero: vma.zero_is_absent(),
-                readable: vma.readable(),
-            });
+            self.pieces.push(Piece { start: at, len, lazy, skip_zero: vma.zero_is_absent(), fast });
             self.bytes += len;
             at += len;
             if self.bytes == BATCH || self.pieces.len() == vm::MAX_PIECES {
@@ -201,10 +230,10 @@ impl<'a> Copier<'a> {
         interrupt::check()?;
         self.buf.resize(self.bytes as usize, 0);
         let mut at = 0;
-        for group in self.pieces.chunk_by(|a, b| a.readable == b.readable) {
+        for group in self.pieces.chunk_by(|a, b| a.fast == b.fast) {
             let len: u64 = group.iter().map(|p| p.len).sum();
             let part = &mut self.buf[at..at + len as usize];
-            if group[0].readable {
+            if group[0].fast {
                 read_pieces(self.tid, group, part)?;
             } else {
                 let mem = match &mut self.mem {
@@ -309,7 +338,7 @@ mod tests {
             chunk[..8].copy_from_slice(&(n as u64 + 1).to_ne_bytes());
         }
         let base = memory.as_ptr() as u64;
-        let me = RealPid(std::process::id() as i32);
+        let me = ProcDir::open(RealPid(std::process::id() as i32)).unwrap();
         for prot in [3, 0] {
             let entry = rcriu_images::pb::VmaEntry {
                 start: base,
@@ -322,7 +351,7 @@ mod tests {
             let vma = Vma { entry, name: None, touched: true };
             let mut out = store.create(ImageKind::Pagemap, u64::from(prot)).unwrap();
             let stack = [base + 5 * PAGE_SIZE];
-            let mut copier = Copier::new(me, &mut out, &stack);
+            let mut copier = Copier::new(&me, &mut out, &stack).unwrap();
             copier.add(&vma, base, base + len as u64).unwrap();
             copier.flush().unwrap();
             assert_eq!(out.finish().unwrap() as usize, len / page);
@@ -345,9 +374,10 @@ mod tests {
         };
         let vma = Vma { entry, name: None, touched: true };
         let mut out = store.create(ImageKind::Pagemap, 1).unwrap();
-        let mut copier = Copier::new(RealPid(std::process::id() as i32), &mut out, &[]);
+        let me = ProcDir::open(RealPid(std::process::id() as i32)).unwrap();
+        let mut copier = Copier::new(&me, &mut out, &[]).unwrap();
         copier.add(&vma, 0x1000, 0x2000).unwrap();
         let e = copier.flush().unwrap_err().to_string();
-        assert!(e.starts_with("content of 1000-2000: process_vm_readv"), "{e}");
+        assert!(e.starts_with("content of 1000-2000: "), "{e}");
     }
 }

@@ -28,6 +28,7 @@ pub mod maps;
 pub mod mountinfo;
 pub mod stat;
 pub mod status;
+pub mod timens;
 pub mod timers;
 
 /// `/proc/PID` or `/proc/PID/task/TID`, held open.
