@@ -161,8 +161,10 @@ impl Visit<'_> {
         {
             let regs = self.thread.current_regs()?;
             if regs.rip == at {
-                // Somebody else's signal of the same number may have swallowed ours.
-                let own = ptrace::get_siginfo(tid)?.code() == SI_TKILL;
+                // Somebody else's signal of the same number may have swallowed ours. Without room in the queue
+                // (RLIMIT_SIGPENDING) ours comes without information, which reads as zeroes.
+                let info = ptrace::get_siginfo(tid)?;
+                let own = info.code() == SI_TKILL || (info.code() == 0 && info.pid() == 0);
                 return Ok(Some(Stop { regs, signal: if own { 0 } else { signal } }));
             }
         }

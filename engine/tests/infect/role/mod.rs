@@ -29,6 +29,7 @@ pub fn run(name: &str) -> ! {
         "mdwe" => process::mdwe(),
         "leader-gone" => process::leader_gone(),
         "vfork" => process::vfork(),
+        "dispatch" => process::dispatch(),
         "other-net" => process::other_net(),
         "state" => process::state(),
         "victim" => victim::victim(),

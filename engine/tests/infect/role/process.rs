@@ -130,6 +130,32 @@ pub fn vfork() {
     wait();
 }
 
+/// A thread whose system calls are sent back to it as SIGSYS: it spins without any.
+pub fn dispatch() {
+    use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
+    /// 0 lets calls through, 1 does not.
+    static SELECTOR: AtomicU8 = AtomicU8::new(0);
+    static STATE: AtomicU32 = AtomicU32::new(0);
+    let spinner = std::thread::spawn(|| {
+        const PR_SET_SYSCALL_USER_DISPATCH: i32 = 59;
+        // SAFETY: the selector is static.
+        let on = unsafe { libc::prctl(PR_SET_SYSCALL_USER_DISPATCH, 1, 0, 0, SELECTOR.as_ptr()) } == 0;
+        SELECTOR.store(u8::from(on), Ordering::SeqCst);
+        STATE.store(1 + u32::from(on), Ordering::SeqCst);
+        while STATE.load(Ordering::SeqCst) != 3 {
+            std::hint::spin_loop();
+        }
+        SELECTOR.store(0, Ordering::SeqCst);
+    });
+    while STATE.load(Ordering::SeqCst) == 0 {
+        std::thread::yield_now();
+    }
+    ready(&format!("{} {}", STATE.load(Ordering::SeqCst) == 2, SELECTOR.as_ptr() as u64));
+    wait();
+    STATE.store(3, Ordering::SeqCst);
+    check(spinner.join().is_ok(), "the spinner died");
+}
+
 /// In a network namespace of its own.
 pub fn other_net() {
     // SAFETY: no addresses.
