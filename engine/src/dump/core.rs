@@ -74,7 +74,8 @@ fn task_core(
     let state = if stop_signal.is_some() { TaskState::Stopped } else { task.state };
     Ok(pb::TaskCoreEntry {
         task_state: state.to_image(),
-        exit_code: 0,
+        // Of a stopped task: the signal, as long as its parent has not taken the news. CRIU does not read it.
+        exit_code: if task.stop_signal.is_some() { task.stat.exit_code.cast_unsigned() } else { 0 },
         personality: misc::personality(&task.dir)?,
         flags: task.stat.flags,
         comm: task.stat.comm.clone(),

@@ -67,11 +67,6 @@ impl FilesShared {
         plan.zone(limit, room.saturating_add(ENGINE_ROOM))
     }
 
-    /// The numbers that no table uses.
-    pub fn reserved(&self) -> Zone {
-        self.zone
-    }
-
     /// Makes it, in the engine, before the first fork: files without a name are brought back.
     pub fn prepare(
         plan: &FilesPlan,

@@ -74,19 +74,10 @@ impl<'a> Forked<'a> {
             let Ok(Some(pid)) = self.real(ix) else { continue };
             // Dead threads that we trace keep their process from being reaped.
             let threads = self.snapshot.get(ix).map_or(&[][..], |t| &t.threads[1..]);
-            for tid in threads {
-                while let Ok(Some(status)) = wait::poll(RealPid(tid.0))
-                    && !status.is_end()
-                {}
+            for tid in threads.iter().map(|t| RealPid(t.0)).chain([pid]) {
+                while let Ok(Some(_)) = wait::poll(tid) {}
             }
-            let mut reaped = false;
-            while let Ok(Some(status)) = wait::poll(pid) {
-                if status.is_end() {
-                    reaped = true;
-                    break;
-                }
-            }
-            if reaped || kill(Pid::from_raw(pid.0), Signal::SIGKILL) == Err(nix::errno::Errno::ESRCH) {
+            if kill(Pid::from_raw(pid.0), Signal::SIGKILL) == Err(nix::errno::Errno::ESRCH) {
                 if let Ok(slot) = self.area.slot(ix) {
                     slot.pid.store(0, Ordering::Release);
                 }

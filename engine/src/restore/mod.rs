@@ -32,7 +32,7 @@ use crate::scripts::Stage as Moment;
 use crate::stats::RestoreStats;
 use crate::sys::clone3::Side;
 
-use finish::{Attached, Final};
+use finish::Attached;
 use guard::{Forked, Placeholders};
 use pidfile::Pidfile;
 use plan::Plan;
@@ -108,6 +108,8 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
 
     stats.restore.start();
     let threads: u32 = snapshot.alive().map(|(_, t)| t.threads.len() as u32).sum();
+    // From here on our own end would be the end of all.
+    let attached = Attached::leaders(&snapshot, &area)?;
     area.open(Stage::Restore, threads)?;
     area.await_all(Stage::Restore, watch)?;
     files.mapped()?;
@@ -120,7 +122,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     interrupt::check()?;
 
     // The network is open: what fails from here on may lose data.
-    resume(&snapshot, &area, &forked, threads, opts, root, &mut stats)
+    resume(attached, &area, &forked, threads, opts, root, &mut stats)
         .map_err(|e| e.remedy("the network was unlocked already: data or connections may be lost"))?;
     forked.keep();
     pidfile.keep();
@@ -139,7 +141,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
 
 /// From waiting threads to running tasks.
 fn resume(
-    snapshot: &Snapshot,
+    mut attached: Attached<'_>,
     area: &Area,
     forked: &Forked<'_>,
     threads: u32,
@@ -148,7 +150,7 @@ fn resume(
     stats: &mut RestoreStats,
 ) -> Result<()> {
     // Before filters are installed: they sleep while we are attached, or they might kill the last steps.
-    let attached = Attached::attach(snapshot, area)?;
+    attached.others()?;
     faults::point("restore-seized")?;
     area.open(Stage::RestoreCreds, threads)?;
     area.await_all(Stage::RestoreCreds, || forked.watch())?;
@@ -158,11 +160,11 @@ fn resume(
     area.open(Stage::Complete, 0)?;
     attached.catch()?;
     faults::point("restore-caught")?;
-    attached.clean()?;
     if let Err(e) = opts.common.notifier.notify(Moment::PreResume, Some(root)) {
         log::error!("{e}");
     }
-    attached.detach(if opts.leave_stopped { Final::Stopped } else { Final::AsTheyWere })
+    attached.clean(opts.leave_stopped)?;
+    attached.detach()
 }
 
 /// Makes room for the tasks' descriptors: what they inherit from us moves to numbers none of them has.

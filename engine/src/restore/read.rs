@@ -7,9 +7,11 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
+use rcriu_images::pagemap::{PAGE_SIZE, PageReader};
 use rcriu_images::{Cause, ImageDir, ImageKind, compat, pb};
 
-use crate::error::{Context, Error, Result};
+use crate::error::{Context, Error, Result, SysContext};
+use crate::interrupt;
 use crate::pstree::{FileId, TaskState, VirtPid};
 
 /// Largest pid Linux can be configured to give (`PID_MAX_LIMIT`).
@@ -111,7 +113,7 @@ impl Snapshot {
         let by_pid = check_tree(&entries)?;
         let mut tasks: Vec<TaskImage> = Vec::with_capacity(entries.len());
         for entry in &entries {
-            crate::interrupt::check()?;
+            interrupt::check()?;
             let task =
                 read_task(dir, entry, &tasks, &by_pid).during(|| format!("images of task {}", entry.pid))?;
             tasks.push(task);
@@ -125,6 +127,10 @@ impl Snapshot {
             by_pid,
         };
         snapshot.read_fd_tables()?;
+        for (_, task) in snapshot.alive() {
+            interrupt::check()?;
+            check_pages(dir, task.pid).during(|| format!("images of {}", task.name()))?;
+        }
         Ok(snapshot)
     }
 
@@ -341,6 +347,28 @@ fn x86_64(core: pb::CoreEntry, tid: u32) -> Result<pb::CoreEntry> {
             "core-{tid}.img: the dump comes from another architecture ({other:?}), this is x86_64"
         ))),
     }
+}
+
+/// Every pages file is as long as its pagemap says: what is missing is known before anything is created.
+fn check_pages(dir: &ImageDir, pid: VirtPid) -> Result<()> {
+    let Some(pages) = PageReader::open(dir, ImageKind::Pagemap, u64::from(pid.0 as u32))? else {
+        return Ok(());
+    };
+    for level in 0..pages.levels() {
+        let Some(map) = pages.pagemap(level).filter(|map| map.stored > 0) else { continue };
+        let name = || format!("pages-{}.img", map.pages_id);
+        let file = pages.pages(level).ok_or_else(|| Error::image(format!("{} is missing", name())))?;
+        let len = file.metadata().call("fstat").during(name)?.len();
+        let want = map.stored.saturating_mul(PAGE_SIZE);
+        if len < want {
+            let of = if level == 0 { "" } else { " of a parent dump" };
+            return Err(Error::image(format!(
+                "{}{of} has {len} bytes, its pagemap speaks of {want}",
+                name()
+            )));
+        }
+    }
+    Ok(())
 }
 
 fn check_thread(tid: VirtPid, core: &pb::CoreEntry) -> Result<()> {

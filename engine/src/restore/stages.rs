@@ -164,8 +164,9 @@ impl Area {
                 return Ok(());
             }
             interrupt::check()?;
-            if !wait(word, left, Instant::now() + interrupt::remaining(nap))? {
-                watch()?;
+            if !wait(word, left, Instant::now() + interrupt::remaining(nap))? && !self.failed() {
+                // One that says why it ends is dead right afterwards.
+                watch().map_err(|e| if self.failed() { self.failure() } else { e })?;
                 nap = (nap * 2).min(WATCH.1);
             }
         }

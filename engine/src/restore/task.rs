@@ -13,6 +13,7 @@
 //! ```
 
 use std::convert::Infallible;
+use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 
 use nix::sys::wait::{WaitPidFlag, waitpid};
@@ -293,8 +294,30 @@ fn finish(cx: &TaskCx<'_>, begun: Begun) -> Result<Infallible> {
         .during(|| "executable".into())?;
     let folders = fs::open(cx, &mut files)?;
     drop(files);
-    // What the restore needed for itself lies where no descriptor of the task's does.
-    let zone = cx.files.reserved();
-    let leftovers = Leftovers { exe, close: vec![(zone.base, zone.end - 1)] };
-    handoff::jump(cx, begun.memory, leftovers, || folders.enter())
+    let close = not_of_the_task(cx)?;
+    handoff::jump(cx, begun.memory, Leftovers { exe, close }, || folders.enter())
+}
+
+/// Every number that is none of the task's descriptors, as ranges (first and last).
+fn not_of_the_task(cx: &TaskCx<'_>) -> Result<Vec<(RawFd, RawFd)>> {
+    let highest = if cx.kernel.close_range {
+        RawFd::MAX
+    } else {
+        // The restorer must close them one by one. A few more may come until then.
+        let open = std::fs::read_dir("/proc/self/fd").call("open(/proc/self/fd)")?;
+        let numbers = open.flatten().filter_map(|e| e.file_name().to_str()?.parse::<RawFd>().ok());
+        numbers.max().unwrap_or(0).saturating_add(64)
+    };
+    let mut free = 0;
+    let mut ranges = Vec::new();
+    for fd in cx.snapshot.fds(cx.image()?).iter().map(|e| e.fd as RawFd) {
+        if fd > free {
+            ranges.push((free, fd - 1));
+        }
+        free = fd.saturating_add(1);
+    }
+    if free <= highest {
+        ranges.push((free, highest));
+    }
+    Ok(ranges)
 }

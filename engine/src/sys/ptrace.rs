@@ -39,6 +39,8 @@ pub const O_TRACEFORK: u64 = 1 << 1;
 pub const O_TRACEVFORK: u64 = 1 << 2;
 /// `PTRACE_O_TRACECLONE`: likewise for clone, threads included.
 pub const O_TRACECLONE: u64 = 1 << 3;
+/// `PTRACE_O_EXITKILL`: should the tracer end, the tracee gets SIGKILL.
+pub const O_EXITKILL: u64 = 1 << 20;
 /// `PTRACE_O_SUSPEND_SECCOMP`: filters and strict mode sleep while the tracee is traced.
 pub const O_SUSPEND_SECCOMP: u64 = 1 << 21;
 

@@ -50,11 +50,8 @@ pub fn restore(entry: Option<&pb::SignalQueueEntry>) -> Result<Vec<args::Siginfo
 
 /// Whether SIGSTOP is pending: nothing can block it, so the restorer cannot queue it. Such a task is stopped
 /// before it runs again, which is what would have happened to it.
-pub fn stops(core: &pb::CoreEntry) -> bool {
-    let shared = core.tc.as_ref().and_then(|tc| tc.signals_s.as_ref());
-    let own = core.thread_core.as_ref().and_then(|t| t.signals_p.as_ref());
-    let mut all = [shared, own].into_iter().flatten().flat_map(|queue| &queue.signals);
-    all.any(|e| signo(&e.siginfo) == Some(libc::SIGSTOP as u32))
+pub fn stops(queue: &pb::SignalQueueEntry) -> bool {
+    queue.signals.iter().any(|e| signo(&e.siginfo) == Some(libc::SIGSTOP as u32))
 }
 
 /// Takes SIGSTOP out of a queue; tells whether it was there.
@@ -114,9 +111,7 @@ mod tests {
         assert!(restore(None).unwrap().is_empty());
         let stop = queue(vec![bare(19), bare(10)]);
         assert_eq!(restore(Some(&stop)).unwrap().len(), 1);
-        let thread_core = pb::ThreadCoreEntry { signals_p: Some(stop), ..Default::default() };
-        assert!(stops(&pb::CoreEntry { thread_core: Some(thread_core), ..Default::default() }));
-        assert!(!stops(&pb::CoreEntry::default()));
+        assert!(stops(&stop) && !stops(&queue(vec![bare(10)])));
         for bad in [bare(9), bare(10)[..120].to_vec(), bare(10)[..5].to_vec(), Vec::new(), bare(65)] {
             assert!(restore(Some(&queue(vec![bad]))).is_err());
         }

@@ -188,6 +188,21 @@ fn cores_are_complete_and_of_this_architecture() {
 }
 
 #[test]
+fn pages_files_are_as_long_as_pagemaps_say() {
+    use rcriu_images::pagemap::{PagemapWriter, Place, Region};
+    let set = Set::new();
+    let mut map = PagemapWriter::create(&set.dir, ImageKind::Pagemap, 7, 5).unwrap();
+    map.add(&Region { vaddr: 0x1000, pages: 2, place: Place::Present { first: 0 }, lazy: false }).unwrap();
+    map.finish().unwrap();
+    assert!(set.error().contains("pages-5.img is missing"), "{}", set.error());
+    let path = set.tmp.path().join("pages-5.img");
+    std::fs::write(&path, vec![0; 8191]).unwrap();
+    assert!(set.error().contains("pages-5.img has 8191 bytes"), "{}", set.error());
+    std::fs::write(&path, vec![0; 8192]).unwrap();
+    Snapshot::read(&set.dir).unwrap();
+}
+
+#[test]
 fn truncated_images_are_named() {
     for name in ["inventory.img", "pstree.img", "core-8.img", "mm-7.img", "files.img", "fdinfo-1.img"] {
         let set = Set::new();

@@ -5,17 +5,20 @@
 //! memory and has not run an instruction of its program yet: whatever still has to be done with the restorer's
 //! memory is done from outside, in one thread of each task.
 
-use std::collections::HashSet;
-use std::sync::atomic::Ordering;
+mod caught;
+mod stopped;
+
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use nix::sys::signal::kill;
+use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use rcriu_images::pb;
-use restorer::TaskSlot;
 
-use crate::arch::Regs;
-use crate::error::{Context, Error, Kind, Result, SysContext};
+use caught::{Caught, regs, strange};
+use stopped::Stopped;
+
+use crate::error::{Context, Error, Kind, Result};
 use crate::interrupt;
 use crate::pstree::{RealPid, TaskState};
 use crate::restore::read::{Snapshot, TaskImage, TaskIx};
@@ -25,8 +28,6 @@ use crate::sys::vm::MemFile;
 use crate::sys::wait::{self, Status};
 use crate::task::sigqueue;
 
-/// Signal mask with everything blocked.
-const ALL_BLOCKED: u64 = u64::MAX;
 /// Offset of `rseq_cs` in `struct rseq`.
 const RSEQ_CS: u64 = 8;
 
@@ -47,33 +48,39 @@ pub struct Attached<'a> {
     threads: Vec<Thread>,
 }
 
-/// What becomes of the tasks.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Final {
-    /// They are as they were: running, or stopped.
-    AsTheyWere,
-    /// All are stopped (`--leave-stopped`).
-    Stopped,
-}
-
 impl<'a> Attached<'a> {
-    /// Attaches to every thread while they wait; seccomp sleeps from here on.
+    /// Attaches to the leader of every living task: should this process be killed from here on, the kernel kills
+    /// them. Seccomp sleeps in them for as long as they are attached.
     ///
-    /// Precondition: all threads exist, and none has got its filters yet.
-    pub fn attach(snapshot: &'a Snapshot, area: &'a Area) -> Result<Self> {
-        let mut threads = Vec::new();
-        for (task, image) in snapshot.alive() {
-            let mut options = ptrace::O_TRACESYSGOOD;
+    /// Precondition: all tasks are forked, and none will get a signal before it is caught: each would stop.
+    pub fn leaders(snapshot: &'a Snapshot, area: &'a Area) -> Result<Self> {
+        let mut attached = Attached { snapshot, area, threads: Vec::new() };
+        attached.attach(|at| at == 0)?;
+        Ok(attached)
+    }
+
+    /// Attaches to all other threads.
+    ///
+    /// Precondition: all threads exist and wait, and none has got its filters yet.
+    pub fn others(&mut self) -> Result<()> {
+        self.attach(|at| at > 0)?;
+        self.threads.sort_by_key(|t| (t.task, t.at));
+        Ok(())
+    }
+
+    fn attach(&mut self, which: impl Fn(usize) -> bool) -> Result<()> {
+        for (task, image) in self.snapshot.alive() {
+            let mut options = ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL;
             if uses_seccomp(image) {
                 options |= ptrace::O_SUSPEND_SECCOMP;
             }
-            for (at, tid) in image.threads.iter().enumerate() {
+            for (at, tid) in image.threads.iter().enumerate().filter(|(at, _)| which(*at)) {
                 let tid = RealPid(tid.0);
                 ptrace::seize(tid, options).during(|| format!("thread {tid}")).during(|| image.name())?;
-                threads.push(Thread { tid, task, at });
+                self.threads.push(Thread { tid, task, at });
             }
         }
-        Ok(Attached { snapshot, area, threads })
+        Ok(())
     }
 
     /// Stops every thread where it waits and lets it go on to its next system call.
@@ -164,21 +171,53 @@ impl<'a> Attached<'a> {
         format!("{task}, thread {}", thread.tid)
     }
 
-    /// Takes the restorer's memory out of every task, and gives critical sections of restartable sequences
-    /// back to the kernel.
+    /// Does what has to be done in each task from outside, and stops those that were stopped.
     ///
-    /// Precondition: all threads are caught.
-    pub fn clean(&self) -> Result<()> {
-        for thread in &self.threads {
-            let clean = || -> Result<()> {
-                if thread.at == 0 {
-                    let slot = self.area.slot(thread.task)?;
-                    unmap(thread.tid, slot)?;
+    /// Precondition: all threads are caught. Afterwards nothing of the restorer is left.
+    pub fn clean(&mut self, leave_stopped: bool) -> Result<()> {
+        // Threads of a task stand together; tasks come after their parents, so from the back children are
+        // done first: their parents are still caught when they stop.
+        let threads = std::mem::take(&mut self.threads);
+        let mut kept = Vec::with_capacity(threads.len());
+        let mut news: HashMap<TaskIx, Vec<Stopped>> = HashMap::new();
+        for group in threads.chunk_by(|a, b| a.task == b.task).rev() {
+            let Some((leader, image)) = group.first().zip(self.snapshot.get(group[0].task)) else { continue };
+            let mut caught =
+                Caught::new(leader.tid, self.area.slot(leader.task)?).during(|| self.name(*leader))?;
+            let mut clean = |caught: &mut Caught| {
+                for child in news.remove(&leader.task).unwrap_or_default() {
+                    stopped::take_news(caught, image, &child)?;
                 }
-                self.give_back_rseq(*thread)
+                caught.unmap()
             };
-            clean().during(|| self.name(*thread))?;
+            clean(&mut caught).and_then(|()| caught.done()).during(|| self.name(*leader))?;
+            for thread in group {
+                self.give_back_rseq(*thread).during(|| self.name(*thread))?;
+            }
+            if image.state != TaskState::Stopped && !leave_stopped {
+                if queues(image).any(sigqueue::stops) {
+                    stopped::send_stop(image, leader.tid, true)?;
+                }
+                kept.extend(group);
+                continue;
+            }
+            stopped::send_stop(image, leader.tid, leave_stopped).during(|| image.name())?;
+            group.iter().try_for_each(|t| ptrace::detach(t.tid, 0)).during(|| image.name())?;
+            if stopped::await_stop(leader.tid)? {
+                match image.parent {
+                    Some(parent) => {
+                        let known = image.tc.exit_code == 0;
+                        news.entry(parent).or_default().push(Stopped { pid: leader.tid, known });
+                    }
+                    // Ours, if it is our child at all: nobody else would ever ask.
+                    None => drop(waitpid(
+                        Pid::from_raw(leader.tid.0),
+                        Some(WaitPidFlag::WUNTRACED | WaitPidFlag::WNOHANG),
+                    )),
+                }
+            }
         }
+        self.threads = kept;
         Ok(())
     }
 
@@ -195,24 +234,11 @@ impl<'a> Attached<'a> {
         MemFile::open(thread.tid)?.write(at, &cs.to_ne_bytes())
     }
 
-    /// Lets all go.
+    /// Lets all go that do not stand still already.
     ///
     /// # Errors
     /// A thread that died meanwhile is none of ours any more and no error.
-    pub fn detach(self, last: Final) -> Result<()> {
-        // A stop signal sent before detaching takes effect before the first instruction.
-        for (ix, image) in self.snapshot.alive() {
-            let pid = Pid::from_raw(self.area.slot(ix)?.pid.load(Ordering::Acquire));
-            let signal = match (last, image.state) {
-                (Final::Stopped, _) => libc::SIGSTOP,
-                (_, TaskState::Stopped) => image.tc.stop_signo.map_or(libc::SIGSTOP, |s| s as i32),
-                _ if cores(image).any(sigqueue::stops) => libc::SIGSTOP,
-                _ => continue,
-            };
-            let signal = nix::sys::signal::Signal::try_from(signal)
-                .map_err(|_| Error::image(format!("core-{}.img: no signal {signal} stops", image.pid)))?;
-            kill(pid, signal).call("kill").during(|| image.name())?;
-        }
+    pub fn detach(self) -> Result<()> {
         let mut first = Ok(());
         for thread in &self.threads {
             match ptrace::detach(thread.tid, 0) {
@@ -226,8 +252,10 @@ impl<'a> Attached<'a> {
     }
 }
 
-fn cores(image: &TaskImage) -> impl Iterator<Item = &pb::CoreEntry> {
-    (0..image.threads.len()).filter_map(|i| image.thread_core(i))
+/// Signals that were pending, for the process and for each thread.
+fn queues(image: &TaskImage) -> impl Iterator<Item = &pb::SignalQueueEntry> {
+    let threads = (0..image.threads.len()).filter_map(|i| image.thread_core(i)?.thread_core.as_ref());
+    image.tc.signals_s.iter().chain(threads.filter_map(|t| t.signals_p.as_ref()))
 }
 
 fn uses_seccomp(image: &TaskImage) -> bool {
@@ -235,61 +263,4 @@ fn uses_seccomp(image: &TaskImage) -> bool {
         .filter_map(|i| image.thread_core(i)?.thread_core.as_ref())
         .any(|t| t.seccomp_mode.unwrap_or(0) != 0)
         || image.tc.old_seccomp_mode.unwrap_or(0) != 0
-}
-
-fn strange(status: Status) -> Error {
-    Error::host(format!("it stopped unexpectedly: {status:?}"))
-}
-
-fn regs(tid: RealPid) -> Result<Regs> {
-    let mut bytes = [0; Regs::LEN];
-    let len = ptrace::get_regset(tid, ptrace::NT_PRSTATUS, &mut bytes)?;
-    Regs::from_bytes(bytes.get(..len).unwrap_or(&[]))
-}
-
-/// Makes the thread, caught at the exit of a call, unmap the hole of its task.
-fn unmap(tid: RealPid, slot: &TaskSlot) -> Result<()> {
-    let load = |word: &std::sync::atomic::AtomicU64| word.load(Ordering::Acquire);
-    let (hole, len, gadget) = (load(&slot.hole), load(&slot.hole_len), load(&slot.gadget));
-    if len == 0 {
-        return Err(Error::bug("the restorer did not tell where it is"));
-    }
-    // A signal on the way would find the wrong registers.
-    let mask = ptrace::get_sigmask(tid)?;
-    let saved = regs(tid)?;
-    ptrace::set_sigmask(tid, ALL_BLOCKED)?;
-    let call = saved.for_syscall(gadget, libc::SYS_munmap as u64, [hole, len, 0, 0, 0, 0]);
-    ptrace::set_regset(tid, ptrace::NT_PRSTATUS, &call.to_bytes())?;
-    let mut stops = 0;
-    let mut resend = false;
-    while stops < 2 {
-        ptrace::syscall(tid, 0)?;
-        match next_stop(tid)? {
-            Status::Syscall => stops += 1,
-            Status::EventStop(_) => {}
-            // The one that cannot be blocked: whoever sent it gets his stop once the task runs.
-            Status::Signal(libc::SIGSTOP) => resend = true,
-            other => return Err(strange(other)),
-        }
-    }
-    let result = regs(tid)?.rax as i64;
-    ptrace::set_regset(tid, ptrace::NT_PRSTATUS, &saved.to_bytes())?;
-    ptrace::set_sigmask(tid, mask)?;
-    if resend {
-        kill(Pid::from_raw(tid.0), nix::sys::signal::Signal::SIGSTOP).call("kill")?;
-    }
-    match result {
-        0 => Ok(()),
-        e => Err(Error::sys("munmap", -e as i32).during("the restorer's memory")),
-    }
-}
-
-fn next_stop(tid: RealPid) -> Result<Status> {
-    loop {
-        let soon = std::time::Instant::now() + Duration::from_millis(200);
-        if let Some(status) = wait::until(tid, soon)? {
-            return if status.is_end() { Err(Error::new(Kind::TaskDied(tid.0))) } else { Ok(status) };
-        }
-        interrupt::check()?;
-    }
 }
