@@ -51,8 +51,17 @@ fn damaged() -> impl Strategy<Value = Vec<u8>> {
         })
 }
 
+/// `PROPTEST_CASES` sets the number of cases, as usual; more than usual if it does not.
+fn config() -> ProptestConfig {
+    let default = ProptestConfig::default();
+    match std::env::var_os("PROPTEST_CASES") {
+        Some(_) => default,
+        None => ProptestConfig { cases: 2000, ..default },
+    }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2000, ..Default::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn damaged_images_end_in_errors(data in damaged()) {

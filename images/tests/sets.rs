@@ -26,7 +26,7 @@ fn real_sets_hold_together() {
         for node in tree(&set) {
             println!(
                 "{:?} {} {:?} {:?}",
-                node.more,
+                node.bars,
                 node.task.pid,
                 node.task.state(),
                 node.task.cmdline(&dir).unwrap()

@@ -6,6 +6,7 @@
 mod writer;
 
 use std::{
+    collections::HashSet,
     ffi::OsString,
     fs::File,
     io::BufReader,
@@ -18,7 +19,7 @@ use nix::{
     dir::Dir,
     errno::Errno,
     fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat},
-    sys::stat::{Mode, fstatat},
+    sys::stat::{Mode, fstat, fstatat},
     unistd::{AccessFlags, UnlinkatFlags, faccessat, symlinkat, unlinkat},
 };
 
@@ -31,9 +32,6 @@ use crate::{
 
 /// Name of the link to the folder of the previous dump.
 pub const PARENT_LINK: &str = "parent";
-
-/// Parents of parents beyond this are taken for a loop.
-const MAX_PARENTS: usize = 4096;
 
 /// Reads one image of a folder.
 pub type ImageReader = EntryReader<BufReader<File>>;
@@ -189,16 +187,27 @@ impl ImageDir {
     /// This folder and those before it, newest first.
     ///
     /// # Errors
-    /// A parent that cannot be opened, a chain that does not end.
+    /// A parent that cannot be opened, a chain that leads back to a folder it came from.
     pub fn chain(&self) -> Result<Vec<ImageDir>> {
         let mut chain = vec![self.clone()];
+        let mut seen = HashSet::from([self.identity()?]);
         while let Some(parent) = chain[chain.len() - 1].parent()? {
-            if chain.len() >= MAX_PARENTS {
-                return Err(Error::invalid(PARENT_LINK, "the chain of parents does not end"));
+            if !seen.insert(parent.identity()?) {
+                let back = parent.path().display();
+                return Err(Error::invalid(
+                    PARENT_LINK,
+                    format!("the chain of parents leads back to {back}"),
+                ));
             }
             chain.push(parent);
         }
         Ok(chain)
+    }
+
+    /// Device and inode of the folder.
+    fn identity(&self) -> Result<(u64, u64)> {
+        let stat = fstat(&self.0.fd).map_err(|e| Error::sys(self.0.path.to_string_lossy(), "fstat", e))?;
+        Ok((stat.st_dev, stat.st_ino))
     }
 
     /// Makes `target`, relative to this folder, its parent.

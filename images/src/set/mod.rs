@@ -20,7 +20,7 @@ pub use self::{
     needs::{Need, needs},
     sockets::{SocketKind, SocketState, sockets},
     task::{Task, TaskState},
-    tree::{Node as TreeNode, tree},
+    tree::{MAX_BARS, Node as TreeNode, tree},
 };
 use crate::{
     catalog::ImageKind,

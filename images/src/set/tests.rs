@@ -33,10 +33,16 @@ fn trees_come_depth_first_with_their_lines() {
         small.pstree.push(pb::PstreeEntry { pid: pid as u32, ppid, pgid: 1, sid: 1, threads: vec![0] });
     }
     let set = ImageSet::load(small.write()).unwrap();
-    let nodes: Vec<_> = tree(&set).into_iter().map(|n| (n.task.pid, n.more)).collect();
+    let nodes: Vec<_> = tree(&set).into_iter().map(|n| (n.task.pid, n.depth, n.bars, n.last)).collect();
     assert_eq!(
         nodes,
-        [(10, vec![]), (12, vec![true]), (14, vec![true, false]), (13, vec![false]), (15, vec![])]
+        [
+            (10, 0, vec![], true),
+            (12, 1, vec![], false),
+            (14, 2, vec![true], true),
+            (13, 1, vec![], true),
+            (15, 0, vec![], true)
+        ]
     );
 }
 

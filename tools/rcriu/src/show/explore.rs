@@ -68,7 +68,7 @@ fn ps(set: &ImageSet, out: &mut impl Write) -> io::Result<()> {
     writeln!(out, "{:>7}{:>7}{:>7}   COMM", "PID", "PGID", "SID")?;
     for node in set::tree(set) {
         let task = node.task;
-        let indent = 4 * node.more.len();
+        let indent = 4 * node.depth;
         writeln!(out, "{:>7}{:>7}{:>7}   {:indent$}{}", task.pid, task.pgid, task.sid, "", task.comm())?;
     }
     Ok(())

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use rcriu_images::set::MAX_BARS;
+
 use super::{
     report::{Report, TaskReport},
     style::{self, Colour, Style, WIDTH},
@@ -160,20 +162,15 @@ fn task(task: &TaskReport, style: Style, out: &mut impl Write) -> io::Result<()>
 
 /// What stands before a task's first line, and before its other lines.
 fn branches(task: &TaskReport, style: Style) -> (String, String) {
-    // Deep trees must leave room for the command.
-    const DEEPEST: usize = 16;
-    let depth = task.more.len();
     if !style.terminal {
-        return ("  ".repeat(depth), "  ".repeat(depth));
+        let indent = "  ".repeat(task.depth.min(MAX_BARS + 1));
+        return (indent.clone(), indent);
     }
-    let mut lines = String::new();
-    for &more in task.more.iter().take(depth.saturating_sub(1)).take(DEEPEST) {
-        lines.push_str(if more { "│ " } else { "  " });
-    }
-    match task.more.last() {
-        None => (lines.clone(), format!("{lines}  ")),
-        Some(true) => (format!("{lines}├─"), format!("{lines}│   ")),
-        Some(false) => (format!("{lines}└─"), format!("{lines}    ")),
+    let bars: String = task.bars.iter().map(|&bar| if bar { "│ " } else { "  " }).collect();
+    match (task.depth, task.last) {
+        (0, _) => (String::new(), "  ".into()),
+        (_, false) => (format!("{bars}├─"), format!("{bars}│   ")),
+        (_, true) => (format!("{bars}└─"), format!("{bars}    ")),
     }
 }
 

@@ -3,7 +3,10 @@
 //! The JSON form is stable: keys are never renamed or removed, and a change of meaning would change
 //! [`FORMAT`]. Sizes are bytes, times microseconds unless the name says otherwise.
 
-use std::{collections::BTreeMap, os::fd::AsFd};
+use std::{
+    collections::{BTreeMap, HashSet},
+    os::fd::AsFd,
+};
 
 use anyhow::Result;
 use rcriu_images::{
@@ -77,9 +80,12 @@ pub struct TaskReport {
     pub threads: Vec<u32>,
     pub descriptors: usize,
     pub memory: MemoryReport,
-    /// Whether an elder of each level has further children.
     #[serde(skip)]
-    pub more: Vec<bool>,
+    pub depth: usize,
+    #[serde(skip)]
+    pub bars: Vec<bool>,
+    #[serde(skip)]
+    pub last: bool,
 }
 
 #[derive(Debug, Default, Serialize)]
@@ -139,11 +145,8 @@ impl Report {
         let hostname = hostname(&set).map_err(&mut keep).unwrap_or_default();
         let cpu =
             dir.read_opt::<pb::CpuinfoEntry>(ImageKind::Cpuinfo, 0).map_err(&mut keep).unwrap_or_default();
-        for finding in late {
-            if !set.findings.contains(&finding) {
-                set.findings.push(finding);
-            }
-        }
+        let known: HashSet<Finding> = set.findings.iter().cloned().collect();
+        set.findings.extend(late.into_iter().filter(|finding| !known.contains(finding)));
 
         let mut descriptors = BTreeMap::new();
         for fd in set.tasks.iter().flat_map(|task| set.fds(task)) {
@@ -203,7 +206,9 @@ impl TaskReport {
             threads: task.threads.clone(),
             descriptors: set.fds(task).len(),
             memory: set::task_memory(set, task).map(MemoryReport::from).map_err(keep).unwrap_or_default(),
-            more: node.more,
+            depth: node.depth,
+            bars: node.bars,
+            last: node.last,
         }
     }
 }
