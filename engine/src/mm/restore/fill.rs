@@ -142,9 +142,10 @@ impl Batch<'_> {
         if self.len == 0 {
             return Ok(());
         }
-        let file = self.pages.and_then(|p| p.pages(self.level)).ok_or_else(|| missing(self.offset))?;
+        let missing = || missing(self.pages, self.level, self.offset);
+        let file = self.pages.and_then(|p| p.pages(self.level)).ok_or_else(missing)?;
         if self.region.read_file(file, self.offset, &self.pieces)? != self.len {
-            return Err(missing(self.offset));
+            return Err(missing());
         }
         self.pieces.clear();
         self.len = 0;
@@ -152,8 +153,10 @@ impl Batch<'_> {
     }
 }
 
-fn missing(offset: u64) -> Error {
-    Error::image(format!("the pages file ends before the page at {offset:#x}"))
+/// That a pages file is shorter than its pagemap says.
+pub fn missing(pages: Option<&PageReader>, level: usize, offset: u64) -> Error {
+    let id = pages.and_then(|p| p.pagemap(level)).map_or(0, |map| map.pages_id);
+    Error::image(format!("pages-{id}.img ends before all of what should stand at {offset:#x}"))
 }
 
 /// Writes those pages of a run that differ from what is there.
@@ -166,6 +169,7 @@ fn compare(
     counts: &mut Pages,
 ) -> Result<()> {
     use std::os::unix::fs::FileExt;
+    let missing = |at| missing(pages, level, at);
     let file = pages.and_then(|p| p.pages(level)).ok_or_else(|| missing(offset))?;
     let size = len.min(COMPARED) as usize;
     let (mut wanted, mut have) = (vec![0u8; size], vec![0u8; size]);

@@ -68,7 +68,7 @@ fn make(snapshot: &Snapshot, shmid: u64, size: u64, room: &mut Room) -> Result<R
                 let at = object.start() + run.vaddr;
                 let got = file.map_or(Ok(0), |file| object.read_file(file, offset, &[(at, run.len)]))?;
                 if got != run.len {
-                    return Err(Error::image(format!("the pages file ends before the page at {offset:#x}")));
+                    return Err(super::fill::missing(Some(&pages), level, offset));
                 }
             }
             Source::Lazy | Source::Missing => {
