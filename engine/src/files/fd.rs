@@ -11,6 +11,7 @@ use nix::{
 };
 use rcriu_images::pb;
 
+use super::sk::SocketKind;
 use crate::{
     dump::identity::FileKey,
     error::{Context, Error, Result, SysContext},
@@ -41,6 +42,8 @@ pub struct FdProbe {
     pub cloexec: bool,
     /// It lies on the kernel's own tmpfs: a memfd, or shared memory without a name.
     pub shmem: bool,
+    /// What it is, of a socket.
+    pub socket: Option<SocketKind>,
 }
 
 /// A descriptor of a task together with a duplicate of ours.
@@ -87,12 +90,14 @@ impl FdProbe {
         info.flags &= !libc::O_CLOEXEC.cast_unsigned();
         let link = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).call("readlink")?;
         let stat = fstat(file).call("fstat")?;
+        let fs = fstatfs(file).call("fstatfs")?.filesystem_type();
         Ok(FdProbe {
             task,
             fd,
             shmem: stat.st_dev == shmem_dev,
             stat,
-            fs: fstatfs(file).call("fstatfs")?.filesystem_type(),
+            fs,
+            socket: SocketKind::of(file, fs)?,
             link: std::os::unix::ffi::OsStringExt::into_vec(link),
             info,
             cloexec,

@@ -42,6 +42,7 @@ mod reg;
 #[cfg(test)]
 mod roundtrip;
 mod signalfd;
+pub(crate) mod sk;
 mod task;
 mod timerfd;
 mod tty;
@@ -113,6 +114,11 @@ pub trait RestoredFile: fmt::Debug + Send + Sync {
         None
     }
 
+    /// How many descriptors beside those of the table opening it needs for a while.
+    fn spare(&self) -> usize {
+        0
+    }
+
     /// Opens the same inode once more, as a mapping or a cwd needs it. `None` if that makes no sense.
     fn open_again(&self, _how: OpenHow, _cx: &mut FilesTask<'_>) -> Option<Result<OwnedFd>> {
         None
@@ -178,4 +184,5 @@ static KINDS: &[&dyn FileKind] = &[
     &memfd::Memfd,
     &pidfd::Pidfd,
     &inotify::InotifyKind,
+    &sk::Unix,
 ];

@@ -14,6 +14,7 @@ use super::{
     memfd::{self, MemfdsOut},
     pipe::PipesOut,
     refuse, reg,
+    sk::{self, SocketsOut},
     tty::TtysOut,
 };
 use crate::{
@@ -69,10 +70,11 @@ pub struct FilesOut<'a> {
     pub(super) ghosts: GhostsOut,
     pub(super) pipes: PipesOut,
     pub(super) ttys: TtysOut,
+    pub(super) sockets: SocketsOut,
     pub(super) memfds: MemfdsOut,
     more: ImageWriter,
     /// Device of the kernel's own tmpfs.
-    shmem_dev: u64,
+    pub(super) shmem_dev: u64,
 }
 
 /// Where an open file can be found again while tasks are frozen.
@@ -131,6 +133,7 @@ impl<'a> FilesOut<'a> {
             pipes: PipesOut::new(images),
             ttys: TtysOut::default(),
             more: images.writer(ImageKind::RcriuFiles, 0),
+            sockets: SocketsOut::new(images),
         }
     }
 
@@ -290,11 +293,13 @@ impl<'a> FilesOut<'a> {
 
     /// Completes all images. `stays` says that the tasks go on: then names made for the images alone go.
     pub fn finish(mut self, stays: bool) -> Result<()> {
+        sk::dump_rest(&mut self)?;
         for (mut entry, probe, kind) in std::mem::take(&mut self.late) {
             interrupt::check()?;
             kind.complete(&mut entry, &probe, &mut self).during(|| probe.place())?;
             self.write(entry)?;
         }
+        self.sockets.finish()?;
         self.files.finish()?;
         self.more.finish()?;
         self.memfds.finish()?;

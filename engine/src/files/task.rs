@@ -155,6 +155,8 @@ pub struct FilesTask<'a> {
     hand: HashMap<FileId, RawFd>,
     /// What members of the group that is being opened keep for each other; see [`FilesTask::keep`].
     pub(super) group: Vec<Option<OwnedFd>>,
+    /// What files keep from `open` to `finish`, likewise.
+    pub(super) stash: HashMap<FileId, OwnedFd>,
     group_key: Option<GroupKey>,
 }
 
@@ -182,6 +184,7 @@ impl<'a> FilesTask<'a> {
             passer,
             hand: HashMap::new(),
             group: Vec::new(),
+            stash: HashMap::new(),
             group_key: None,
         })
     }
@@ -209,6 +212,7 @@ impl<'a> FilesTask<'a> {
             }
         }
         self.group.clear();
+        self.stash.clear();
         self.drop_kept(table)?;
         if table.sharers > 0 {
             let done = self.table_word(DONE)?;

@@ -20,6 +20,8 @@ pub mod rseq;
 pub mod sched;
 pub(crate) mod shared;
 pub(crate) mod signal;
+pub(crate) mod sock_diag;
+pub(crate) mod sockopt;
 pub(crate) mod tty;
 pub mod userfaultfd;
 pub mod vm;

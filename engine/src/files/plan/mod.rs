@@ -16,13 +16,14 @@ use std::{
     collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque, hash_map::Entry},
     fmt::Write,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
+    sync::Arc,
 };
 
 use rcriu_images::{ImageDir, ImageKind, pb};
 
 use super::{
     FdType, GroupKey, KINDS, Needs, Preflight, RestoredFile, ghost::Remaps, memfd::Memfds, pidfd::DeadPidfds,
-    pipe::PipeData, tty::Ttys,
+    pipe::PipeData, sk::UnixWorld, tty::Ttys,
 };
 use crate::{
     error::{Context, Error, Result},
@@ -64,6 +65,7 @@ pub struct PlanFiles<'a> {
     /// Lengths of packets in pipes and fifos.
     pub(super) packets: Packets,
     more: HashMap<FileId, pb::RcriuFileEntry>,
+    unix: Option<Arc<UnixWorld>>,
 }
 
 impl<'a> PlanFiles<'a> {
@@ -89,6 +91,7 @@ impl<'a> PlanFiles<'a> {
             dead_pidfds: DeadPidfds::new(),
             packets: Packets::new(),
             more,
+            unix: None,
         })
     }
 
@@ -116,6 +119,14 @@ impl<'a> PlanFiles<'a> {
             Some(ttys) => ttys,
             none => none.insert(Ttys::read(self.images, self.entries)?),
         })
+    }
+
+    /// All unix sockets.
+    pub(super) fn unix(&mut self) -> Result<Arc<UnixWorld>> {
+        if self.unix.is_none() {
+            self.unix = Some(Arc::new(UnixWorld::new(self)?));
+        }
+        self.unix.clone().ok_or_else(|| Error::bug("no unix sockets"))
     }
 
     /// Data of pipes or fifos, by pipe number.
@@ -309,7 +320,13 @@ impl FilesPlan {
 
     /// How many descriptors a task may hold beside its own, besides what the engine itself needs.
     pub(super) fn most_kept(&self) -> usize {
-        self.tables.iter().map(|t| t.keep.len()).max().unwrap_or(0)
+        let mut kept: Vec<usize> = self.tables.iter().map(|t| t.keep.len()).collect();
+        for node in self.nodes.values() {
+            if let Some(kept) = kept.get_mut(node.owner.0) {
+                *kept += node.file.spare();
+            }
+        }
+        kept.into_iter().max().unwrap_or(0)
     }
 
     /// Tables that receive something.

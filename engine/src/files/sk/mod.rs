@@ -1,0 +1,108 @@
+//! Sockets: what all families share, and a file or folder for each family.
+//!
+//! What a socket is comes from the socket itself (options), what it is tied to from the kernel's table of its
+//! network namespace, asked for once.
+
+use std::os::fd::{AsFd, BorrowedFd};
+
+use nix::sys::statfs::FsType;
+use rcriu_images::ImageDir;
+
+use super::{FdProbe, FilesOut};
+use crate::{
+    error::{Context, Result},
+    sys::sockopt::{self, general},
+};
+
+mod opts;
+mod queue;
+mod unix;
+
+pub(super) use unix::{Unix, UnixWorld};
+
+/// File system of sockets (`linux/magic.h`).
+const SOCKFS_MAGIC: FsType = FsType(0x534f_434b);
+
+/// `TCP_*` states, which other families use as well.
+const ESTABLISHED: u32 = 1;
+const CLOSED: u32 = 7;
+const LISTEN: u32 = 10;
+
+/// What a socket says of itself.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct SocketKind {
+    /// `AF_*`.
+    pub family: i32,
+    /// `SOCK_*`.
+    pub kind: i32,
+    /// `IPPROTO_*`, `NETLINK_*`.
+    pub protocol: i32,
+}
+
+impl SocketKind {
+    /// Of an open file on the file system `fs`; `None` if that is not a socket.
+    pub(super) fn of(file: BorrowedFd<'_>, fs: FsType) -> Result<Option<Self>> {
+        if fs != SOCKFS_MAGIC {
+            return Ok(None);
+        }
+        Ok(Some(SocketKind {
+            family: sockopt::int(file, general(libc::SO_DOMAIN, "SO_DOMAIN"))?,
+            kind: sockopt::int(file, general(libc::SO_TYPE, "SO_TYPE"))?,
+            protocol: sockopt::int(file, general(libc::SO_PROTOCOL, "SO_PROTOCOL"))?,
+        }))
+    }
+}
+
+/// Whether `fd` is a socket of `family`.
+fn is_family(fd: &FdProbe, family: i32) -> bool {
+    fd.socket.is_some_and(|socket| socket.family == family)
+}
+
+/// The dump's side of sockets.
+#[derive(Debug)]
+pub(super) struct SocketsOut {
+    queues: queue::QueuesOut,
+    waiting: Vec<queue::Queue>,
+    unix: unix::UnixOut,
+}
+
+impl SocketsOut {
+    pub(super) fn new(images: &ImageDir) -> Self {
+        SocketsOut {
+            queues: queue::QueuesOut::new(images),
+            waiting: Vec::new(),
+            unix: unix::UnixOut::default(),
+        }
+    }
+
+    /// Completes the image.
+    pub(super) fn finish(self) -> Result<()> {
+        self.queues.finish()
+    }
+}
+
+/// What can only be dumped once every descriptor was met: queues, whose files may be new ones, and peers
+/// that turn out to be nobody's.
+pub(super) fn dump_rest(out: &mut FilesOut<'_>) -> Result<()> {
+    while let Some(queue) = out.sockets.waiting.pop() {
+        queue::dump(&queue, out).during(|| queue.place.clone())?;
+    }
+    unix::dump_outside(out)
+}
+
+/// How messages call a socket: `socket:[4711]`, which is what /proc and --inherit-fd call it.
+fn socket_name(ino: u32) -> String {
+    format!("socket:[{ino}]")
+}
+
+/// shutdown(2) as images have it: 1 for reading, 2 for writing, 3 for both.
+fn shut(fd: impl AsFd, how: Option<i32>) -> Result<()> {
+    use nix::sys::socket::{Shutdown, shutdown};
+    let how = match how {
+        Some(1) => Shutdown::Read,
+        Some(2) => Shutdown::Write,
+        Some(3) => Shutdown::Both,
+        _ => return Ok(()),
+    };
+    crate::error::SysContext::call(shutdown(std::os::fd::AsRawFd::as_raw_fd(&fd.as_fd()), how), "shutdown")
+}
