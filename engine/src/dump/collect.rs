@@ -5,6 +5,7 @@ use rcriu_images::pb;
 use super::{identity::KcmpTree, namespaces::NsIds, refuse, seize::Frozen};
 use crate::{
     error::{Error, Result},
+    infect::StoppedTask,
     kernel::Kernel,
     procfs::{ProcDir, stat::Stat},
     pstree::{RealPid, TaskState, VirtPid},
@@ -35,9 +36,12 @@ pub struct Task {
     pub threads: Vec<VirtPid>,
     /// Numbers of what it shares with others; all 0 for one that has ended.
     pub ids: pb::TaskKobjIdsEntry,
+    /// Folder of a thread that lives: the leader's, unless that one has ended before the others.
     pub dir: ProcDir,
-    /// As read when everything stood still.
+    /// Of that thread, as read when everything stood still. Name, group and session are the task's.
     pub stat: Stat,
+    /// Exit status of a leader that has ended while other threads live.
+    pub leader_gone: Option<i32>,
 }
 
 /// Trees of everything that tasks may share.
@@ -70,10 +74,17 @@ pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstre
     let mut tasks = Vec::with_capacity(frozen.tasks().len());
     for (at, from) in frozen.preorder() {
         let task = &frozen.tasks()[at];
-        let dir = ProcDir::open(task.pid)?;
-        let stat = Stat::read(&dir)?;
+        let live = task.stopped.as_ref().map_or(task.pid, StoppedTask::live);
+        let dir = ProcDir::open(live)?;
+        let mut stat = Stat::read(&dir)?;
+        let mut leader_gone = None;
+        if live != task.pid {
+            let leader = Stat::read(&ProcDir::open(task.pid)?)?;
+            leader_gone = Some(leader.exit_code);
+            stat.comm = leader.comm;
+        }
         let ids = if task.state.is_alive() {
-            sharing.number(task.pid, &dir, Some(kernel))?
+            sharing.number(live, &dir, Some(kernel))?
         } else {
             pb::TaskKobjIdsEntry::default()
         };
@@ -95,6 +106,7 @@ pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstre
             ids,
             dir,
             stat,
+            leader_gone,
         });
     }
     let root = &tasks[0];

@@ -13,7 +13,7 @@ use crate::{
     arch::{self, Interrupted, TLS_ENTRIES},
     error::{Context, Error, Result},
     infect::{StoppedTask, StoppedThread},
-    procfs::status::Status,
+    procfs::{ProcDir, status::Status},
     pstree::{TaskState, VirtPid},
     sys::{
         ptrace::{self, UserDesc},
@@ -42,6 +42,11 @@ pub(super) fn dump(
         .collect::<Result<Vec<_>>>()?;
     let seccomp = cx.seccomp.task(&modes)?;
     let mut tc = Some(task_core(task, &asked, signals.shared, signals.stop)?);
+    if let Some(status) = task.leader_gone {
+        let mut core = ended_leader(task, status, asked.syscall, stopped, cx)?;
+        core.tc = tc.take().map(|tc| pb::TaskCoreEntry { blk_sigset: u64::MAX, ..tc });
+        one(cx.images, ImageKind::Core, task.virt.0.cast_unsigned().into(), &core)?;
+    }
     let threads =
         stopped.threads().iter().zip(statuses).zip(&asked.threads).zip(signals.private).zip(seccomp);
     for ((((thread, status), info), pending), seccomp) in threads {
@@ -160,15 +165,59 @@ fn thread_core(
     })
 }
 
+/// Core of a leader that has ended while other threads live. The format has no such thing, so it is described
+/// as a thread about to end: all signals blocked, at an instruction that makes it call exit(2).
+fn ended_leader(
+    task: &Task,
+    status: i32,
+    syscall: u64,
+    stopped: &StoppedTask,
+    cx: &mut DumpCx<'_>,
+) -> Result<pb::CoreEntry> {
+    let dir = ProcDir::open(task.pid)?;
+    let other = stopped.threads().first().ok_or_else(|| Error::bug("a task without threads"))?;
+    let code = (status >> 8 & 0xff).cast_unsigned().into();
+    let regs = arch::Regs { cs: other.regs().cs, ss: other.regs().ss, ..arch::Regs::default() };
+    let regs = regs.for_syscall(syscall, libc::SYS_exit.cast_unsigned(), [code, 0, 0, 0, 0, 0]);
+    // Any valid state will do.
+    let (fpregs, _) = other.xsave().to_image(&cx.layout)?;
+    let creds = creds::dump(&Status::read(&dir)?, 0)?;
+    Ok(pb::CoreEntry {
+        mtype: pb::core_entry::March::X8664 as i32,
+        thread_info: Some(pb::ThreadInfoX86 {
+            clear_tid_addr: 0,
+            gpregs: regs.to_image(),
+            fpregs,
+            tls: TLS_ENTRIES.map(|n| arch::tls_to_image(&empty_tls(n))).collect(),
+        }),
+        thread_core: Some(pb::ThreadCoreEntry {
+            sched_nice: Some(0),
+            sched_policy: Some(0),
+            sas: Some(pb::ThreadSasEntry {
+                ss_flags: libc::SS_DISABLE.cast_unsigned(),
+                ..Default::default()
+            }),
+            signals_p: Some(pb::SignalQueueEntry::default()),
+            creds: Some(creds),
+            comm: Some(task.stat.comm.clone()),
+            rseq_entry: cx.kernel.get_rseq_conf.then(pb::RseqEntry::default),
+            cg_set: Some(cx.cgroups.of(&task.dir)?),
+            ..pb::ThreadCoreEntry::default()
+        }),
+        ..pb::CoreEntry::default()
+    })
+}
+
 /// A descriptor of thread-local storage; empty where the kernel runs no 32-bit programs.
 fn tls(tid: crate::pstree::RealPid, number: u32) -> Result<pb::UserDescT> {
-    // Bits of an empty descriptor: read_exec_only and seg_not_present.
-    const EMPTY: u32 = 1 << 3 | 1 << 5;
     let desc = match ptrace::get_thread_area(tid, number) {
-        Err(e) if matches!(e.errno(), Some(libc::EIO | libc::EINVAL)) => {
-            UserDesc { entry_number: number, flags: EMPTY, ..UserDesc::default() }
-        }
+        Err(e) if matches!(e.errno(), Some(libc::EIO | libc::EINVAL)) => empty_tls(number),
         other => other?,
     };
     Ok(arch::tls_to_image(&desc))
+}
+
+fn empty_tls(number: u32) -> UserDesc {
+    // read_exec_only and seg_not_present.
+    UserDesc { entry_number: number, flags: 1 << 3 | 1 << 5, ..UserDesc::default() }
 }

@@ -33,7 +33,7 @@ pub fn root(pid: RealPid) -> Result<()> {
         return Err(Error::usage(format!("{pid} is a thread of task {0}", status.tgid))
             .remedy(format!("give the task: -t {}", status.tgid)));
     }
-    if status.is_zombie() {
+    if status.is_zombie() && dir.threads()?.len() <= 1 {
         return Err(Error::host(format!("{} has ended already (it is a zombie)", name(pid))));
     }
     let mut ancestor = RealPid(std::process::id().cast_signed());
@@ -68,6 +68,11 @@ pub fn task(dir: &ProcDir) -> Result<()> {
     }
     if status.nspid.len() > 1 {
         return Err(nested(pid, "pid"));
+    }
+    if status.is_zombie() {
+        // The leader of threads that live: they show what it had.
+        let others = dir.threads()?.into_iter().filter(|tid| *tid != pid);
+        return others.map(ProcDir::open).filter_map(Result::ok).try_for_each(|dir| namespaces(&dir));
     }
     namespaces(dir)
 }

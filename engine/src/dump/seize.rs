@@ -47,10 +47,11 @@ pub struct FrozenTask {
 }
 
 impl FrozenTask {
-    /// Its threads, the leader first.
+    /// Its threads, the leader first, also one that has ended.
     pub fn threads(&self) -> impl Iterator<Item = RealPid> {
+        let gone = self.stopped.as_ref().is_none_or(StoppedTask::leader_gone).then_some(self.pid);
         let threads = self.stopped.iter().flat_map(|s| s.threads().iter().map(|t| t.tid()));
-        threads.chain(self.stopped.is_none().then_some(self.pid))
+        gone.into_iter().chain(threads)
     }
 }
 
@@ -163,13 +164,8 @@ impl Frozen {
     fn seize(&mut self, pid: RealPid, parent: Option<usize>, kernel: &Kernel) -> Result<()> {
         let dir = ProcDir::open(pid)?;
         let status = Status::read(&dir)?;
-        let (state, stop_signal, stopped) = if status.is_zombie() {
-            if status.threads > 1 || dir.threads()?.len() > 1 {
-                return Err(Error::unsupported(format!(
-                    "the main thread of {} has ended while others of its threads go on",
-                    refuse::name(pid)
-                )));
-            }
+        // A leader may end before the other threads: then the task lives on.
+        let (state, stop_signal, stopped) = if status.is_zombie() && dir.threads()?.len() <= 1 {
             (TaskState::Dead, None, None)
         } else {
             refuse::task(&dir)?;

@@ -36,6 +36,8 @@ pub(super) struct Asked {
     pub threads: Vec<ThreadInfo>,
     pub sigactions: Vec<pb::SaEntry>,
     pub timers: pb::TaskTimersEntry,
+    /// Address of a `syscall` instruction in the task.
+    pub syscall: u64,
 }
 
 /// Dumps the task at position `at` of the tree. One that has ended has only what [`super::finish`] writes.
@@ -60,7 +62,7 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
         stopped.threads().iter().map(|t| Status::read(&dir.thread(t.tid())?)).collect::<Result<_>>()?;
     let signals = signals(stopped, &statuses)?;
     cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");
-    let mut mapped = Mapped { task: task.pid, files: &mut cx.files, shmem: &mut cx.shmem };
+    let mut mapped = Mapped { task: task.dir.pid(), files: &mut cx.files, shmem: &mut cx.shmem };
     let vmas = vma::collect(dir, &maps, cx.rules, &mut mapped)?;
     drop(maps);
     cx.shmem.mapped(&vmas);
@@ -70,7 +72,7 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
 
     pages(task, stopped, &vmas, cx)?;
     mm(task, &asked.task, vmas, cx)?;
-    let file = |fd, what| cx.files.path_file(task.pid, fd, what);
+    let file = |fd, what| cx.files.path_file(task.dir.pid(), fd, what);
     folders(task, &statuses[0], cx.images, file)?;
     one(cx.images, ImageKind::Ids, id(task), &task.ids)?;
     core::dump(task, stopped, &statuses, asked, signals, cx)
@@ -113,13 +115,15 @@ fn ask(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<Asked>
     let intervals = infected.itimers()?;
     let ids: Vec<i32> = timers.iter().map(|t| t.id.cast_signed()).collect();
     let left = infected.posix_timers(&ids)?;
-    cx.files.task_fds(task.pid, task.ids.files_id, &task.dir, &mut |fd| infected.take_fd(fd))?;
+    cx.files.task_fds(task.dir.pid(), task.ids.files_id, &task.dir, &mut |fd| infected.take_fd(fd))?;
+    let syscall = infected.syscall_instruction();
     infected.cure()?;
     Ok(Asked {
         task: info,
         threads,
         sigactions: sigaction::dump(&sigactions),
         timers: crate::task::timers::dump(intervals, &timers, &left)?,
+        syscall,
     })
 }
 
@@ -173,7 +177,7 @@ fn pages(task: &Task, stopped: &StoppedTask, vmas: &[Vma], cx: &mut DumpCx<'_>) 
 /// `mm-PID.img`.
 fn mm(task: &Task, info: &TaskInfo, vmas: Vec<Vma>, cx: &mut DumpCx<'_>) -> Result<()> {
     let exe = task.dir.file("exe", OFlag::O_PATH)?;
-    let exe = cx.files.path_file(task.pid, exe, PathUse::Exe).during(|| "executable".into())?;
+    let exe = cx.files.path_file(task.dir.pid(), exe, PathUse::Exe).during(|| "executable".into())?;
     let Stat { start_code, end_code, start_data, end_data, start_stack, start_brk, .. } = task.stat;
     let Stat { arg_start, arg_end, env_start, env_end, .. } = task.stat;
     let entry = pb::MmEntry {

@@ -149,6 +149,11 @@ impl<'t> Infected<'t> {
         self.area.base..self.area.base + self.area.len
     }
 
+    /// Address of a `syscall` instruction that is part of the process.
+    pub fn syscall_instruction(&self) -> u64 {
+        self.gadget.syscall_instruction()
+    }
+
     /// Removes the mapping; an explicit drop, with its error.
     pub fn cure(mut self) -> Result<()> {
         self.unmap()

@@ -26,6 +26,11 @@ struct Frame {
 }
 
 impl Gadget {
+    /// Address of a `syscall` instruction of the process.
+    pub(super) fn syscall_instruction(&self) -> u64 {
+        self.code.syscall
+    }
+
     /// Looks for them in the process of `thread`.
     pub fn find(thread: &StoppedThread) -> Result<Gadget> {
         let dir = ProcDir::open(thread.tid())?.thread(thread.tid())?;
