@@ -73,6 +73,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     faults::point("restore-plan")?;
     let plan = Plan::build(&snapshot, opts, kernel)?;
     faults::point("restore-preflight")?;
+    preflight::raise_pid_max(&snapshot, &plan)?;
     Preflight::check(&snapshot, &plan, opts, kernel)?.into_result()?;
     let notifier = &opts.common.notifier;
     notifier.notify(Moment::PreRestore, None)?;
@@ -128,11 +129,6 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     pidfile.keep();
     files.finished();
     log::info!("Restore finished successfully. Tasks resumed.");
-    let [compared, skipped, restored] = area.pages();
-    (stats.pages_compared, stats.pages_skipped_cow, stats.pages_restored) = (compared, skipped, restored);
-    if let Err(e) = stats.write(&opts.common.work_dir) {
-        log::warn!("stats-restore was not written: {e}");
-    }
     if let Err(e) = notifier.notify(Moment::PostResume, Some(root)) {
         log::error!("{e}");
     }
@@ -162,6 +158,11 @@ fn resume(
     faults::point("restore-caught")?;
     if let Err(e) = opts.common.notifier.notify(Moment::PreResume, Some(root)) {
         log::error!("{e}");
+    }
+    // Before anything runs: once the first task does, our end undoes nothing any more.
+    [stats.pages_compared, stats.pages_skipped_cow, stats.pages_restored] = area.pages();
+    if let Err(e) = stats.write(&opts.common.work_dir) {
+        log::warn!("stats-restore was not written: {e}");
     }
     attached.clean(opts.leave_stopped)?;
     attached.detach()

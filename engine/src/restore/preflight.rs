@@ -24,6 +24,9 @@ use crate::restore::read::Snapshot;
 /// follows right after the tasks were killed.
 const UNREAPED: Duration = Duration::from_secs(5);
 
+/// Numbers end below what this file holds.
+const PID_MAX: &str = "/proc/sys/kernel/pid_max";
+
 /// What area a problem is from; stable names for scripts.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -177,10 +180,23 @@ fn check_kernel(found: &mut Preflight, kernel: &Kernel) {
     }
 }
 
-fn check_limits(found: &mut Preflight, snapshot: &Snapshot, plan: &Plan) -> Result<()> {
+/// Raises the bound of pids if the tree has higher ones. A failure is found by [`Preflight::check`].
+pub fn raise_pid_max(snapshot: &Snapshot, plan: &Plan) -> Result<()> {
+    let highest = highest(snapshot, plan);
+    if i64::from(highest) >= number(PID_MAX)? && std::fs::write(PID_MAX, (highest + 1).to_string()).is_ok() {
+        log::info!("kernel pid_max pushed to {}", highest + 1);
+    }
+    Ok(())
+}
+
+fn highest(snapshot: &Snapshot, plan: &Plan) -> i32 {
     let tids = snapshot.alive().flat_map(|(_, t)| t.threads.iter().map(|t| t.0));
-    let highest = plan.tree.nodes.iter().map(|n| n.pid.0).chain(tids).max().unwrap_or(0);
-    let pid_max = number("/proc/sys/kernel/pid_max")?;
+    plan.tree.nodes.iter().map(|n| n.pid.0).chain(tids).max().unwrap_or(0)
+}
+
+fn check_limits(found: &mut Preflight, snapshot: &Snapshot, plan: &Plan) -> Result<()> {
+    let highest = highest(snapshot, plan);
+    let pid_max = number(PID_MAX)?;
     if i64::from(highest) >= pid_max {
         let e = Error::host(format!("the dump has pid {highest}, here numbers end below {pid_max}"))
             .remedy(format!("sysctl kernel.pid_max={}", highest + 1));

@@ -11,8 +11,6 @@ mod stopped;
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use nix::sys::wait::{WaitPidFlag, waitpid};
-use nix::unistd::Pid;
 use rcriu_images::pb;
 
 use caught::{Caught, regs, strange};
@@ -203,18 +201,12 @@ impl<'a> Attached<'a> {
             }
             stopped::send_stop(image, leader.tid, leave_stopped).during(|| image.name())?;
             group.iter().try_for_each(|t| ptrace::detach(t.tid, 0)).during(|| image.name())?;
-            if stopped::await_stop(leader.tid)? {
-                match image.parent {
-                    Some(parent) => {
-                        let known = image.tc.exit_code == 0;
-                        news.entry(parent).or_default().push(Stopped { pid: leader.tid, known });
-                    }
-                    // Ours, if it is our child at all: nobody else would ever ask.
-                    None => drop(waitpid(
-                        Pid::from_raw(leader.tid.0),
-                        Some(WaitPidFlag::WUNTRACED | WaitPidFlag::WNOHANG),
-                    )),
-                }
+            // Whoever is the root's parent gets the news.
+            if stopped::await_stop(leader.tid)?
+                && let Some(parent) = image.parent
+            {
+                let known = image.tc.exit_code == 0;
+                news.entry(parent).or_default().push(Stopped { pid: leader.tid, known });
             }
         }
         self.threads = kept;
