@@ -21,7 +21,7 @@ use std::{fs::File, ops::Range, os::unix::fs::FileExt};
 
 use crate::{
     arch::{SIGRETURN, SYSCALL_INSN, SYSCALL_RET},
-    error::{Error, Result},
+    error::{Error, Kind, Result},
     procfs::{ProcDir, maps, stat::Stat},
     pstree::RealPid,
     sys::vm,
@@ -128,7 +128,12 @@ fn in_image(tid: RealPid, base: u64) -> Option<(u64, u64)> {
 fn anywhere(dir: &ProcDir) -> Result<u64> {
     let file = File::from(dir.file("mem", OFlag::O_RDONLY)?);
     let mut buf = Vec::new();
-    for map in maps::maps(dir)? {
+    let maps = maps::maps(dir)?;
+    if maps.is_empty() {
+        // It has given up its memory: it is about to end.
+        return Err(Error::new(Kind::TaskDied(dir.pid().0)));
+    }
+    for map in maps {
         if map.prot & libc::PROT_EXEC as u32 == 0 || map.name == b"[vsyscall]" {
             continue;
         }

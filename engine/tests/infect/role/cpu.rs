@@ -62,6 +62,9 @@ pub fn registers_hold(seed: u64, spins: u64) -> bool {
 
 /// Two threads that never leave user space.
 pub fn busy() {
+    // A group of its own, whose parent is in the same session: stop signals of terminals work.
+    // SAFETY: numbers only.
+    unsafe { libc::setpgid(0, 0) };
     if !std::is_x86_feature_detected!("avx") {
         ready("skip");
         wait();
