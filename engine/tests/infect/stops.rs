@@ -155,6 +155,11 @@ fn a_traced_process_is_refused_by_name() {
     assert!(e.to_string().contains(&format!("is traced by process {} (", std::process::id())), "{e}");
     drop(done);
     other.join().unwrap();
+    // A thread can be joined a little before it lets go of what it traced.
+    let status = format!("/proc/{pid}/status");
+    while !std::fs::read_to_string(&status).unwrap().contains("TracerPid:\t0\n") {
+        std::thread::yield_now();
+    }
     infected(&target, |i| i.task_info().map(drop).unwrap());
     target.finish();
 }
