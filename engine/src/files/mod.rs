@@ -185,4 +185,5 @@ static KINDS: &[&dyn FileKind] = &[
     &pidfd::Pidfd,
     &inotify::InotifyKind,
     &sk::Unix,
+    &sk::Inet,
 ];

@@ -137,6 +137,17 @@ pub(crate) fn set_filter(fd: BorrowedFd<'_>, filter: &mut [libc::sock_filter]) -
     if r < 0 { Err(failed("setsockopt", ATTACH_FILTER)) } else { Ok(()) }
 }
 
+/// socket(2), for protocols that have no name elsewhere; close-on-exec.
+pub(crate) fn socket(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
+    // SAFETY: no pointers.
+    let r = unsafe { libc::socket(family, kind | libc::SOCK_CLOEXEC, protocol) };
+    if r < 0 {
+        return Err(Error::io("socket", &std::io::Error::last_os_error()));
+    }
+    // SAFETY: a new descriptor of ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(r) })
+}
+
 /// `SIOCPROTOPRIVATE`: of a unix socket, the file it is bound to.
 const SIOCUNIXFILE: libc::Ioctl = 0x89e0;
 
@@ -183,6 +194,21 @@ pub(crate) fn connect_unix(fd: BorrowedFd<'_>, path: &[u8]) -> Result<()> {
     let (address, len) = unix_address(path)?;
     // SAFETY: a local and at most its length.
     let r = unsafe { libc::connect(fd.as_raw_fd(), (&raw const address).cast(), len) };
+    if r < 0 { Err(Error::io("connect", &std::io::Error::last_os_error())) } else { Ok(()) }
+}
+
+/// bind(2) to an address given as the bytes of its structure.
+pub(crate) fn bind(fd: BorrowedFd<'_>, address: &[u8]) -> Result<()> {
+    // SAFETY: a slice and its length.
+    let r = unsafe { libc::bind(fd.as_raw_fd(), address.as_ptr().cast(), address.len() as libc::socklen_t) };
+    if r < 0 { Err(Error::io("bind", &std::io::Error::last_os_error())) } else { Ok(()) }
+}
+
+/// connect(2) to an address given as the bytes of its structure.
+pub(crate) fn connect(fd: BorrowedFd<'_>, address: &[u8]) -> Result<()> {
+    // SAFETY: a slice and its length.
+    let r =
+        unsafe { libc::connect(fd.as_raw_fd(), address.as_ptr().cast(), address.len() as libc::socklen_t) };
     if r < 0 { Err(Error::io("connect", &std::io::Error::last_os_error())) } else { Ok(()) }
 }
 

@@ -14,10 +14,12 @@ use crate::{
     sys::sockopt::{self, general},
 };
 
+mod inet;
 mod opts;
 mod queue;
 mod unix;
 
+pub(super) use inet::Inet;
 pub(super) use unix::{Unix, UnixWorld};
 
 /// File system of sockets (`linux/magic.h`).
@@ -64,6 +66,7 @@ pub(super) struct SocketsOut {
     queues: queue::QueuesOut,
     waiting: Vec<queue::Queue>,
     unix: unix::UnixOut,
+    inet: inet::InetOut,
 }
 
 impl SocketsOut {
@@ -72,6 +75,7 @@ impl SocketsOut {
             queues: queue::QueuesOut::new(images),
             waiting: Vec::new(),
             unix: unix::UnixOut::default(),
+            inet: inet::InetOut::default(),
         }
     }
 
