@@ -128,7 +128,8 @@ impl FileKind for Unix {
         if peer != 0 {
             out.sockets.unix.peers.push(Peer { ino: peer, of: ino, place: fd.probe.place() });
         }
-        if state != LISTEN && readable(fd)? {
+        // A stream that is not connected has no queue to look into.
+        if (state == ESTABLISHED || socket.kind == DGRAM) && readable(fd)? {
             out.sockets.waiting.push(Queue {
                 id,
                 file: fd.file.try_clone().call("dup")?,

@@ -53,6 +53,8 @@ fn pairs_keep_messages_ends_and_flags() {
             write(&b, b"gone").unwrap();
             drop(b);
             at(a, FREE + 32, false);
+            at(single(SockType::Stream), FREE + 33, false);
+            at(single(SockType::SeqPacket), FREE + 34, false);
         },
         |_| {
             for n in 0..3 {
