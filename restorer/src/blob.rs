@@ -66,6 +66,7 @@ mod image {
         if task.args.build != BUILD || task.shared.build != BUILD {
             return Err(Failed::new(Call::Build, Object::Build, 0, BUILD, task.args.build));
         }
+        signals::block_all()?;
         memory::forget_engine_thread()?;
         memory::park_vdso(task)?;
         memory::drop_engine(task)?;

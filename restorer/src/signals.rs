@@ -19,6 +19,21 @@ const SIGCHLD: usize = 17;
 /// Bytes of the kernel's signal set.
 const SIGSET: usize = 8;
 
+/// Blocks every signal, those that libc keeps for itself (and never blocks) too: from now on one that comes
+/// waits for the program.
+pub fn block_all() -> Result<(), Failed> {
+    const SIG_SETMASK: usize = 2;
+    let all = u64::MAX;
+    // SAFETY: the mask is a local.
+    unsafe { syscall4(nr::RT_SIGPROCMASK, SIG_SETMASK, (&raw const all) as usize, 0, SIGSET) }.on(
+        Call::RtSigprocmask,
+        Object::Thread,
+        0,
+        0,
+    )?;
+    Ok(())
+}
+
 /// Sets every action. SIGCHLD is set to its default first: that drops what children that had to die
 /// during the restore have left pending.
 pub fn actions(task: &Task) -> Result<(), Failed> {
