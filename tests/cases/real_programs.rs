@@ -159,7 +159,7 @@ pub fn cases() -> Vec<Case> {
             checked(&Cycle::new()?, "tree", &["10", "20"], 20)
         })
         .alone()
-        .within(2 * limit),
+        .within(4 * limit),
     );
     cases
 }

@@ -11,7 +11,9 @@
 //! fork(2) is called before the process has a second thread, close_range(2) before it has opened anything.
 
 use std::collections::BTreeMap;
+use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -236,9 +238,14 @@ fn spawn(case: &Case) -> Verdict {
 
 /// Exit code (None: killed) and output of a case run in a child.
 fn output_of(case: &Case) -> Result<(Option<i32>, String)> {
+    // What the case makes is made below this folder, which goes even when the case is killed.
+    let scratch = tempfile::Builder::new().prefix("rcriu-case.").tempdir().context("scratch folder")?;
+    // Programs that give up root pass through it.
+    fs::set_permissions(scratch.path(), fs::Permissions::from_mode(0o755)).context("chmod")?;
     let (mut reader, writer) = std::io::pipe().context("pipe")?;
     let mut child = Command::new(std::env::current_exe()?)
         .args([ONE, &case.name])
+        .env("TMPDIR", scratch.path())
         .stdin(Stdio::null())
         .stdout(writer.try_clone()?)
         .stderr(writer)

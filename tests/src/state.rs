@@ -137,6 +137,18 @@ impl State {
         self
     }
 
+    /// This state without the mappings that `before` does not have: what a dump that was killed could not take
+    /// out of its target again.
+    pub fn without_new_mappings(mut self, before: &State) -> State {
+        for (key, value) in self.0.iter_mut().filter(|(k, _)| k.ends_with(" memory")) {
+            if let Some(old) = before.0.get(key) {
+                let known: Vec<&str> = value.lines().filter(|l| old.lines().any(|o| o == *l)).collect();
+                *value = known.join("\n");
+            }
+        }
+        self
+    }
+
     /// Human-readable differences; empty when equal.
     pub fn differences(&self, after: &State) -> String {
         let mut out = String::new();
