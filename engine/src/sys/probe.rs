@@ -75,12 +75,21 @@ pub(crate) fn get_rseq_conf() -> Result<bool> {
 
 /// Runs `f` on a stopped child that is traced by us, then ends the child.
 fn traced_child<T>(f: impl FnOnce(i32) -> Result<T>) -> Result<T> {
+    let parent = std::process::id() as i32;
     // SAFETY: the child only pauses; it touches no lock or allocator of ours.
     let pid = unsafe { libc::fork() };
     if pid < 0 {
         return Err(Error::sys("fork", std::io::Error::last_os_error().raw_os_error().unwrap_or(0)));
     }
     if pid == 0 {
+        // The child must not outlive us, whatever ends us.
+        // SAFETY: integers only; all three are async-signal-safe.
+        unsafe {
+            libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+            if libc::getppid() != parent {
+                libc::_exit(0);
+            }
+        }
         loop {
             // SAFETY: no arguments.
             unsafe { libc::pause() };
