@@ -291,6 +291,20 @@ pub struct ThreadArgs {
     pub pad: u32,
 }
 
+/// A system call on a descriptor with a small structure: what must come when nothing else is opened or closed.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Late {
+    /// Number of the call: `fcntl`, `ioctl`, `timerfd_settime`.
+    pub call: u32,
+    /// Descriptor, the first argument.
+    pub fd: u32,
+    /// Second argument.
+    pub arg: u64,
+    /// What the third argument points to.
+    pub data: [u64; 4],
+}
+
 /// Bits of [`TaskArgs::flags`].
 pub mod flag {
     /// `clone3` can choose the thread id; otherwise `ns_last_pid` is written.
@@ -348,6 +362,8 @@ pub struct TaskArgs {
     pub limits: Table<Limit>,
     /// Signals pending for the process.
     pub queued: Table<Siginfo>,
+    /// Calls on descriptors, in order, after [`TaskArgs::close`].
+    pub late: Table<Late>,
     /// Distinct credentials.
     pub creds: Table<Creds>,
     /// Distinct seccomp filters.
@@ -363,11 +379,12 @@ const _: () = {
     assert!(size_of::<Action>() == 40);
     assert!(size_of::<PosixTimer>() == 64);
     assert!(size_of::<Limit>() == 24);
+    assert!(size_of::<Late>() == 48);
     assert!(size_of::<Siginfo>() == 128);
     assert!(size_of::<Creds>() == 104);
     assert!(size_of::<Filter>() == 24);
     assert!(size_of::<ThreadArgs>() == 176);
-    assert!(size_of::<TaskArgs>() == 440);
+    assert!(size_of::<TaskArgs>() == 456);
     assert!(align_of::<TaskArgs>() == 8 && align_of::<ThreadArgs>() == 8);
 };
 

@@ -101,6 +101,7 @@ mod image {
         // Children that were to die have done so by now; their SIGCHLD must not be seen.
         if leader {
             process::close(task)?;
+            process::late(task)?;
             signals::actions(task)?;
             // All threads are there, so timers may name them.
             timers::posix(task)?;

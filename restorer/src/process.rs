@@ -68,6 +68,27 @@ pub fn close(task: &Task) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Calls on descriptors that waited until nothing is opened or closed any more.
+pub fn late(task: &Task) -> Result<(), Failed> {
+    for late in task.table(task.args.late) {
+        let call = match late.call as usize {
+            nr::FCNTL => Call::Fcntl,
+            nr::IOCTL => Call::Ioctl,
+            nr::TIMERFD_SETTIME => Call::TimerfdSettime,
+            _ => Call::Build,
+        };
+        let (fd, arg, data) = (late.fd as usize, late.arg as usize, late.data.as_ptr() as usize);
+        // SAFETY: the structure lies in the arena and is large enough for each of these calls.
+        unsafe { syscall4(late.call as usize, fd, arg, data, 0) }.on(
+            call,
+            Object::Fd,
+            u64::from(late.fd),
+            late.arg,
+        )?;
+    }
+    Ok(())
+}
+
 /// Resource limits. They hold for the process, so they come when it has all it needs.
 pub fn limits(task: &Task) -> Result<(), Failed> {
     for limit in task.table(task.args.limits) {

@@ -37,6 +37,7 @@ codes! {
         Membarrier = "membarrier", Write = "write", Open = "open", Futex = "futex", Ptrace = "ptrace",
         SetThreadArea = "set_thread_area", MapShadowStack = "map_shadow_stack", Build = "build number",
         Gettid = "gettid", Kill = "kill", IoSetup = "io_setup", Wait = "wait4",
+        Fcntl = "fcntl", Ioctl = "ioctl", TimerfdSettime = "timerfd_settime",
     }
 }
 

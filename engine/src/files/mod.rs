@@ -32,6 +32,7 @@ mod fdpass;
 mod fifo;
 mod ghost;
 mod inotify;
+mod lock;
 mod memfd;
 mod out;
 mod pidfd;

@@ -11,6 +11,7 @@ use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 use super::{
     DrainedFd, FdProbe, FdType, FileKind, KINDS,
     ghost::GhostsOut,
+    lock::LocksOut,
     memfd::{self, MemfdsOut},
     pipe::PipesOut,
     refuse, reg,
@@ -72,6 +73,7 @@ pub struct FilesOut<'a> {
     pub(super) ttys: TtysOut,
     pub(super) sockets: SocketsOut,
     pub(super) memfds: MemfdsOut,
+    locks: LocksOut,
     more: ImageWriter,
     /// Device of the kernel's own tmpfs.
     pub(super) shmem_dev: u64,
@@ -121,6 +123,7 @@ impl<'a> FilesOut<'a> {
             pages,
             shmem_dev,
             memfds: MemfdsOut::new(images),
+            locks: LocksOut::new(images),
             ids: FileIds::new(kernel),
             files: images.writer(ImageKind::Files, 0),
             types: HashMap::new(),
@@ -162,7 +165,7 @@ impl<'a> FilesOut<'a> {
         for fd in numbers {
             interrupt::check()?;
             let entry = take(fd)
-                .and_then(|file| self.one_fd(proc, task, fd, file))
+                .and_then(|file| self.one_fd(proc, (task, files_id), fd, file))
                 .during(|| format!("fd {fd} of task {task}"))?;
             table.write(&entry)?;
         }
@@ -172,10 +175,18 @@ impl<'a> FilesOut<'a> {
         Ok(())
     }
 
-    fn one_fd(&mut self, proc: &ProcDir, task: RealPid, fd: i32, file: OwnedFd) -> Result<pb::FdinfoEntry> {
+    fn one_fd(
+        &mut self,
+        proc: &ProcDir,
+        (task, files_id): (RealPid, u32),
+        fd: i32,
+        file: OwnedFd,
+    ) -> Result<pb::FdinfoEntry> {
         let drained = DrainedFd::new(proc, task, fd, file, self.shmem_dev)?;
         let cloexec = drained.probe.cloexec;
-        let (id, fd_type) = self.open_file(drained)?;
+        let number = self.number(&drained)?;
+        self.locks.dump(&drained, number, files_id, self.opts.common.file_locks)?;
+        let (id, fd_type) = self.open_file(drained, number)?;
         Ok(pb::FdinfoEntry {
             id: id.0,
             flags: if cloexec { libc::FD_CLOEXEC.cast_unsigned() } else { 0 },
@@ -185,11 +196,17 @@ impl<'a> FilesOut<'a> {
         })
     }
 
-    /// The number of the open file behind a descriptor, which is dumped if it is new.
-    pub(super) fn open_file(&mut self, fd: DrainedFd) -> Result<(FileId, FdType)> {
+    /// The number of the open file behind a descriptor, and whether it is new.
+    pub(super) fn number(&mut self, fd: &DrainedFd) -> Result<(FileId, bool)> {
+        let number = fd.probe.fd.ok_or_else(|| Error::bug("no descriptor"))?;
+        self.ids.of_fd(fd.probe.key(), fd.probe.task, number)
+    }
+
+    /// Dumps the open file behind a descriptor if it is new; `number` as [`FilesOut::number`] gave it.
+    pub(super) fn open_file(&mut self, fd: DrainedFd, number: (FileId, bool)) -> Result<(FileId, FdType)> {
+        let (id, new) = number;
         let probe = &fd.probe;
         let number = probe.fd.ok_or_else(|| Error::bug("no descriptor"))?;
-        let (id, new) = self.ids.of_fd(probe.key(), probe.task, number)?;
         log::info!(
             "{} fdinfo {number}: pos: {:#x} flags: {:o}/{:#x} id {id}{}",
             probe.task,
@@ -303,6 +320,7 @@ impl<'a> FilesOut<'a> {
         self.files.finish()?;
         self.more.finish()?;
         self.memfds.finish()?;
+        self.locks.finish()?;
         self.pipes.finish()?;
         self.ttys.finish(self.opts, self.images)?;
         self.ghosts.finish(stays)

@@ -157,7 +157,10 @@ impl Trip {
             .collect();
         let fds: Vec<pb::FdinfoEntry> = images.read_all(ImageKind::Fdinfo, 1)?;
         let cx = PlanFiles::new(&images, &opts, &kernel, &entries)?;
-        let plan = FilesPlan::build(cx, &[Table { task: TASK, sharers: Vec::new(), fds: &fds }])?;
+        // Locks are of the task that was dumped.
+        let locks: Vec<pb::FileLockEntry> = images.read_all(ImageKind::FileLocks, 0)?;
+        let task = locks.first().map_or(TASK, |lock| VirtPid(lock.pid));
+        let plan = FilesPlan::build(cx, &[Table { task, sharers: Vec::new(), fds: &fds }])?;
         let wrong = plan.preflight(&Preflight { images: &images, opts: &opts }, []);
         if let Some(e) = wrong.into_iter().next() {
             return Err(e.during("preflight"));
@@ -169,7 +172,10 @@ impl Trip {
         // What the options hold open is closed like everything else outside the zone.
         let opts = std::mem::ManuallyDrop::new(opts);
         let shared = FilesShared::prepare(&plan, zone, &images, &opts, &kernel)?;
-        FilesTask::new(&plan, &shared, &images, &opts, &kernel, TASK)?.restore()?;
+        let mut files = FilesTask::new(&plan, &shared, &images, &opts, &kernel, task)?;
+        files.restore()?;
+        // What the restorer would do.
+        files.into_late().iter().try_for_each(crate::sys::flock::late)?;
         shared.mapped()?;
         shared.finished();
         // Everything below the zone is in the images.

@@ -11,11 +11,12 @@ use std::{
 };
 
 use rcriu_images::{ImageDir, ImageKind};
+use restorer::args::Late;
 
 use super::{
     GroupKey, Lost, OpenHow, Source,
     fdpass::{self, FdPass, Passer},
-    ghost, memfd, pidfd,
+    ghost, lock, memfd, pidfd,
     plan::{FilesPlan, Node, Place, Step, TableIx, TablePlan, Zone},
     tty::{self, Terminals},
 };
@@ -130,6 +131,12 @@ impl FilesShared {
     }
 }
 
+/// Numbers of all open descriptors of this process, and one that is closed again.
+fn open_numbers() -> Result<Vec<RawFd>> {
+    let list = std::fs::read_dir("/proc/self/fd").call("open(/proc/self/fd)")?;
+    Ok(list.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
+}
+
 /// A duplicate of what `--inherit-fd` gives for `name`.
 fn find_inherited(opts: &RestoreOptions, inherited: &[OwnedFd], name: &str) -> Result<Option<OwnedFd>> {
     let at = opts.inherit_fds.iter().position(|fd| fd.is_for(name));
@@ -158,6 +165,7 @@ pub struct FilesTask<'a> {
     /// What files keep from `open` to `finish`, likewise.
     pub(super) stash: HashMap<FileId, OwnedFd>,
     group_key: Option<GroupKey>,
+    late: Vec<Late>,
 }
 
 impl<'a> FilesTask<'a> {
@@ -186,6 +194,7 @@ impl<'a> FilesTask<'a> {
             group: Vec::new(),
             stash: HashMap::new(),
             group_key: None,
+            late: Vec::new(),
         })
     }
 
@@ -199,6 +208,7 @@ impl<'a> FilesTask<'a> {
         let table = &self.plan.tables[self.table.0];
         if table.task != self.task {
             self.wait_for_table()?;
+            self.lock()?;
             return tty::foreground(&self.shared.terminals, false);
         }
         self.wait_for_sharers(table)?;
@@ -213,6 +223,7 @@ impl<'a> FilesTask<'a> {
         }
         self.group.clear();
         self.stash.clear();
+        self.lock()?;
         self.drop_kept(table)?;
         if table.sharers > 0 {
             let done = self.table_word(DONE)?;
@@ -220,6 +231,24 @@ impl<'a> FilesTask<'a> {
             futex::wake_all(done)?;
         }
         tty::foreground(&self.shared.terminals, self.table == TableIx(0))
+    }
+
+    /// Sets the task's file locks.
+    fn lock(&mut self) -> Result<()> {
+        for lock in self.plan.locks.get(&self.task).into_iter().flatten() {
+            self.late.extend(lock::restore(lock)?);
+        }
+        Ok(())
+    }
+
+    /// A call to be made once nothing is opened or closed any more. For descriptors that stay.
+    pub(super) fn late(&mut self, call: Late) {
+        self.late.push(call);
+    }
+
+    /// Calls that remain to be made by the task when its descriptors are final, in order.
+    pub fn into_late(self) -> Vec<Late> {
+        self.late
     }
 
     /// A session leader takes its controlling terminal: after setsid(2) and before it forks anybody, since
@@ -306,11 +335,7 @@ impl<'a> FilesTask<'a> {
     }
 
     fn close_strays(&self) -> Result<()> {
-        let strays: Vec<RawFd> = {
-            let list = std::fs::read_dir("/proc/self/fd").call("open(/proc/self/fd)")?;
-            list.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-        };
-        strays.into_iter().filter(|fd| !self.shared.zone.contains(*fd)).try_for_each(fd::close)
+        open_numbers()?.into_iter().filter(|fd| !self.shared.zone.contains(*fd)).try_for_each(fd::close)
     }
 
     fn step(

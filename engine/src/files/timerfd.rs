@@ -1,6 +1,6 @@
 //! timerfd: a timer with the time left, and expirations nobody has read yet.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::time::{ClockId, clock_gettime};
 use rcriu_images::pb;
@@ -86,7 +86,8 @@ impl RestoredFile for TimerfdFile {
         Ok(made)
     }
 
-    fn finish(&self, fd: BorrowedFd<'_>, _: &mut FilesTask<'_>) -> Result<()> {
+    /// Timers start when everything else is done, or a long restore would use them up.
+    fn finish(&self, fd: BorrowedFd<'_>, cx: &mut FilesTask<'_>) -> Result<()> {
         let entry = &self.0;
         let (mut sec, mut nsec) = (entry.vsec.cast_signed(), entry.vnsec.cast_signed());
         let flags = entry.settime_flags.cast_signed();
@@ -104,10 +105,10 @@ impl RestoredFile for TimerfdFile {
                 nsec %= 1_000_000_000;
             }
             let interval = (entry.isec.cast_signed(), entry.insec.cast_signed());
-            anon::set_timer(fd.as_fd(), flags, (sec, nsec), interval)?;
+            cx.late(anon::set_timer_later(fd.as_raw_fd(), flags, (sec, nsec), interval));
         }
         if entry.ticks > 0 {
-            anon::set_ticks(fd, entry.ticks)?;
+            cx.late(anon::set_ticks_later(fd.as_raw_fd(), entry.ticks));
         }
         Ok(())
     }
@@ -115,10 +116,17 @@ impl RestoredFile for TimerfdFile {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsFd;
+
     use nix::unistd::read;
 
     use super::*;
     use crate::files::roundtrip::{FREE, Trip, at, get};
+
+    fn set(timer: &OwnedFd, flags: i32, value: anon::Time, interval: anon::Time) {
+        let late = anon::set_timer_later(timer.as_raw_fd(), flags, value, interval);
+        crate::sys::flock::late(&late).unwrap();
+    }
 
     fn left(number: i32) -> pb::TimerfdEntry {
         let proc = procfs::ProcDir::open(crate::pstree::RealPid(std::process::id().cast_signed())).unwrap();
@@ -131,16 +139,16 @@ mod tests {
             concat!(module_path!(), "::times_intervals_and_expirations_come_back"),
             |_| {
                 let relative = anon::timerfd(libc::CLOCK_MONOTONIC).unwrap();
-                anon::set_timer(relative.as_fd(), 0, (5000, 0), (7, 8)).unwrap();
+                set(&relative, 0, (5000, 0), (7, 8));
                 at(relative, FREE, false);
                 let absolute = anon::timerfd(libc::CLOCK_BOOTTIME).unwrap();
                 let now = clock_gettime(ClockId::CLOCK_BOOTTIME).unwrap().tv_sec();
                 let flags = libc::TFD_TIMER_ABSTIME;
-                anon::set_timer(absolute.as_fd(), flags, (now + 900, 0), (0, 0)).unwrap();
+                set(&absolute, flags, (now + 900, 0), (0, 0));
                 at(absolute, FREE + 1, false);
                 // Expired, and not read.
                 let over = anon::timerfd(libc::CLOCK_MONOTONIC).unwrap();
-                anon::set_timer(over.as_fd(), 0, (0, 1), (0, 0)).unwrap();
+                set(&over, 0, (0, 1), (0, 0));
                 let mut ready = [nix::poll::PollFd::new(over.as_fd(), nix::poll::PollFlags::POLLIN)];
                 nix::poll::poll(&mut ready, 1000u16).unwrap();
                 at(over, FREE + 2, false);

@@ -18,7 +18,10 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use restorer::{TaskArgs, args::Table};
+use restorer::{
+    TaskArgs,
+    args::{Late, Table},
+};
 
 use crate::error::{Context, Error, Result, SysContext};
 use crate::infect::blob::{RESTORER, RESTORER_ENTRY};
@@ -38,6 +41,8 @@ pub struct Leftovers {
     pub exe: OwnedFd,
     /// Ranges of numbers (first and last) to close when all tasks have their memory.
     pub close: Vec<(RawFd, RawFd)>,
+    /// Calls on descriptors that come after that.
+    pub late: Vec<Late>,
 }
 
 /// Hands the task over. `last` runs when nothing has to be found by a path any more: it enters the task's

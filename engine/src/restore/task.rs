@@ -293,9 +293,9 @@ fn finish(cx: &TaskCx<'_>, begun: Begun) -> Result<Infallible> {
         .open_path(FileId(mm.exe_file_id), OpenHow { flags: libc::O_RDONLY })
         .during(|| "executable".into())?;
     let folders = fs::open(cx, &mut files)?;
-    drop(files);
+    let late = files.into_late();
     let close = not_of_the_task(cx)?;
-    handoff::jump(cx, begun.memory, Leftovers { exe, close }, || folders.enter())
+    handoff::jump(cx, begun.memory, Leftovers { exe, close, late }, || folders.enter())
 }
 
 /// Every number that is none of the task's descriptors, as ranges (first and last).

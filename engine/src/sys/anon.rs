@@ -4,7 +4,9 @@
 //! Pointers passed are to locals of the size the call names; a descriptor the kernel returns is new and ours.
 #![allow(unsafe_code)]
 
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
+use std::os::fd::{FromRawFd, OwnedFd};
+
+use restorer::args::Late;
 
 use crate::{error::Result, sys::errno};
 
@@ -36,20 +38,21 @@ pub(crate) fn timerfd(clock: i32) -> Result<OwnedFd> {
 /// Seconds and nanoseconds.
 pub(crate) type Time = (i64, i64);
 
-/// Sets the timer: `flags` are `TFD_TIMER_*`, `value` the first expiration (zero disarms), then every `interval`.
-pub(crate) fn set_timer(timer: BorrowedFd<'_>, flags: i32, value: Time, interval: Time) -> Result<()> {
-    let spec = |(tv_sec, tv_nsec)| libc::timespec { tv_sec, tv_nsec };
-    let new = libc::itimerspec { it_interval: spec(interval), it_value: spec(value) };
-    // SAFETY: the new value is a local, the old one is not asked for.
-    let ret =
-        unsafe { libc::timerfd_settime(timer.as_raw_fd(), flags, &raw const new, std::ptr::null_mut()) };
-    errno::check(ret.into(), "timerfd_settime").map(drop)
+/// The call that sets the timer: `flags` are `TFD_TIMER_*`, `value` the first expiration (zero disarms), then
+/// every `interval`.
+pub(crate) fn set_timer_later(timer: i32, flags: i32, value: Time, interval: Time) -> Late {
+    let words = [interval.0, interval.1, value.0, value.1];
+    Late {
+        call: libc::SYS_timerfd_settime as u32,
+        fd: timer.cast_unsigned(),
+        arg: flags as u64,
+        data: words.map(i64::cast_unsigned),
+    }
 }
 
-/// Sets how many expirations a read will report (Linux 3.17, CONFIG_CHECKPOINT_RESTORE).
-pub(crate) fn set_ticks(timer: BorrowedFd<'_>, ticks: u64) -> Result<()> {
-    const TFD_IOC_SET_TICKS: libc::Ioctl = 0x4008_5400;
-    // SAFETY: the kernel reads eight bytes of a local.
-    let ret = unsafe { libc::ioctl(timer.as_raw_fd(), TFD_IOC_SET_TICKS, &raw const ticks) };
-    errno::check(ret.into(), "ioctl(TFD_IOC_SET_TICKS)").map(drop)
+/// The call that sets how many expirations a read will report (Linux 3.17, CONFIG_CHECKPOINT_RESTORE).
+pub(crate) fn set_ticks_later(timer: i32, ticks: u64) -> Late {
+    const TFD_IOC_SET_TICKS: u64 = 0x4008_5400;
+    let call = libc::SYS_ioctl as u32;
+    Late { call, fd: timer.cast_unsigned(), arg: TFD_IOC_SET_TICKS, data: [ticks, 0, 0, 0] }
 }

@@ -5,6 +5,7 @@ pub(crate) mod check;
 pub mod clone3;
 pub mod errno;
 pub(crate) mod fd;
+pub(crate) mod flock;
 pub mod futex;
 pub(crate) mod handle;
 pub(crate) mod inotify;

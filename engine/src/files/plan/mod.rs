@@ -22,8 +22,14 @@ use std::{
 use rcriu_images::{ImageDir, ImageKind, pb};
 
 use super::{
-    FdType, GroupKey, KINDS, Needs, Preflight, RestoredFile, ghost::Remaps, memfd::Memfds, pidfd::DeadPidfds,
-    pipe::PipeData, sk::UnixWorld, tty::Ttys,
+    FdType, GroupKey, KINDS, Needs, Preflight, RestoredFile,
+    ghost::Remaps,
+    lock::{self, Locks},
+    memfd::Memfds,
+    pidfd::DeadPidfds,
+    pipe::PipeData,
+    sk::UnixWorld,
+    tty::Ttys,
 };
 use crate::{
     error::{Context, Error, Result},
@@ -206,6 +212,7 @@ pub struct FilesPlan {
     pub(super) memfds: Memfds,
     pub(super) dead_pidfds: DeadPidfds,
     pub(super) packets: Packets,
+    pub(super) locks: Locks,
 }
 
 /// Descriptor numbers that no table uses: what must survive while tables are restored lives there.
@@ -266,6 +273,7 @@ impl FilesPlan {
         plan.memfds = cx.memfds.take().unwrap_or_default();
         plan.dead_pidfds = cx.dead_pidfds;
         plan.packets = cx.packets;
+        plan.locks = lock::read(cx.images, cx.opts.common.file_locks)?;
         plan.dead_pids = cx.remaps.dead_processes().collect();
         Ok(plan)
     }
@@ -546,6 +554,7 @@ fn plan(
         memfds: Memfds::default(),
         dead_pidfds: DeadPidfds::new(),
         packets: Packets::new(),
+        locks: Locks::new(),
     })
 }
 

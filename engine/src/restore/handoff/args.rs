@@ -6,7 +6,7 @@ use prost::Message;
 use rcriu_images::{ImageKind, pagemap::PageReader, pb};
 use restorer::{
     BUILD, TaskArgs, ThreadArgs,
-    args::{Creds, Filter, MmMap, NONE, Segment, flag},
+    args::{Creds, Filter, Late, MmMap, NONE, Segment, flag},
 };
 
 use super::{Arena, Leftovers, auxv, give, last_pid_file, same_file, securebits};
@@ -35,6 +35,7 @@ pub struct Facts<'a> {
     exe: u32,
     last_pid: u32,
     close: Vec<[u32; 2]>,
+    late: Vec<Late>,
     kernel: &'a Kernel,
     seccomp: pb::SeccompEntry,
 }
@@ -74,6 +75,7 @@ impl<'a> Facts<'a> {
             exe: if same { NONE } else { exe },
             last_pid,
             close,
+            late: leftovers.late,
             kernel: cx.kernel,
             seccomp,
         })
@@ -111,6 +113,7 @@ pub fn fill(facts: &Facts<'_>, arena: &mut Arena) -> Result<TaskArgs> {
         mm: mm_map(mm, facts.exe),
         auxv: arena.table(auxv(&mm.mm_saved_auxv)),
         close: arena.table(&facts.close),
+        late: arena.table(&facts.late),
         personality: misc::restore_personality(tc.personality),
         membarrier: tc.membarrier_registration_mask.unwrap_or(0),
         dumpable: mm.dumpable.map_or(NONE, i32::cast_unsigned),

@@ -28,7 +28,6 @@ const OPTIONS: &[(&str, &[Action])] = &[
     ("page-server", DUMP),
     ("ps-socket", DUMP),
     ("tls", BOTH),
-    ("file-locks", BOTH),
     ("force-irmap", BOTH),
     ("irmap-scan-path", DUMP),
     ("join-ns", RESTORE),
