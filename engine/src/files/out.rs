@@ -236,6 +236,16 @@ impl<'a> FilesOut<'a> {
         Ok((id, fd_type))
     }
 
+    /// Dumps an open file that is on its way through a socket; the descriptor is one of ours.
+    pub(super) fn flying_file(&mut self, fd: DrainedFd) -> Result<(FileId, FdType)> {
+        let number = self.number(&fd)?;
+        if number.1 && fd.probe.info.value("lock").is_some() {
+            return Err(Error::unsupported("a lock is held through a file that is on its way in a message")
+                .remedy("let the task receive it before the dump"));
+        }
+        self.open_file(fd, number)
+    }
+
     /// The open file, met through any descriptor of any task, for which `compare` says equal; `compare` orders
     /// the one it is given against the one looked for, in the kernel's order.
     pub(super) fn find(

@@ -186,7 +186,7 @@ fn dump_files(files: Vec<OwnedFd>, out: &mut FilesOut<'_>) -> Result<Vec<pb::Scm
         let copy = file.try_clone().call("dup")?;
         let drained = DrainedFd::new(&proc, me, number, copy, out.shmem_dev)?;
         let link = drained.probe.link_text();
-        let (id, _) = out.open_file(drained).during(|| format!("file {link} on its way"))?;
+        let (id, _) = out.flying_file(drained).during(|| format!("file {link} on its way"))?;
         rights.push(id.0);
         // Later files are compared with this number: it stays open.
         out.sockets.queues.received.push(file);
