@@ -5,7 +5,7 @@
 //! set once all are bound.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, hash_map::Entry},
     net::{SocketAddr, SocketAddrV4, SocketAddrV6, UdpSocket},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
 };
@@ -227,11 +227,11 @@ fn udp_state(
             .remedy("switch UDP_CORK off before the dump"));
     }
     let key = (what.family, what.protocol);
-    let tables = &mut out.sockets.inet.datagrams;
-    if !tables.contains_key(&key) {
-        tables.insert(key, sock_diag::inet_sockets(what.family, what.protocol)?);
-    }
-    let known = tables.get(&key).and_then(|table| table.get(&ino)).copied().unwrap_or_default();
+    let table = match out.sockets.inet.datagrams.entry(key) {
+        Entry::Occupied(known) => known.into_mut(),
+        Entry::Vacant(free) => free.insert(sock_diag::inet_sockets(what.family, what.protocol)?),
+    };
+    let known = table.get(&ino).copied().unwrap_or_default();
     if known.received != 0 {
         log::warn!("{}: {} bytes that nobody has read are dropped", socket_name(ino), known.received);
     }

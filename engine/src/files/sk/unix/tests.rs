@@ -198,7 +198,9 @@ fn a_peer_that_nobody_has_is_refused() {
             let (a, b) = pair(SockType::Stream);
             at(a, FREE, false);
             let stdin = std::process::Stdio::from(b);
-            std::process::Command::new("cat").stdin(stdin).spawn().unwrap();
+            #[expect(clippy::zombie_processes, reason = "it ends with this process")]
+            let child = std::process::Command::new("cat").stdin(stdin).spawn().unwrap();
+            std::mem::forget(child);
         },
         |_| {},
     );
