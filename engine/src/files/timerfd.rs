@@ -90,21 +90,26 @@ impl RestoredFile for TimerfdFile {
     fn finish(&self, fd: BorrowedFd<'_>, cx: &mut FilesTask<'_>) -> Result<()> {
         let entry = &self.0;
         let (mut sec, mut nsec) = (entry.vsec.cast_signed(), entry.vnsec.cast_signed());
+        let interval = (entry.isec.cast_signed(), entry.insec.cast_signed());
         let flags = entry.settime_flags.cast_signed();
-        if (sec, nsec) != (0, 0) {
-            // The image has the time that was left, whatever way it was set.
-            if flags & libc::TFD_TIMER_ABSTIME != 0 {
-                let clock = match entry.clockid.cast_signed() {
-                    libc::CLOCK_REALTIME_ALARM => ClockId::CLOCK_REALTIME,
-                    libc::CLOCK_BOOTTIME_ALARM => ClockId::CLOCK_BOOTTIME,
-                    clock => ClockId::from_raw(clock),
-                };
-                let now = clock_gettime(clock).call("clock_gettime")?;
-                nsec += now.tv_nsec();
-                sec = sec.saturating_add(now.tv_sec()).saturating_add(nsec / 1_000_000_000);
-                nsec %= 1_000_000_000;
+        if (sec, nsec) == (0, 0) {
+            // A periodic timer that has expired goes on when it is read: it must expire here, too.
+            if entry.ticks > 0 && interval != (0, 0) {
+                nsec = 1;
             }
-            let interval = (entry.isec.cast_signed(), entry.insec.cast_signed());
+        } else if flags & libc::TFD_TIMER_ABSTIME != 0 {
+            // The image has the time that was left, whatever way it was set.
+            let clock = match entry.clockid.cast_signed() {
+                libc::CLOCK_REALTIME_ALARM => ClockId::CLOCK_REALTIME,
+                libc::CLOCK_BOOTTIME_ALARM => ClockId::CLOCK_BOOTTIME,
+                clock => ClockId::from_raw(clock),
+            };
+            let now = clock_gettime(clock).call("clock_gettime")?;
+            nsec += now.tv_nsec();
+            sec = sec.saturating_add(now.tv_sec()).saturating_add(nsec / 1_000_000_000);
+            nsec %= 1_000_000_000;
+        }
+        if (sec, nsec) != (0, 0) || interval != (0, 0) {
             cx.late(anon::set_timer_later(fd.as_raw_fd(), flags, (sec, nsec), interval));
         }
         if entry.ticks > 0 {
@@ -153,6 +158,12 @@ mod tests {
                 nix::poll::poll(&mut ready, 1000u16).unwrap();
                 at(over, FREE + 2, false);
                 at(anon::timerfd(libc::CLOCK_REALTIME).unwrap(), FREE + 3, false);
+                // Expired once, and due to go on when it is read.
+                let periodic = anon::timerfd(libc::CLOCK_MONOTONIC).unwrap();
+                set(&periodic, 0, (0, 1), (800, 0));
+                let mut ready = [nix::poll::PollFd::new(periodic.as_fd(), nix::poll::PollFlags::POLLIN)];
+                nix::poll::poll(&mut ready, 1000u16).unwrap();
+                at(periodic, FREE + 4, false);
             },
             |_| {
                 let relative = left(FREE);
@@ -165,6 +176,10 @@ mod tests {
                 read(get(FREE + 2), &mut ticks).unwrap();
                 assert_eq!(u64::from_ne_bytes(ticks), 1);
                 assert_eq!((left(FREE + 3).vsec, left(FREE + 3).clockid), (0, 0));
+                assert_eq!((left(FREE + 4).ticks, left(FREE + 4).isec), (1, 800));
+                read(get(FREE + 4), &mut ticks).unwrap();
+                assert_eq!(u64::from_ne_bytes(ticks), 1);
+                assert!((780..=800).contains(&left(FREE + 4).vsec));
             },
         )
         .run();
