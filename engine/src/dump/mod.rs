@@ -24,7 +24,7 @@ use rcriu_images::ImageDir;
 
 use crate::{
     arch::Layout,
-    error::{Result, SysContext},
+    error::{Error, Result, SysContext},
     files::FilesOut,
     interrupt,
     kernel::Kernel,
@@ -103,6 +103,12 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
         task::dump(&tree, at, &mut frozen, &mut cx)?;
     }
     // Needs: every mapping of every task known.
+    if let Some(ino) = cx.shmem.inodes().find(|ino| cx.files.is_open_memory(*ino)) {
+        return Err(Error::unsupported(format!(
+            "anonymous shared memory (inode {ino}) is also open as a file, through /proc/PID/map_files"
+        ))
+        .remedy("mapping and file would come apart; close the file before the dump"));
+    }
     cx.shmem.dump(&cx.pages)?;
     let mut stats = std::mem::take(&mut cx.stats);
     stats.shpages_scanned = cx.pages.counts().shmem_scanned.load(Ordering::Relaxed);

@@ -115,7 +115,7 @@ fn ask(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<Asked>
     let intervals = infected.itimers()?;
     let ids: Vec<i32> = timers.iter().map(|t| t.id.cast_signed()).collect();
     let left = infected.posix_timers(&ids)?;
-    cx.files.task_fds(task.dir.pid(), task.ids.files_id, &task.dir, &mut |fd| infected.take_fd(fd))?;
+    cx.files.task_fds(task.dir.pid(), &task.ids, &task.dir, &mut |fd| infected.take_fd(fd))?;
     let syscall = infected.syscall_instruction();
     infected.cure()?;
     Ok(Asked {

@@ -94,6 +94,10 @@ impl MemfdsOut {
         MemfdsOut { image: images.writer(ImageKind::MemfdInode, 0), known: HashMap::new() }
     }
 
+    pub(super) fn knows(&self, dev: u64, ino: u64) -> bool {
+        self.known.contains_key(&(dev, ino))
+    }
+
     pub(super) fn finish(self) -> Result<()> {
         Ok(self.image.finish()?)
     }

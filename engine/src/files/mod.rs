@@ -34,6 +34,7 @@ mod ghost;
 mod inotify;
 mod lock;
 mod memfd;
+mod nsfile;
 mod out;
 mod pidfd;
 mod pipe;
@@ -185,6 +186,7 @@ static KINDS: &[&dyn FileKind] = &[
     &memfd::Memfd,
     &pidfd::Pidfd,
     &inotify::InotifyKind,
+    &nsfile::Nsfile,
     &sk::Unix,
     &sk::Inet,
 ];

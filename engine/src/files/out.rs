@@ -75,6 +75,8 @@ pub struct FilesOut<'a> {
     pub(super) memfds: MemfdsOut,
     locks: LocksOut,
     more: ImageWriter,
+    /// Numbers of what the task being dumped shares.
+    pub(super) namespaces: Option<pb::TaskKobjIdsEntry>,
     /// Device of the kernel's own tmpfs.
     pub(super) shmem_dev: u64,
 }
@@ -124,6 +126,7 @@ impl<'a> FilesOut<'a> {
             shmem_dev,
             memfds: MemfdsOut::new(images),
             locks: LocksOut::new(images),
+            namespaces: None,
             ids: FileIds::new(kernel),
             files: images.writer(ImageKind::Files, 0),
             types: HashMap::new(),
@@ -140,7 +143,7 @@ impl<'a> FilesOut<'a> {
         }
     }
 
-    /// Dumps the descriptor table of `task`, unless the table with this `files_id` was dumped already. To be
+    /// Dumps the descriptor table of `task`, unless the table with the `files_id` of `ids` was dumped already. To be
     /// called for every living task of the tree.
     ///
     /// Preconditions: all tasks are frozen. `take` gives a duplicate of a descriptor of the task.
@@ -150,10 +153,12 @@ impl<'a> FilesOut<'a> {
     pub fn task_fds(
         &mut self,
         task: RealPid,
-        files_id: u32,
+        ids: &pb::TaskKobjIdsEntry,
         proc: &ProcDir,
         take: &mut dyn FnMut(i32) -> Result<OwnedFd>,
     ) -> Result<()> {
+        let files_id = ids.files_id;
+        self.namespaces = Some(*ids);
         self.ttys.task(task, proc)?;
         if !self.tables.insert(files_id) {
             return Ok(());
@@ -298,6 +303,11 @@ impl<'a> FilesOut<'a> {
     pub(super) fn in_tree(&self, task: RealPid) -> bool {
         let parent = || Some(RealPid(Stat::read(&ProcDir::open(task).ok()?).ok()?.ppid));
         self.ttys.has_task(task) || parent().is_some_and(|parent| self.ttys.has_task(parent))
+    }
+
+    /// Whether shared memory with inode `ino` is open as a file.
+    pub fn is_open_memory(&self, ino: u64) -> bool {
+        self.memfds.knows(self.shmem_dev, ino)
     }
 
     /// A number for an entry that exists in images only.

@@ -125,7 +125,8 @@ impl Trip {
             crate::dump::shmem_dev()?,
         );
         let proc = ProcDir::open(pid)?;
-        out.task_fds(pid, 1, &proc, &mut |fd| pidfd::getfd(target.as_fd(), fd))?;
+        let ids = pb::TaskKobjIdsEntry { files_id: 1, net_ns_id: Some(7), ..Default::default() };
+        out.task_fds(pid, &ids, &proc, &mut |fd| pidfd::getfd(target.as_fd(), fd))?;
         out.finish(false)
     }
 

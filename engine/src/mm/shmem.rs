@@ -53,6 +53,11 @@ impl SharedOut {
         }
     }
 
+    /// Inodes of all of it.
+    pub fn inodes(&self) -> impl Iterator<Item = u64> {
+        self.0.keys().copied()
+    }
+
     /// Writes all of it.
     pub fn dump(&self, store: &PageStore) -> Result<()> {
         self.0.iter().try_for_each(|(ino, object)| dump(store, &object.file, *ino, object.size))

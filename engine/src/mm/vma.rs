@@ -125,14 +125,15 @@ pub fn collect(
     files: &mut dyn MappedFiles,
 ) -> Result<Vec<Vma>> {
     let map_files = dir.file("map_files", OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-    let mut seen: HashMap<(u32, u32, u64, &[u8]), Backing> = HashMap::new();
+    let mut seen: HashMap<(u32, u32, u64, &[u8], bool), Backing> = HashMap::new();
     let mut vmas: Vec<Vma> = Vec::with_capacity(maps.len());
     for map in maps {
         let during = || format!("mapping {:x}-{:x} {}", map.start, map.end, excerpt(&map.name));
         let (file, fdflags) = if is_file(map) {
             let range = format!("{:x}-{:x}", map.start, map.end);
             let flags = open_mode(&map_files, &range).during(during)?;
-            let key = (map.dev.0, map.dev.1, map.ino, map.name.as_slice());
+            // A private view of a file is another matter than a shared one.
+            let key = (map.dev.0, map.dev.1, map.ino, map.name.as_slice(), map.shared);
             let file = match seen.get(&key) {
                 Some(file) => *file,
                 None => {
