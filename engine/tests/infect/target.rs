@@ -1,4 +1,7 @@
 //! A target process: this binary again, in a role.
+//!
+//! # Safety
+//! kill(2) of our own child before it is waited for.
 
 use std::{
     io::{BufRead, BufReader, Write},

@@ -1,4 +1,7 @@
 //! What a process was doing goes on as if nothing had been.
+//!
+//! # Safety
+//! sigqueue(3) to our own child: numbers only.
 
 use std::time::{Duration, Instant};
 

@@ -12,6 +12,7 @@ const FENCE: &[&str] = &[
     "engine/src/sys/",
     "engine/src/arch/",
     "engine/src/infect/",
+    "engine/tests/",
     "engine/src/restore/fork.rs",
     "engine/src/restore/fork/",
     "engine/src/restore/handoff.rs",

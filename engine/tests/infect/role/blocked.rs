@@ -1,4 +1,7 @@
 //! Threads that sleep in all kinds of calls, none of which may end early or with EINTR.
+//!
+//! # Safety
+//! Raw calls on locals of the layouts their man pages name, which outlive the calls.
 
 use std::{
     os::fd::AsRawFd,

@@ -1,4 +1,7 @@
 //! Threads whose registers are full of things that must stay.
+//!
+//! # Safety
+//! Inline assembly on tables and registers of its own; everything it changes is declared.
 
 use std::{
     arch::asm,

@@ -1,4 +1,7 @@
 //! What targets do. Each role sets something up, says that it is ready, waits for the test, and judges.
+//!
+//! # Safety
+//! One call without arguments.
 
 mod blocked;
 mod cpu;

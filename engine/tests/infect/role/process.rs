@@ -1,4 +1,7 @@
 //! Processes in unusual states.
+//!
+//! # Safety
+//! Raw calls on locals and statics; what ends a thread or process does so where nothing else is left to run.
 
 use super::{check, ready, verdict, wait};
 

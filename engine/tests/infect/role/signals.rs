@@ -1,4 +1,7 @@
 //! Signals that are handled, queued, sent in masses, ignored and blocked.
+//!
+//! # Safety
+//! Handlers only touch atomics; sets and actions are locals.
 
 use std::{
     sync::atomic::{AtomicU64, AtomicUsize, Ordering},

@@ -1,4 +1,7 @@
 //! A process that checks itself without end, and one that stops and asks it without end, to be killed.
+//!
+//! # Safety
+//! Raw calls on locals of the right types.
 
 use std::{
     io::{Read, Write},
