@@ -11,6 +11,10 @@
 //!
 //! Inside the arena things are found by offset from its start, never by pointer; addresses in fields
 //! are addresses of the task being restored.
+//!
+//! # Safety
+//!
+//! Tables are plain data; unsafe code here only turns offsets that were checked against the arena into views.
 
 use core::marker::PhantomData;
 

@@ -18,6 +18,10 @@
 //! seize every thread        <--------------------------------  reach RESTORE_CREDS
 //! open COMPLETE    ----------------------------------------->  rt_sigreturn
 //! ```
+//!
+//! # Safety
+//!
+//! Everything in the area is atomic, so that tasks may use it at the same time.
 
 use core::sync::atomic::{AtomicI32, AtomicU32, AtomicU64, Ordering};
 

@@ -1,3 +1,9 @@
+//! Arguments are laid out as the blob reads them.
+//!
+//! # Safety
+//!
+//! What is read back lies in an arena that the test has just filled.
+
 use restorer::args::{MmMap, Span};
 
 use super::*;
