@@ -1,7 +1,7 @@
 //! The RPC that container runtimes use: protobuf messages over a unix SOCK_SEQPACKET socket.
 //!
 //! `swrk FD` serves one client over an inherited socket and ends; `service` listens and starts a worker for
-//! each client. A request's options are turned into the same [`Raw`](crate::cli::Raw) that the command line
+//! each client. A request's options are turned into the same [`Raw`] that the command line
 //! fills, so both mean the same and refuse the same.
 //!
 //! ```text
@@ -52,7 +52,7 @@ pub fn swrk(raw: &Raw, words: &[OsString]) -> Result<ExitCode> {
     requests::serve(client, raw, Trust::Parent)
 }
 
-/// Serves one client of [`listen`], whose socket is our standard input.
+/// Serves one client of [`listen()`], whose socket is our standard input.
 pub fn worker(raw: &Raw) -> Result<ExitCode> {
     let socket = process::duplicate_descriptor(0)?;
     process::empty_standard_input()?;
