@@ -210,7 +210,7 @@ fn tcp_state(socket: BorrowedFd<'_>, proto: i32, out: &FilesOut<'_>) -> Result<(
         }
         _ if tcp.close && proto == TCP => Ok((state, 0, 0)),
         _ => Err(Error::unsupported("Connected TCP socket")
-            .remedy("connections cannot be kept yet; give --tcp-close to have it closed")),
+            .remedy("close it before the dump; neither --tcp-established nor --tcp-close is served yet")),
     }
 }
 
@@ -328,7 +328,7 @@ impl RestoredFile for InetFile {
     fn preflight(&self, cx: &Preflight<'_>) -> Result<()> {
         if self.connection() && !cx.opts.common.tcp.close {
             return Err(Error::unsupported("Connected TCP socket in image")
-                .remedy("connections cannot be restored yet; give --tcp-close to have it closed"));
+                .remedy("dump it closed; neither --tcp-established nor --tcp-close is served yet"));
         }
         Ok(())
     }

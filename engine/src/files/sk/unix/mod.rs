@@ -277,12 +277,12 @@ fn may_be_outside(peer: &Peer, socket: &sock_diag::UnixSocket, out: &FilesOut<'_
     );
     if socket.kind != DGRAM || socket.name.is_empty() {
         return Err(Error::unsupported(what).remedy(format!(
-            "give --external unix[{}], and --inherit-fd fd[N]:socket:[{}] to the restore",
+            "dump its peer too; --external unix[{}] with --inherit-fd fd[N]:socket:[{}] is not served yet",
             peer.of, peer.of
         )));
     }
     if legacy.enabled {
         return Ok(());
     }
-    Err(Error::unsupported(what).remedy("give --ext-unix-sk to dump and restore: it connects by name"))
+    Err(Error::unsupported(what).remedy("dump its peer too; --ext-unix-sk is not served yet"))
 }
