@@ -5,7 +5,10 @@
 
 use core::arch::asm;
 
-use blobrt::syscall::{Errno, check, nr, syscall0, syscall1, syscall2, syscall3, syscall4};
+use blobrt::{
+    abi::CloneArgs,
+    syscall::{Errno, check, nr, syscall0, syscall1, syscall2, syscall3, syscall4},
+};
 use restorer::{
     TaskArgs, ThreadArgs,
     args::{NONE, flag},
@@ -26,22 +29,6 @@ const PR_SET_PDEATHSIG: usize = 1;
 const PR_SET_NAME: usize = 15;
 /// Tries to get a number by `ns_last_pid` before another process in the namespace forked too often.
 const LAST_PID_TRIES: u32 = 100;
-
-/// `struct clone_args` up to `set_tid_size`.
-#[repr(C)]
-#[derive(Default)]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-}
 
 /// Makes every thread but the leader.
 pub fn make_others(task: &Task) -> Result<(), Failed> {

@@ -5,32 +5,13 @@
 //! and with shared-memory flags it would run on its parent's stack; see [`clone3`].
 #![allow(unsafe_code)]
 
+use blobrt::abi::CloneArgs;
+
 use crate::{
     error::{Error, Kind, Result},
     pstree::RealPid,
     sys::errno,
 };
-
-/// `struct clone_args` up to `cgroup` (Linux 5.7).
-#[derive(Clone, Copy, Default, Debug)]
-#[repr(C, align(8))]
-struct CloneArgs {
-    flags: u64,
-    pidfd: u64,
-    child_tid: u64,
-    parent_tid: u64,
-    exit_signal: u64,
-    stack: u64,
-    stack_size: u64,
-    tls: u64,
-    set_tid: u64,
-    set_tid_size: u64,
-    cgroup: u64,
-}
-
-/// Size of the structure up to `set_tid_size` (Linux 5.5).
-const SIZE_VER1: usize = 80;
-const _: () = assert!(size_of::<CloneArgs>() == 88);
 
 /// Which side returned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -77,7 +58,7 @@ pub unsafe fn clone3(flags: u64, exit_signal: i32, set_tid: &[i32]) -> Result<Si
         ..CloneArgs::default()
     };
     // SAFETY: without CLONE_VM the child has its own copy of the stack; args and set_tid are alive.
-    let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, SIZE_VER1) };
+    let ret = unsafe { libc::syscall(libc::SYS_clone3, &raw const args, size_of::<CloneArgs>()) };
     match ret {
         0 => Ok(Side::Child),
         r if r > 0 => Ok(Side::Parent(RealPid(r as i32))),

@@ -18,6 +18,34 @@ pub const fn fingerprint(mut hash: u64, bytes: &[u8]) -> u64 {
 /// Start value of [`fingerprint`].
 pub const FINGERPRINT_SEED: u64 = 0xcbf2_9ce4_8422_2325;
 
+/// `struct clone_args` of clone3(2) up to `set_tid_size` (Linux 5.5); the kernel tells forms apart by size.
+#[derive(Clone, Copy, Default, Debug)]
+#[repr(C, align(8))]
+pub struct CloneArgs {
+    /// `CLONE_*`.
+    pub flags: u64,
+    /// Where the pidfd goes.
+    pub pidfd: u64,
+    /// Where the tid goes in the child.
+    pub child_tid: u64,
+    /// Where the tid goes in the parent.
+    pub parent_tid: u64,
+    /// Signal to the parent at the child's end.
+    pub exit_signal: u64,
+    /// Lowest address of the child's stack.
+    pub stack: u64,
+    /// Its length in bytes.
+    pub stack_size: u64,
+    /// New FS base.
+    pub tls: u64,
+    /// Address of the wanted tids (`i32`), innermost pid namespace first.
+    pub set_tid: u64,
+    /// How many there are.
+    pub set_tid_size: u64,
+}
+
+const _: () = assert!(size_of::<CloneArgs>() == 80);
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -12,7 +12,7 @@ use nix::sys::socket::{
 };
 use prost::Message;
 use rcriu_images::pb::{CriuFeatures, CriuOpts, CriuReq, CriuReqType, CriuResp};
-use tool::{Tool, is_root};
+use tool::{Tool, is_root, sleeper};
 
 struct Client {
     socket: OwnedFd,
@@ -133,20 +133,6 @@ fn answer_notifications(client: &Client) -> (Vec<String>, CriuResp) {
         names.push(format!("{}{star}", notify.script()));
         client.send(&CriuReq { notify_success: Some(true), ..request(CriuReqType::Notify) });
     }
-}
-
-/// A process in a session of its own that only waits.
-fn sleeper() -> Child {
-    let mut command = std::process::Command::new("setsid");
-    command.args(["sleep", "1000"]).current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let child = command.spawn().unwrap();
-    // It is its final self when its command line is.
-    let cmdline = format!("/proc/{}/cmdline", child.id());
-    while !fs::read_to_string(&cmdline).unwrap().starts_with("sleep") {
-        std::thread::yield_now();
-    }
-    child
 }
 
 #[test]

@@ -5,24 +5,11 @@ mod tool;
 use std::fs;
 use std::io::Read;
 use std::os::fd::OwnedFd;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use tool::{Tool, is_root};
-
-/// A process in a session of its own that only waits.
-fn sleeper() -> Child {
-    let mut command = Command::new("setsid");
-    command.args(["sleep", "1000"]).current_dir("/");
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    let child = command.spawn().unwrap();
-    let cmdline = format!("/proc/{}/cmdline", child.id());
-    while !fs::read_to_string(&cmdline).unwrap().starts_with("sleep") {
-        std::thread::yield_now();
-    }
-    child
-}
+use tool::{Tool, is_root, sleeper};
 
 /// Neither stopped nor traced.
 fn runs(child: &Child) -> bool {

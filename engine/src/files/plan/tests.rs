@@ -2,8 +2,8 @@
 
 use std::os::fd::OwnedFd;
 
-use super::*;
-use crate::files::FilesTask;
+use super::{build::plan, *};
+use crate::files::{FilesTask, GroupKey};
 
 #[derive(Debug, Clone, Default)]
 struct Fake {

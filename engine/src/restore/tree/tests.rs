@@ -103,7 +103,7 @@ fn helpers(tree: &Tree) -> Vec<i32> {
 #[test]
 fn one_session_needs_no_tricks() {
     let tree = plays(&[(100, 0, 100, 100), (101, 100, 100, 100), (102, 100, 102, 100), (103, 102, 102, 100)]);
-    assert_eq!(helpers(&tree), []);
+    assert!(helpers(&tree).is_empty());
     assert!(tree.nodes.iter().flat_map(|n| &n.makes).all(|m| !m.sibling && !m.before_setsid));
 }
 
@@ -111,7 +111,7 @@ fn one_session_needs_no_tricks() {
 fn a_child_of_the_old_session_is_forked_before_setsid() {
     // 101 forked 102, then called setsid.
     let tree = plays(&[(100, 0, 100, 100), (101, 100, 101, 101), (102, 101, 100, 100), (103, 101, 101, 101)]);
-    assert_eq!(helpers(&tree), []);
+    assert!(helpers(&tree).is_empty());
     let order: Vec<_> = tree.nodes[1].makes.iter().map(|m| (m.task.0, m.before_setsid)).collect();
     assert_eq!(order, [(2, true), (3, false)]);
 }
@@ -131,7 +131,7 @@ fn orphans_of_a_dead_leader_get_a_helper_that_leads() {
 #[test]
 fn orphans_of_a_living_leader_are_forked_by_it() {
     let tree = plays(&[(100, 0, 100, 100), (101, 100, 101, 101), (102, 100, 101, 101)]);
-    assert_eq!(helpers(&tree), []);
+    assert!(helpers(&tree).is_empty());
     assert_eq!(tree.nodes[1].makes.len(), 1);
     assert!(tree.nodes[1].makes[0].sibling);
 }
@@ -190,7 +190,7 @@ fn the_roots_group_outside_becomes_ours() {
     play(&tree, outside);
     assert_eq!(tree.nodes[0].pgid, VirtPid(60));
     assert_eq!((tree.nodes[1].group, tree.nodes[2].pgid), (Group::Outside, VirtPid(50)));
-    assert_eq!(helpers(&tree), []);
+    assert!(helpers(&tree).is_empty());
     // Ours is the number of somebody in the dump.
     let clash = build(&members(&[(100, 0, 100, 40), (50, 100, 50, 40)]), outside).unwrap_err().to_string();
     assert!(clash.contains("another shell"), "{clash}");

@@ -3,8 +3,9 @@
 #![allow(dead_code)] // Each test program uses its part.
 
 use std::ffi::OsStr;
+use std::fs;
 use std::path::Path;
-use std::process::{Command, Output, Stdio};
+use std::process::{Child, Command, Output, Stdio};
 
 /// What a run gave.
 pub struct Out {
@@ -76,4 +77,18 @@ impl Tool {
 
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
+}
+
+/// A process in a session of its own that only waits.
+pub fn sleeper() -> Child {
+    let mut command = Command::new("setsid");
+    command.args(["sleep", "1000"]).current_dir("/");
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    let child = command.spawn().unwrap();
+    // It is its final self when its command line is.
+    let cmdline = format!("/proc/{}/cmdline", child.id());
+    while !fs::read_to_string(&cmdline).unwrap().starts_with("sleep") {
+        std::thread::yield_now();
+    }
+    child
 }
