@@ -54,6 +54,8 @@ fn show() -> Result<()> {
     fs::create_dir(&images).call("mkdir")?;
     let stage =
         Stage { file: folder.path().join("numbers"), images, plain: !std::io::stdout().is_terminal() };
+    // An init that reaps late would keep the pids of the dumped descendants taken for a while.
+    nix::sys::prctl::set_child_subreaper(true).call("prctl(PR_SET_CHILD_SUBREAPER)")?;
     let tree = stage.start()?;
     let last = stage.freeze(tree)?;
     stage.overview()?;
@@ -69,7 +71,7 @@ struct Tree {
 }
 
 impl Tree {
-    /// Waits for the root task, which has ended.
+    /// Waits for the tree, which has ended.
     fn reap(mut self) {
         self.reap_now();
         std::mem::forget(self);
@@ -80,6 +82,8 @@ impl Tree {
             Some(child) => child.wait().map(drop).ok(),
             None => waitpid(Pid::from_raw(self.root), None).map(drop).ok(),
         };
+        // Its descendants, which are ours now that it is gone: their pids must be free for the restore.
+        while waitpid(Pid::from_raw(-self.root), None).is_ok() {}
     }
 }
 
