@@ -20,7 +20,7 @@ use crate::{
     infect::{Infected, StoppedTask},
     mm::{
         pagemap::Scanner,
-        pages::Copier,
+        pages::{Copier, Written},
         shmem::SharedOut,
         status as st,
         vma::{self, MappedFiles, Vma},
@@ -163,10 +163,10 @@ fn pages(task: &Task, stopped: &StoppedTask, vmas: &[Vma], cx: &mut DumpCx<'_>) 
     let mut out = cx.pages.create(ImageKind::Pagemap, id(task))?;
     let mut copier = Copier::new(&task.dir, &mut out, &stacks)?;
     let mut scanner = Scanner::new(&task.dir, cx.kernel)?;
-    let scanned = scanner.pages(vmas, |vma, start, end| copier.add(vma, start, end))?;
+    let scanned = scanner.pages(vmas, None, |vma, start, end, _| copier.add(vma, start, end))?;
     copier.flush()?;
     drop(copier);
-    let written = out.finish()?;
+    let Written { written, .. } = out.finish()?;
     cx.stats.memdump.stop();
     cx.stats.pages_scanned += scanned;
     cx.stats.pages_written += written;

@@ -28,6 +28,7 @@ mod word {
     pub const SWAPPED: u64 = 1 << 62;
     pub const FILE: u64 = 1 << 61;
     pub const GUARD: u64 = 1 << 58;
+    pub const SOFT_DIRTY: u64 = 1 << 55;
     /// Mapped by nobody else (Linux 4.2).
     pub const EXCLUSIVE: u64 = 1 << 56;
 }
@@ -91,6 +92,15 @@ impl Words {
     }
 }
 
+/// How the kernel remembers which pages were written since they were last dumped.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Marks {
+    /// Soft-dirty bits.
+    SoftDirty,
+    /// Asynchronous write protection of a userfaultfd; needs PAGEMAP_SCAN.
+    WriteProtect,
+}
+
 /// Finds pages of one task.
 #[derive(Debug)]
 pub struct Scanner {
@@ -111,27 +121,29 @@ impl Scanner {
         })
     }
 
-    /// Calls `found(vma, start, end)` for every run of pages of `vmas` whose content must be kept, in order of
-    /// addresses. Gives how many pages were looked at, for the statistics.
+    /// Calls `found(vma, start, end, unchanged)` for every run of pages of `vmas` whose content must be kept, in
+    /// order of addresses. `unchanged` is true only where `marks` say that nobody wrote there since the marks
+    /// were set. Gives how many pages were looked at, for the statistics.
     pub fn pages(
         &mut self,
         vmas: &[Vma],
-        mut found: impl FnMut(&Vma, u64, u64) -> Result<()>,
+        marks: Option<Marks>,
+        mut found: impl FnMut(&Vma, u64, u64, bool) -> Result<()>,
     ) -> Result<u64> {
         let mut looked = 0;
         let mut rest = vmas;
         while let Some((first, _)) = rest.split_first() {
             if first.dumps_all() && first.has_pages() {
                 looked += (first.entry.end - first.entry.start) / PAGE_SIZE;
-                found(first, first.entry.start, first.entry.end)?;
+                found(first, first.entry.start, first.entry.end, false)?;
             } else if wanted(first) {
                 // One question for all that follow each other: gaps between mappings cost nothing.
                 let run = if self.scan { rest.iter().take_while(|v| wanted(v)).count() } else { 1 };
                 let (these, others) = rest.split_at(run);
                 looked += if self.scan {
-                    self.by_scan(these, &mut found)?
+                    self.by_scan(these, marks, &mut found)?
                 } else {
-                    self.by_words(first, &mut found)?
+                    self.by_words(first, marks, &mut found)?
                 };
                 rest = others;
                 continue;
@@ -142,7 +154,19 @@ impl Scanner {
     }
 
     /// `vmas` is not empty and ascends.
-    fn by_scan(&mut self, vmas: &[Vma], found: &mut impl FnMut(&Vma, u64, u64) -> Result<()>) -> Result<u64> {
+    fn by_scan(
+        &mut self,
+        vmas: &[Vma],
+        marks: Option<Marks>,
+        found: &mut impl FnMut(&Vma, u64, u64, bool) -> Result<()>,
+    ) -> Result<u64> {
+        // What the categories of an unchanged page are, among those that tell.
+        let (telling, unchanged) = match marks {
+            None => (Category::empty(), None),
+            Some(Marks::SoftDirty) => (Category::SOFT_DIRTY, Some(Category::empty())),
+            // Only where write protection is on does "not written" mean anything.
+            Some(Marks::WriteProtect) => (Category::WPALLOWED | Category::WRITTEN, Some(Category::WPALLOWED)),
+        };
         let content = Category::PRESENT | Category::SWAPPED;
         let plain = Category::PFNZERO | Category::FILE;
         let guard = if self.guards { Category::GUARD } else { Category::empty() };
@@ -150,7 +174,7 @@ impl Scanner {
             inverted: plain,
             all_of: plain,
             any_of: content,
-            returned: content | guard,
+            returned: content | guard | telling,
             ..Query::default()
         };
         let end = vmas[vmas.len() - 1].entry.end;
@@ -162,28 +186,36 @@ impl Scanner {
             for region in self.regions[..count].iter().filter(|r| !r.categories().intersects(Category::GUARD))
             {
                 looked += (region.end - region.start) / PAGE_SIZE;
-                split(&mut rest, region.start, region.end, found)?;
+                let unchanged = unchanged == Some(region.categories() & telling);
+                split(&mut rest, region.start, region.end, &mut |vma: &Vma, from, to| {
+                    found(vma, from, to, unchanged && vma.can_be_tracked())
+                })?;
             }
             at = next(at, walked, &self.regions[..count])?;
         }
         Ok(looked)
     }
 
-    fn by_words(&mut self, vma: &Vma, found: &mut impl FnMut(&Vma, u64, u64) -> Result<()>) -> Result<u64> {
+    fn by_words(
+        &mut self,
+        vma: &Vma,
+        marks: Option<Marks>,
+        found: &mut impl FnMut(&Vma, u64, u64, bool) -> Result<()>,
+    ) -> Result<u64> {
         if !vma.touched {
             return Ok(0);
         }
         let (start, end) = (vma.entry.start, vma.entry.end);
-        let content =
-            |word| word & (word::PRESENT | word::SWAPPED) != 0 && word & (word::FILE | word::GUARD) == 0;
-        self.words.runs(
-            start,
-            end,
-            content,
-            |from, to, content| {
-                if content { found(vma, from, to) } else { Ok(()) }
-            },
-        )?;
+        let soft_dirty = marks == Some(Marks::SoftDirty) && vma.can_be_tracked();
+        let value = |word| {
+            let content =
+                word & (word::PRESENT | word::SWAPPED) != 0 && word & (word::FILE | word::GUARD) == 0;
+            content.then_some(soft_dirty && word & word::SOFT_DIRTY == 0)
+        };
+        self.words.runs(start, end, value, |from, to, unchanged| match unchanged {
+            Some(unchanged) => found(vma, from, to, unchanged),
+            None => Ok(()),
+        })?;
         Ok((end - start) / PAGE_SIZE)
     }
 
@@ -286,7 +318,7 @@ mod tests {
         let mut runs = Vec::new();
         let mut scanner = Scanner::new(&dir, &Kernel::probe().unwrap()).unwrap();
         scanner
-            .pages(&vmas, |_, a, b| {
+            .pages(&vmas, None, |_, a, b, _| {
                 runs.push(((a - base) / PAGE_SIZE, (b - base) / PAGE_SIZE));
                 Ok(())
             })
@@ -316,7 +348,7 @@ mod tests {
             let mut runs = Vec::new();
             Scanner::new(&dir, &kernel)
                 .unwrap()
-                .pages(&vmas, |_, a, b| {
+                .pages(&vmas, None, |_, a, b, _| {
                     runs.push(((a - base) / PAGE_SIZE, (b - base) / PAGE_SIZE));
                     Ok(())
                 })

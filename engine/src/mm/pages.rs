@@ -70,6 +70,7 @@ impl PageStore {
             pages: self.images.writer(ImageKind::Pages, pages_id.into()),
             open: None,
             written: 0,
+            in_parent: 0,
         })
     }
 }
@@ -82,6 +83,7 @@ pub struct PagesOut {
     /// The region that may still grow.
     open: Option<Region>,
     written: u64,
+    in_parent: u64,
 }
 
 impl PagesOut {
@@ -90,10 +92,21 @@ impl PagesOut {
         self.pages.write_raw(bytes)?;
         let pages = bytes.len() as u64 / PAGE_SIZE;
         self.written += pages;
+        self.region(Region { vaddr, pages, place: Place::Present { first: 0 }, lazy })
+    }
+
+    /// Says that the `pages` pages at `vaddr` are in the parent images; addresses must ascend.
+    pub fn parent(&mut self, vaddr: u64, pages: u64) -> Result<()> {
+        self.in_parent += pages;
+        self.region(Region { vaddr, pages, place: Place::Parent, lazy: false })
+    }
+
+    fn region(&mut self, new: Region) -> Result<()> {
         match &mut self.open {
-            Some(open) if open.end() == vaddr && open.lazy == lazy => open.pages += pages,
+            Some(open) if open.end() == new.vaddr && (open.place, open.lazy) == (new.place, new.lazy) => {
+                open.pages += new.pages;
+            }
             open => {
-                let new = Region { vaddr, pages, place: Place::Present { first: 0 }, lazy };
                 if let Some(done) = open.replace(new) {
                     self.pagemap.add(&done)?;
                 }
@@ -117,15 +130,24 @@ impl PagesOut {
         Ok(())
     }
 
-    /// Completes both images; gives the number of pages written.
-    pub fn finish(mut self) -> Result<u64> {
+    /// Completes both images; gives what went into them.
+    pub fn finish(mut self) -> Result<Written> {
         if let Some(open) = self.open.take() {
             self.pagemap.add(&open)?;
         }
         self.pages.finish()?;
         self.pagemap.finish()?;
-        Ok(self.written)
+        Ok(Written { written: self.written, in_parent: self.in_parent })
     }
+}
+
+/// Pages of a pagemap.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Written {
+    /// In its page file.
+    pub written: u64,
+    /// Left to the parent images.
+    pub in_parent: u64,
 }
 
 /// Whether all bytes are 0.
@@ -161,6 +183,8 @@ struct Piece {
     skip_zero: bool,
     /// By process_vm_readv.
     fast: bool,
+    /// Not read at all: the parent images have it.
+    parent: bool,
 }
 
 impl<'a> Copier<'a> {
@@ -195,6 +219,13 @@ impl<'a> Copier<'a> {
         self.run(vma, at, end, true)
     }
 
+    /// Leaves `[start, end)` to the parent images; addresses must ascend.
+    pub fn parent(&mut self, start: u64, end: u64) -> Result<()> {
+        let len = end - start;
+        self.pieces.push(Piece { start, len, lazy: false, skip_zero: false, fast: true, parent: true });
+        if self.pieces.len() == vm::MAX_PIECES { self.flush() } else { Ok(()) }
+    }
+
     fn run(&mut self, vma: &Vma, start: u64, end: u64, lazy: bool) -> Result<()> {
         if !vma.readable() || vma.dumps_all() {
             return self.piece(vma, start, end, lazy, vma.readable());
@@ -215,7 +246,14 @@ impl<'a> Copier<'a> {
         let mut at = start;
         while at < end {
             let len = (end - at).min(BATCH - self.bytes);
-            self.pieces.push(Piece { start: at, len, lazy, skip_zero: vma.zero_is_absent(), fast });
+            self.pieces.push(Piece {
+                start: at,
+                len,
+                lazy,
+                skip_zero: vma.zero_is_absent(),
+                fast,
+                parent: false,
+            });
             self.bytes += len;
             at += len;
             if self.bytes == BATCH || self.pieces.len() == vm::MAX_PIECES {
@@ -230,7 +268,10 @@ impl<'a> Copier<'a> {
         interrupt::check()?;
         self.buf.resize(self.bytes as usize, 0);
         let mut at = 0;
-        for group in self.pieces.chunk_by(|a, b| a.fast == b.fast) {
+        for group in self.pieces.chunk_by(|a, b| (a.fast, a.parent) == (b.fast, b.parent)) {
+            if group[0].parent {
+                continue;
+            }
             let len: u64 = group.iter().map(|p| p.len).sum();
             let part = &mut self.buf[at..at + len as usize];
             if group[0].fast {
@@ -251,6 +292,10 @@ impl<'a> Copier<'a> {
         }
         let mut rest = &self.buf[..];
         for piece in &self.pieces {
+            if piece.parent {
+                self.out.parent(piece.start, piece.len / PAGE_SIZE)?;
+                continue;
+            }
             let (this, others) = rest.split_at(piece.len as usize);
             if piece.skip_zero {
                 self.out.add_nonzero(piece.start, this, piece.lazy)?;
@@ -319,7 +364,7 @@ mod tests {
         out.add_nonzero(0x1000, &bytes, true).unwrap();
         out.add(0x5000, &bytes[..4096], true).unwrap();
         out.add(0x6000, &bytes[4096..8192], false).unwrap();
-        assert_eq!(out.finish().unwrap(), 4);
+        assert_eq!(out.finish().unwrap(), Written { written: 4, in_parent: 0 });
         let reader = PageReader::open(&store.images, ImageKind::Pagemap, 7).unwrap().unwrap();
         let regions = &reader.pagemap(0).unwrap().regions;
         let seen: Vec<_> = regions.iter().map(|r| (r.vaddr, r.pages, r.lazy)).collect();
@@ -354,7 +399,7 @@ mod tests {
             let mut copier = Copier::new(&me, &mut out, &stack).unwrap();
             copier.add(&vma, base, base + len as u64).unwrap();
             copier.flush().unwrap();
-            assert_eq!(out.finish().unwrap() as usize, len / page);
+            assert_eq!(out.finish().unwrap().written as usize, len / page);
             let reader = PageReader::open(&store.images, ImageKind::Pagemap, prot.into()).unwrap().unwrap();
             let lazy: Vec<_> = reader.pagemap(0).unwrap().regions.iter().map(|r| (r.pages, r.lazy)).collect();
             assert_eq!(lazy, [(5, true), (1, false), (len as u64 / PAGE_SIZE - 6, true)]);

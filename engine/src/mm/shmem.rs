@@ -74,7 +74,7 @@ pub fn dump(store: &PageStore, file: impl AsFd, shmid: u64, size: u64) -> Result
     let mut out = store.create(ImageKind::ShmemPagemap, shmid)?;
     copy(&file, size, |at, bytes| out.add_nonzero(at, bytes, false))
         .during(|| format!("shared memory {shmid}"))?;
-    let written = out.finish()?;
+    let written = out.finish()?.written;
     let counts = store.counts();
     counts.shmem_scanned.fetch_add(size.div_ceil(PAGE_SIZE), Ordering::Relaxed);
     counts.shmem_written.fetch_add(written, Ordering::Relaxed);

@@ -65,6 +65,12 @@ impl Vma {
         self.is(st::VDSO) || self.is(st::AIO_RING)
     }
 
+    /// Whether the kernel can tell what changed in it: not what it writes itself past the page tables, nor the
+    /// pages of hugetlbfs, which images take whole.
+    pub fn can_be_tracked(&self) -> bool {
+        self.has_pages() && !self.dumps_all() && self.entry.flags & libc::MAP_HUGETLB as u32 == 0
+    }
+
     /// Private anonymous memory whose pages a lazy restore may fetch later.
     pub fn may_be_lazy(&self) -> bool {
         let flags = self.entry.flags;
