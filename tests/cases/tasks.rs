@@ -15,7 +15,7 @@ pub const KINDS: &[Kind] = &[
     kind("every register is as it was", "registers", &[]),
     kind("pending signals are taken in order with their values", "pending-signals", &[]),
     kind("signal actions keep flags, masks, handlers", "sigactions", &[]),
-    kind("a stopped member stays stopped", "stopped", &[]).beyond_criu(),
+    kind("a stopped member stays stopped", "stopped", &[]),
     kind("interval timers run on", "timers", &[]),
     kind("POSIX timers keep ids and run on", "posix-timers", &[]),
     kind("root with few capabilities stays so", "credentials", &["root"]),

@@ -115,7 +115,8 @@ impl Cycle {
         let before = program.state()?;
         self.dump(program, &images)?;
         self.restore(&images)?;
-        compare(&before, &program.state()?)
+        let after = program.state()?;
+        compare(&before, &if self.restorer.is_criu() { after.restored_by_criu() } else { after })
     }
 
     /// Dumps and leaves the tree running, which must be as it was.

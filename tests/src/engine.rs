@@ -15,6 +15,8 @@ use crate::runner::skip;
 #[derive(Debug, Clone)]
 pub struct Engine {
     bin: PathBuf,
+    /// It is CRIU itself, for interchange.
+    criu: bool,
 }
 
 /// How a command of an engine ended.
@@ -61,7 +63,7 @@ impl Engine {
         };
         let bin =
             fs::canonicalize(&bin).with_context(|| format!("the binary under test {}", bin.display()))?;
-        Ok(Engine { bin })
+        Ok(Engine { bin, criu: false })
     }
 
     /// CRIU, for interchange; without CRIU_BIN the case is skipped.
@@ -70,12 +72,18 @@ impl Engine {
             .ok_or_else(|| skip("interchange needs CRIU_BIN to name a CRIU 4.2 binary"))?;
         let bin =
             fs::canonicalize(&bin).with_context(|| format!("CRIU_BIN={}", Path::new(&bin).display()))?;
-        Ok(Engine { bin })
+        Ok(Engine { bin, criu: true })
     }
 
     /// Any binary with this command line.
     pub fn at(bin: &Path) -> Result<Engine> {
-        Ok(Engine { bin: fs::canonicalize(bin).with_context(|| bin.display().to_string())? })
+        let bin = fs::canonicalize(bin).with_context(|| bin.display().to_string())?;
+        Ok(Engine { bin, criu: false })
+    }
+
+    /// Whether this is the CRIU that images are interchanged with.
+    pub fn is_criu(&self) -> bool {
+        self.criu
     }
 
     pub fn path(&self) -> &Path {

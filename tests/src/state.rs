@@ -149,6 +149,17 @@ impl State {
         self
     }
 
+    /// This state, with what CRIU makes of shared anonymous memory taken for what it was: CRIU restores it as a
+    /// memfd, called as its image calls it.
+    pub fn restored_by_criu(mut self) -> State {
+        for (_, value) in self.0.iter_mut().filter(|(k, _)| k.ends_with(" memory")) {
+            for memfd in ["/memfd: (deleted)", "/memfd:/dev/zero (deleted)"] {
+                *value = value.replace(memfd, "/dev/zero (deleted)");
+            }
+        }
+        self
+    }
+
     /// Human-readable differences; empty when equal.
     pub fn differences(&self, after: &State) -> String {
         let mut out = String::new();
@@ -359,8 +370,6 @@ fn memory(smaps: &str) -> String {
             let inode = words.next()?;
             let path = line.splitn(6, ' ').nth(5).unwrap_or("").trim_start();
             let path = path.strip_prefix(inode).unwrap_or(path).trim();
-            // Shared anonymous memory may come back as a memfd of the same name.
-            let path = if path == "/memfd:/dev/zero (deleted)" { "/dev/zero (deleted)" } else { path };
             Some(Area {
                 start: u64::from_str_radix(start, 16).ok()?,
                 end: u64::from_str_radix(end, 16).ok()?,

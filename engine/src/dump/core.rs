@@ -22,6 +22,7 @@ use crate::{
     task::{
         creds, misc, rlimits, rseq, sched,
         seccomp::{Mode, ThreadSeccomp},
+        stop::News,
     },
 };
 
@@ -79,8 +80,7 @@ fn task_core(
     let state = if stop_signal.is_some() { TaskState::Stopped } else { task.state };
     Ok(pb::TaskCoreEntry {
         task_state: state.to_image(),
-        // Of a stopped task: the signal, as long as its parent has not taken the news. CRIU does not read it.
-        exit_code: if task.stop_signal.is_some() { task.stat.exit_code.cast_unsigned() } else { 0 },
+        exit_code: News::of(task.stop_signal, task.stat.exit_code).to_image(),
         personality: misc::personality(&task.dir)?,
         flags: task.stat.flags,
         comm: task.stat.comm.clone(),

@@ -38,10 +38,13 @@ use crate::{
     error::{Context, Error, Result, SysContext},
     mm::shmem,
     pstree::FileId,
+    sys::shared::anonymous_file,
 };
 
 /// What /proc puts before a memfd's name.
 const PREFIX: &[u8] = b"/memfd:";
+/// What /proc calls shared anonymous memory, less ` (deleted)`.
+const SHARED_ANONYMOUS: &[u8] = b"/dev/zero";
 /// `F_SEAL_SEAL` alone: how a memfd looks that was made without the right to seals.
 const UNSEALABLE: u32 = 1;
 
@@ -214,11 +217,7 @@ impl Made {
 }
 
 fn make(inode: &pb::MemfdInodeEntry, images: &ImageDir) -> Result<OwnedFd> {
-    let name = CString::new(inode.name.clone()).map_err(|_| Error::image("memfd.img: a name with NUL"))?;
-    let mut flags = MFdFlags::MFD_CLOEXEC;
-    flags.set(MFdFlags::MFD_ALLOW_SEALING, inode.seals != UNSEALABLE);
-    let made = memfd_create(name.as_c_str(), flags).call("memfd_create")?;
-    let file = std::fs::File::from(made);
+    let file = create(inode)?;
     file.set_len(inode.size).call("ftruncate")?;
     fill(&file, inode, images)?;
     fchown(&file, Some(Uid::from_raw(inode.uid)), Some(Gid::from_raw(inode.gid))).call("fchown")?;
@@ -226,6 +225,25 @@ fn make(inode: &pb::MemfdInodeEntry, images: &ImageDir) -> Result<OwnedFd> {
         fchmod(&file, Mode::from_bits_truncate(mode & 0o7777)).call("fchmod")?;
     }
     Ok(file.into())
+}
+
+/// Makes the inode, still empty.
+///
+/// CRIU writes shared anonymous memory as a memfd that is called as the kernel calls such memory in maps. It
+/// becomes what it was again, where that is allowed.
+fn create(inode: &pb::MemfdInodeEntry) -> Result<std::fs::File> {
+    if inode.name == SHARED_ANONYMOUS && inode.seals == UNSEALABLE && inode.size != 0 {
+        let size = usize::try_from(inode.size).ok().and_then(|s| s.checked_next_multiple_of(4096));
+        let size = size.ok_or_else(|| Error::image(format!("memfd.img: a size of {:#x}", inode.size)))?;
+        match anonymous_file(size) {
+            Err(e) if e.errno() == Some(libc::EPERM) => {}
+            other => return other,
+        }
+    }
+    let name = CString::new(inode.name.clone()).map_err(|_| Error::image("memfd.img: a name with NUL"))?;
+    let mut flags = MFdFlags::MFD_CLOEXEC;
+    flags.set(MFdFlags::MFD_ALLOW_SEALING, inode.seals != UNSEALABLE);
+    Ok(memfd_create(name.as_c_str(), flags).call("memfd_create")?.into())
 }
 
 fn fill(file: &std::fs::File, inode: &pb::MemfdInodeEntry, images: &ImageDir) -> Result<()> {
@@ -323,6 +341,26 @@ mod tests {
 
     use super::*;
     use crate::files::roundtrip::{FREE, Trip, at, get, link, pos_and_flags, same};
+
+    #[test]
+    fn shared_anonymous_memory_in_the_form_of_a_memfd_is_what_it_was() {
+        let entry = |name: &[u8], seals| pb::MemfdInodeEntry {
+            name: name.to_vec(),
+            size: 10_000,
+            seals,
+            ..Default::default()
+        };
+        let name = |entry| {
+            let made = create(&entry).unwrap();
+            std::fs::read_link(format!("/proc/self/fd/{}", made.as_raw_fd())).unwrap().display().to_string()
+        };
+        if nix::unistd::geteuid().is_root() {
+            assert_eq!(name(entry(b"/dev/zero", UNSEALABLE)), "/dev/zero (deleted)");
+        }
+        assert_eq!(name(entry(b"/dev/zero", 0)), "/memfd:/dev/zero (deleted)");
+        assert_eq!(name(entry(b"zero", UNSEALABLE)), "/memfd:zero (deleted)");
+        assert!(create(&pb::MemfdInodeEntry { size: u64::MAX, ..entry(b"/dev/zero", UNSEALABLE) }).is_err());
+    }
 
     #[test]
     fn content_seals_and_open_files_come_back() {

@@ -211,6 +211,9 @@ impl<'a> FilesOut<'a> {
     pub(super) fn open_file(&mut self, fd: DrainedFd, number: (FileId, bool)) -> Result<(FileId, FdType)> {
         let (id, new) = number;
         let probe = &fd.probe;
+        if probe.socket.is_some() {
+            self.sockets.met(id, probe.task);
+        }
         let number = probe.fd.ok_or_else(|| Error::bug("no descriptor"))?;
         log::info!(
             "{} fdinfo {number}: pos: {:#x} flags: {:o}/{:#x} id {id}{}",
@@ -331,7 +334,9 @@ impl<'a> FilesOut<'a> {
     /// Completes all images. `stays` says that the tasks go on: then names made for the images alone go.
     pub fn finish(mut self, stays: bool) -> Result<()> {
         sk::dump_rest(&mut self)?;
-        for (mut entry, probe, kind) in std::mem::take(&mut self.late) {
+        let mut late = std::mem::take(&mut self.late);
+        late.sort_by_key(|(entry, ..)| self.sockets.place(FileId(entry.id)));
+        for (mut entry, probe, kind) in late {
             interrupt::check()?;
             kind.complete(&mut entry, &probe, &mut self).during(|| probe.place())?;
             self.write(entry)?;

@@ -10,4 +10,5 @@ pub mod sched;
 pub mod seccomp;
 pub mod sigaction;
 pub mod sigqueue;
+pub mod stop;
 pub mod timers;

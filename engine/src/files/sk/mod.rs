@@ -3,7 +3,11 @@
 //! What a socket is comes from the socket itself (options), what it is tied to from the kernel's table of its
 //! network namespace, asked for once.
 
-use std::os::fd::{AsFd, BorrowedFd};
+use std::{
+    cmp::Reverse,
+    collections::HashMap,
+    os::fd::{AsFd, BorrowedFd},
+};
 
 use nix::sys::statfs::FsType;
 use rcriu_images::ImageDir;
@@ -11,6 +15,7 @@ use rcriu_images::ImageDir;
 use super::{FdProbe, FilesOut};
 use crate::{
     error::{Context, Result},
+    pstree::{FileId, RealPid},
     sys::sockopt::{self, general},
 };
 
@@ -67,6 +72,8 @@ pub(super) struct SocketsOut {
     waiting: Vec<queue::Queue>,
     unix: unix::UnixOut,
     inet: inet::InetOut,
+    /// The lowest pid among the tasks that have the socket.
+    lowest: HashMap<FileId, RealPid>,
 }
 
 impl SocketsOut {
@@ -76,7 +83,20 @@ impl SocketsOut {
             waiting: Vec::new(),
             unix: unix::UnixOut::default(),
             inet: inet::InetOut::default(),
+            lowest: HashMap::new(),
         }
+    }
+
+    /// Takes note of a task that has the socket.
+    pub(super) fn met(&mut self, id: FileId, task: RealPid) {
+        let lowest = self.lowest.entry(id).or_insert(task);
+        *lowest = task.min(*lowest);
+    }
+
+    /// Where files.img has a socket that waits for all others, as a key to sort by. CRIU has the last of two
+    /// connected ones make both, which it can do only in the task that has the lowest pid.
+    pub(super) fn place(&self, id: FileId) -> Reverse<Option<RealPid>> {
+        Reverse(self.lowest.get(&id).copied())
     }
 
     /// Completes the image.

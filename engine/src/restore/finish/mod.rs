@@ -25,6 +25,7 @@ use crate::sys::ptrace;
 use crate::sys::vm::MemFile;
 use crate::sys::wait::{self, Status};
 use crate::task::sigqueue;
+use crate::task::stop::News;
 
 /// Offset of `rseq_cs` in `struct rseq`.
 const RSEQ_CS: u64 = 8;
@@ -183,9 +184,8 @@ impl<'a> Attached<'a> {
             let mut caught =
                 Caught::new(leader.tid, self.area.slot(leader.task)?).during(|| self.name(*leader))?;
             let mut clean = |caught: &mut Caught| {
-                for child in news.remove(&leader.task).unwrap_or_default() {
-                    stopped::take_news(caught, image, &child)?;
-                }
+                let children = news.remove(&leader.task).unwrap_or_default();
+                stopped::take_news(caught, image, &children)?;
                 caught.unmap()
             };
             clean(&mut caught).and_then(|()| caught.done()).during(|| self.name(*leader))?;
@@ -205,8 +205,8 @@ impl<'a> Attached<'a> {
             if stopped::await_stop(leader.tid)?
                 && let Some(parent) = image.parent
             {
-                let known = image.tc.exit_code == 0;
-                news.entry(parent).or_default().push(Stopped { pid: leader.tid, known });
+                let told = News::from_image(image.tc.exit_code);
+                news.entry(parent).or_default().push(Stopped { pid: leader.tid, news: told });
             }
         }
         self.threads = kept;

@@ -16,6 +16,7 @@ use crate::procfs::ProcDir;
 use crate::procfs::stat::Stat;
 use crate::pstree::RealPid;
 use crate::restore::read::TaskImage;
+use crate::task::stop::News;
 
 /// How long a task may take to stop once it was told to.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -25,9 +26,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 pub struct Stopped {
     /// Which.
     pub pid: RealPid,
-    /// Its parent had been told by wait(2). Our dumps leave the status of a stop nobody has asked for in
-    /// `exit_code`; in CRIU's it is always 0, and news of that kind is mostly old.
-    pub known: bool,
+    /// What its parent knew of it.
+    pub news: News,
 }
 
 /// Sends the signal that stopped the task, to act once it runs.
@@ -63,16 +63,16 @@ pub fn await_stop(pid: RealPid) -> Result<bool> {
     }
 }
 
-/// Makes the caught parent take the news that `child` stopped, as far as it had taken it in the dump: from
-/// wait(2), and the SIGCHLD it may have got now, unless one was pending (the kernel keeps only one).
-pub fn take_news(parent: &mut Caught, image: &TaskImage, child: &Stopped) -> Result<()> {
-    if child.known {
+/// Makes the caught parent take the news that `children` stopped, as far as it had taken it in the dump: from
+/// wait(2), and the SIGCHLD it may have got now, unless one was pending (the kernel keeps only one) or is due.
+pub fn take_news(parent: &mut Caught, image: &TaskImage, children: &[Stopped]) -> Result<()> {
+    for child in children.iter().filter(|c| matches!(c.news, News::Taken(_))) {
         let options = libc::WUNTRACED | libc::WNOHANG | libc::__WALL;
         parent
             .call("wait4", libc::SYS_wait4, [child.pid.0 as u64, 0, options as u64, 0, 0, 0])
             .during(|| format!("news that {} stopped", child.pid))?;
     }
-    if has_sigchld(image) {
+    if children.is_empty() || children.iter().any(|c| c.news == News::Untold) || has_sigchld(image) {
         return Ok(());
     }
     // A signal set with SIGCHLD, then a timeout of zero.

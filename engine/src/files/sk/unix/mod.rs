@@ -142,6 +142,11 @@ impl FileKind for Unix {
         Ok(pb::FileEntry { r#type: FdType::Unixsk as i32, id: id.0, usk: Some(entry), ..Default::default() })
     }
 
+    /// Its place in the image depends on who else has it.
+    fn is_late(&self) -> bool {
+        true
+    }
+
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
         let id = FileId(entry.id);
         Ok(Box::new(plan.unix()?.member(id)?))
