@@ -1,0 +1,81 @@
+//! What is measured: each entry is a line of the table.
+
+use anyhow::Result;
+use rcriu_tests::Engine;
+
+use super::measure::{Round, cycle};
+
+/// One line of the table.
+pub struct Row {
+    pub name: &'static str,
+    /// Program of tests/programs, and its arguments.
+    pub program: &'static str,
+    pub args: &'static [&'static str],
+    /// Further arguments of our own dump; the peer gets none of them.
+    pub dump: &'static [&'static str],
+    /// Images are written to the disk within the time of the dump, and read from it by the restore.
+    pub cold: bool,
+    /// MiB of memory that a limit is measured for; 0 for none.
+    pub mib: usize,
+    /// Left out of quick runs.
+    pub long: bool,
+    /// Whether the peer can be measured too.
+    pub peer: bool,
+    /// One round; `true` for the peer.
+    pub measure: fn(&Engine, &Row, bool) -> Result<Round>,
+}
+
+const PLAIN: Row = Row {
+    name: "",
+    program: "sleeper",
+    args: &[],
+    dump: &[],
+    cold: false,
+    mib: 0,
+    long: false,
+    peer: true,
+    measure: cycle,
+};
+
+/// Rows in the order of the table. Those whose names differ only in the leading number are also compared
+/// with each other, for the growth of their times.
+pub const ROWS: &[Row] = &[
+    Row { name: "smallest process", ..PLAIN },
+    Row { name: "1 GiB of random memory", program: "random-memory", args: &["1024"], mib: 1024, ..PLAIN },
+    Row { name: "2 GiB of random memory", program: "random-memory", args: &["2048"], mib: 2048, ..PLAIN },
+    Row {
+        name: "4 GiB of random memory",
+        program: "random-memory",
+        args: &["4096"],
+        mib: 4096,
+        long: true,
+        ..PLAIN
+    },
+    Row {
+        name: "1 GiB of random memory, cold",
+        program: "random-memory",
+        args: &["1024"],
+        mib: 1024,
+        cold: true,
+        ..PLAIN
+    },
+    Row {
+        name: "2 GiB of random memory, cold",
+        program: "random-memory",
+        args: &["2048"],
+        mib: 2048,
+        cold: true,
+        long: true,
+        ..PLAIN
+    },
+    Row { name: "100 processes", program: "tree", args: &["10", "10"], ..PLAIN },
+    Row { name: "200 processes", program: "tree", args: &["10", "20"], ..PLAIN },
+    Row { name: "1,000 processes", program: "tree", args: &["10", "100"], long: true, ..PLAIN },
+    Row { name: "1,000 threads", program: "threads", args: &["1000"], ..PLAIN },
+    Row { name: "2,000 threads", program: "threads", args: &["2000"], ..PLAIN },
+    Row { name: "10,000 threads", program: "threads", args: &["10000"], long: true, ..PLAIN },
+    Row { name: "5,000 descriptors", program: "many-descriptors", args: &["5000"], ..PLAIN },
+    Row { name: "10,000 descriptors", program: "many-descriptors", args: &["10000"], ..PLAIN },
+    Row { name: "50,000 mappings", program: "many-mappings", args: &["50000"], ..PLAIN },
+    Row { name: "100,000 mappings", program: "many-mappings", args: &["100000"], ..PLAIN },
+];
