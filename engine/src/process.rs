@@ -4,7 +4,11 @@
 use std::os::fd::{OwnedFd, RawFd};
 
 use crate::error::{Error, Result, SysContext};
+use crate::pstree::RealPid;
 use crate::sys;
+
+pub use crate::restore::fork::leave;
+pub use crate::sys::clone3::Side as Forked;
 
 /// Descriptors that were inheritable when we were started; see [`Inherited::hide`].
 #[derive(Debug, Default)]
@@ -90,6 +94,30 @@ pub fn peer(socket: impl std::os::fd::AsFd) -> Result<(i32, u32)> {
     let cred = nix::sys::socket::getsockopt(&socket, nix::sys::socket::sockopt::PeerCredentials)
         .call("getsockopt(SO_PEERCRED)")?;
     Ok((cred.pid(), cred.uid()))
+}
+
+/// Forks; nothing is shared but descriptors.
+///
+/// # Errors
+/// There is more than one thread.
+pub fn fork() -> Result<Forked> {
+    sys::fork::fork()
+}
+
+/// Ends the child `pid` that is not wanted any more, and waits until it is gone.
+pub fn end(pid: RealPid) {
+    let pid = nix::unistd::Pid::from_raw(pid.0);
+    let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    let _ = nix::sys::wait::waitpid(pid, None);
+}
+
+/// Makes a forked process a daemon: a session of its own, without standard input and output.
+pub fn leave_terminal() -> Result<()> {
+    nix::unistd::setsid().call("setsid")?;
+    let null = std::fs::File::options().read(true).write(true).open("/dev/null").call("open(/dev/null)")?;
+    nix::unistd::dup2_stdin(&null).call("dup2")?;
+    nix::unistd::dup2_stdout(&null).call("dup2")?;
+    nix::unistd::dup2_stderr(&null).call("dup2")
 }
 
 /// Fails unless we may trace and restore other tasks.

@@ -10,6 +10,7 @@ mod kinds;
 mod log_format;
 mod memory;
 mod options;
+mod pages;
 mod real_programs;
 mod refusals;
 mod tasks;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         tasks::cases,
         memory::cases,
         files::cases,
+        pages::cases,
         options::cases,
         log_format::cases,
         refusals::cases,

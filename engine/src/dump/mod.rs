@@ -28,7 +28,7 @@ use crate::{
     files::FilesOut,
     interrupt,
     kernel::Kernel,
-    mm::{pages::PageStore, shmem::SharedOut, vma::VmaRules},
+    mm::{pages::PageStore, shmem::SharedOut, vma::VmaRules, xfer::Link},
     options::{Afterwards, DumpOptions},
     pstree::RealPid,
     scripts::Stage,
@@ -57,8 +57,12 @@ pub struct DumpCx<'a> {
 
 impl<'a> DumpCx<'a> {
     /// Nothing is written yet.
-    pub fn new(opts: &'a DumpOptions, kernel: &'a Kernel, images: &'a ImageDir) -> Result<Self> {
-        let pages = PageStore::new(images.clone());
+    pub fn new(
+        opts: &'a DumpOptions,
+        kernel: &'a Kernel,
+        images: &'a ImageDir,
+        pages: PageStore,
+    ) -> Result<Self> {
         let shmem_dev = shmem_dev()?;
         Ok(DumpCx {
             opts,
@@ -85,6 +89,8 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     notify(Stage::PreDump)?;
     let images = opts.common.images_dir.images()?;
     let created = Created::new(&images);
+    // A page server that is not there is noticed before anything is frozen.
+    let pages = PageStore::sending(images.clone(), Link::connect(&opts.common)?);
 
     let mut stats = DumpStats::default();
     stats.freezing.start();
@@ -96,7 +102,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let tree = collect::pstree(&frozen, opts.common.shell_job, kernel)?;
     // Only now that nothing changes any more can the client tell what is to stay outside.
     let opts = &opts.with_external(opts.common.notifier.query_external()?);
-    let mut cx = DumpCx::new(opts, kernel, &images)?;
+    let mut cx = DumpCx::new(opts, kernel, &images, pages)?;
     cx.stats = stats;
     for at in 0..tree.tasks.len() {
         interrupt::check()?;
@@ -113,6 +119,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let mut stats = std::mem::take(&mut cx.stats);
     stats.shpages_scanned = cx.pages.counts().shmem_scanned.load(Ordering::Relaxed);
     stats.shpages_written = cx.pages.counts().shmem_written.load(Ordering::Relaxed);
+    cx.pages.finish()?;
     // The inventory is the last image: no inventory, no snapshot.
     finish::seal(cx, &tree, opts.afterwards != Afterwards::Kill)?;
     // A complete set stays, also if somebody objects to ending the tree.

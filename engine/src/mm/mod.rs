@@ -4,6 +4,8 @@
 //! vma      smaps line -> vma_entry (kind, protection, madvise bits); files go through `files`
 //! pagemap  which pages of a range have content of their own
 //! pages    content -> pages-N.img with pagemap-M.img
+//! sink     files or a page server, where pages go
+//! xfer     the page server protocol
 //! shmem    content of shared memory files, once each
 //! ```
 
@@ -11,5 +13,7 @@ pub mod pagemap;
 pub mod pages;
 pub mod restore;
 pub mod shmem;
+pub mod sink;
 pub mod status;
 pub mod vma;
+pub mod xfer;

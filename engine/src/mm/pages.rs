@@ -15,11 +15,11 @@ use std::sync::{
 
 use nix::sys::uio::RemoteIoVec;
 use rcriu_images::{
-    ImageDir, ImageKind, ImageWriter,
-    pagemap::{PAGE_SIZE, PagemapWriter, Place, Region},
+    ImageDir, ImageKind,
+    pagemap::{PAGE_SIZE, Place, Region},
 };
 
-use super::{pagemap::Words, vma::Vma};
+use super::{pagemap::Words, sink::Sink, vma::Vma, xfer::Link};
 use crate::{
     error::{Error, Result},
     interrupt,
@@ -41,6 +41,8 @@ pub struct PageStore {
 #[derive(Debug)]
 struct Shared {
     next: AtomicU32,
+    /// Pages go to a page server instead.
+    link: Option<Arc<Link>>,
     counts: Counts,
 }
 
@@ -53,8 +55,33 @@ pub struct Counts {
 
 impl PageStore {
     pub fn new(images: ImageDir) -> Self {
-        let shared = Shared { next: AtomicU32::new(1), counts: Counts::default() };
+        PageStore::with(images, 1, None)
+    }
+
+    fn with(images: ImageDir, first: u32, link: Option<Link>) -> Self {
+        let shared =
+            Shared { next: AtomicU32::new(first), link: link.map(Arc::new), counts: Counts::default() };
         PageStore { images, shared: Arc::new(shared) }
+    }
+
+    /// Pages go through `link` if there is one; no page file is written here then.
+    pub fn sending(images: ImageDir, link: Option<Link>) -> Self {
+        PageStore::with(images, 1, link)
+    }
+
+    /// Of a page server: its page files have numbers that those of a dump into the same folder have not.
+    pub fn of_server(images: ImageDir) -> Self {
+        PageStore::with(images, 0x1_0001, None)
+    }
+
+    /// The connection to the page server, if pages go to one.
+    pub fn link(&self) -> Option<&Link> {
+        self.shared.link.as_deref()
+    }
+
+    /// All objects are complete: a page server confirms that it has them.
+    pub fn finish(&self) -> Result<()> {
+        self.link().map_or(Ok(()), Link::finish)
     }
 
     /// What was counted so far.
@@ -64,22 +91,21 @@ impl PageStore {
 
     /// Begins the pagemap `kind` of object `id` and the page file that belongs to it.
     pub fn create(&self, kind: ImageKind, id: u64) -> Result<PagesOut> {
-        let pages_id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-        Ok(PagesOut {
-            pagemap: PagemapWriter::create(&self.images, kind, id, pages_id)?,
-            pages: self.images.writer(ImageKind::Pages, pages_id.into()),
-            open: None,
-            written: 0,
-            in_parent: 0,
-        })
+        let sink = match &self.shared.link {
+            Some(link) => Sink::server(link, kind, id)?,
+            None => {
+                let pages_id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+                Sink::files(&self.images, kind, id, pages_id)?
+            }
+        };
+        Ok(PagesOut { sink, open: None, written: 0, in_parent: 0 })
     }
 }
 
 /// A pagemap and its pages, being written.
 #[derive(Debug)]
 pub struct PagesOut {
-    pagemap: PagemapWriter,
-    pages: ImageWriter,
+    sink: Sink,
     /// The region that may still grow.
     open: Option<Region>,
     written: u64,
@@ -89,16 +115,30 @@ pub struct PagesOut {
 impl PagesOut {
     /// Appends whole pages that lie at `vaddr`; addresses must ascend.
     pub fn add(&mut self, vaddr: u64, bytes: &[u8], lazy: bool) -> Result<()> {
-        self.pages.write_raw(bytes)?;
         let pages = bytes.len() as u64 / PAGE_SIZE;
         self.written += pages;
-        self.region(Region { vaddr, pages, place: Place::Present { first: 0 }, lazy })
+        // What comes before is complete on the way to a page server.
+        self.region(Region { vaddr, pages, place: Place::Present { first: 0 }, lazy })?;
+        self.sink.content(vaddr, bytes, lazy)
     }
 
     /// Says that the `pages` pages at `vaddr` are in the parent images; addresses must ascend.
     pub fn parent(&mut self, vaddr: u64, pages: u64) -> Result<()> {
         self.in_parent += pages;
         self.region(Region { vaddr, pages, place: Place::Parent, lazy: false })
+    }
+
+    /// Takes a region whose content is not written here; addresses must ascend.
+    pub fn elsewhere(&mut self, region: Region) -> Result<()> {
+        if region.place == Place::Parent {
+            self.in_parent += region.pages;
+        }
+        self.region(region)
+    }
+
+    /// Whether the parent images of the page server have this object; `None` when pages go to files here.
+    pub fn server_has_parent(&self) -> Option<bool> {
+        self.sink.server_has_parent()
     }
 
     fn region(&mut self, new: Region) -> Result<()> {
@@ -108,7 +148,7 @@ impl PagesOut {
             }
             open => {
                 if let Some(done) = open.replace(new) {
-                    self.pagemap.add(&done)?;
+                    self.sink.region(&done)?;
                 }
             }
         }
@@ -133,10 +173,9 @@ impl PagesOut {
     /// Completes both images; gives what went into them.
     pub fn finish(mut self) -> Result<Written> {
         if let Some(open) = self.open.take() {
-            self.pagemap.add(&open)?;
+            self.sink.region(&open)?;
         }
-        self.pages.finish()?;
-        self.pagemap.finish()?;
+        self.sink.finish()?;
         Ok(Written { written: self.written, in_parent: self.in_parent })
     }
 }

@@ -6,6 +6,7 @@ pub mod clone3;
 pub mod errno;
 pub(crate) mod fd;
 pub(crate) mod flock;
+pub(crate) mod fork;
 pub mod futex;
 pub(crate) mod handle;
 pub(crate) mod inotify;

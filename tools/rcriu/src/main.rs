@@ -5,6 +5,7 @@ mod cli;
 mod demo;
 mod log;
 mod run;
+mod servers;
 mod service;
 mod show;
 

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rcriu_engine::options::{
     Afterwards, CommonOptions, DEFAULT_FREEZE_TIMEOUT, Dir, DumpOptions, JoinNs, JoinTarget, Lazy, NsKind,
-    PageServer, RestoreOptions,
+    RestoreOptions,
 };
 use rcriu_engine::scripts::{ActionScripts, Notifier, Notifiers};
 use rcriu_engine::{Error, Result, error::SysContext};
@@ -159,9 +159,7 @@ fn join_ns(raw: &Raw) -> Result<()> {
 }
 
 fn common(raw: &Raw, folders: &Folders, listener: Option<Arc<dyn Notifier>>) -> Result<CommonOptions> {
-    let page_server = (raw.page_server || raw.ps_socket.is_some() || raw.port.is_some()).then(|| {
-        PageServer { address: raw.address.clone(), port: raw.port.unwrap_or(0), socket: raw.ps_socket }
-    });
+    let page_server = raw.page_server.then(|| crate::servers::listening(raw));
     if raw.ps_socket.is_some() && (raw.address.is_some() || raw.port.is_some()) {
         log::warn!("--ps-socket is used, --address and --port are not");
     }

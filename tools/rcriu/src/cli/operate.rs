@@ -50,6 +50,7 @@ pub fn operate(
             run::dump(action, &options, raw.display_stats).map(|()| ExitCode::SUCCESS)
         }
         Action::Restore => restore(raw, &folders, words, &inherited),
+        Action::PageServer => crate::servers::page_server(raw, &folders),
         Action::Service => crate::service::listen(raw, configuration),
         other => Err(Error::bug(format!("nobody serves {}", other.name()))),
     }

@@ -10,7 +10,7 @@ use super::actions::Action::{self, *};
 use super::raw::Raw;
 
 /// Actions not served at all.
-const ACTIONS: &[Action] = &[PreDump, PageServer, LazyPages, Dedup, CpuinfoDump, CpuinfoCheck];
+const ACTIONS: &[Action] = &[PreDump, LazyPages, Dedup, CpuinfoDump, CpuinfoCheck];
 
 const DUMP: &[Action] = &[Dump, PreDump];
 const RESTORE: &[Action] = &[Restore];
@@ -22,12 +22,9 @@ const OPTIONS: &[(&str, &[Action])] = &[
     ("unprivileged", BOTH),
     ("track-mem", DUMP),
     ("prev-images-dir", DUMP),
-    ("auto-dedup", BOTH),
-    ("lazy-pages", BOTH),
+    ("auto-dedup", &[Dump, PreDump, Restore, PageServer]),
+    ("lazy-pages", &[Dump, PreDump, Restore, PageServer]),
     ("stream", BOTH),
-    ("page-server", DUMP),
-    ("ps-socket", DUMP),
-    ("tls", BOTH),
     ("force-irmap", BOTH),
     ("irmap-scan-path", DUMP),
     ("join-ns", RESTORE),

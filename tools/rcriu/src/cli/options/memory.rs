@@ -42,7 +42,7 @@ static PREV_IMAGES_DIR: Opt = Opt {
     short: None,
     takes: Takes::One("DIR"),
     group: Group::Memory,
-    on: on::DUMP,
+    on: &[Action::Dump, Action::PreDump, Action::PageServer],
     help: "Images to build upon, relative to -D",
     more: "",
     apply: |raw, v| {
@@ -56,7 +56,7 @@ static AUTO_DEDUP: Opt = Opt {
     short: None,
     takes: Takes::Switch,
     group: Group::Memory,
-    on: on::BOTH,
+    on: &[Action::Dump, Action::PreDump, Action::Restore, Action::PageServer],
     help: "Free image space of pages that are superseded or restored",
     more: "On dump it is the older copies in the images of --prev-images-dir; on restore every page once it is in \
            place, so that the images are used up.",
@@ -151,11 +151,12 @@ static PORT: Opt = Opt {
     help: "Port of the page server",
     more: "",
     apply: |raw, v| match v.number() {
-        Ok(port) if port != 0 => {
-            raw.port = Some(port);
+        Ok(port) => {
+            // 0 is as if none was given: a server lets the kernel choose, and says which it is.
+            raw.port = (port != 0).then_some(port);
             Ok(())
         }
-        _ => Err(v.bad("give a port between 1 and 65535")),
+        _ => Err(v.bad("give a port up to 65535")),
     },
 };
 
@@ -306,7 +307,7 @@ mod tests {
             (r.address.as_deref(), r.port, r.ps_socket, r.status_fd),
             (Some("::1"), Some(27), Some(7), Some(8))
         );
-        assert!(refused(&["--port", "0"]).contains("port"));
+        assert_eq!(raw(&["--port", "0"]).port, None);
         assert!(refused(&["--port", "70000"]).contains("70000"));
     }
 

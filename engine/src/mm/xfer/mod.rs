@@ -1,0 +1,20 @@
+//! Pages between machines: the page server and those who talk to it.
+//!
+//! ```text
+//! wire     the protocol's commands
+//! conn     a socket, perhaps under TLS
+//! link     a dump's connection to the page server that takes its pages
+//! receive  that page server
+//! send     the other kind: serves pages to a lazy restore, from images or from frozen tasks
+//! ```
+
+mod conn;
+mod link;
+mod receive;
+mod tls;
+mod wire;
+
+pub use conn::{Conn, Listener};
+pub use link::Link;
+pub use receive::receive;
+pub use wire::Object;
