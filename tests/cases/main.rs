@@ -13,6 +13,7 @@ mod options;
 mod pages;
 mod real_programs;
 mod refusals;
+mod special_memory;
 mod tasks;
 
 use std::process::ExitCode;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
     let families = [
         tasks::cases,
         memory::cases,
+        special_memory::cases,
         files::cases,
         pages::cases,
         options::cases,

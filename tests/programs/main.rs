@@ -17,6 +17,7 @@ mod epoll;
 mod eventfd;
 mod fifos;
 mod file_memory;
+mod huge_memory;
 mod identity;
 mod kit;
 mod pipes;
@@ -62,6 +63,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("eventfd", eventfd::run),
     ("fifos", fifos::run),
     ("file-memory", file_memory::run),
+    ("huge-memory", huge_memory::run),
     ("identity", identity::run),
     ("limits", credentials::limits),
     ("many-descriptors", regular::many),

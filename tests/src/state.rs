@@ -375,7 +375,10 @@ fn memory(smaps: &str) -> String {
                 end: u64::from_str_radix(end, 16).ok()?,
                 perms: perms.into(),
                 offset: u64::from_str_radix(offset, 16).ok()?,
-                file: inode != "0" && dev.contains(':'),
+                // Private anonymous memory in huge pages has a file that nobody can see.
+                file: inode != "0"
+                    && dev.contains(':')
+                    && !(perms.ends_with('p') && path == "/anon_hugepage (deleted)"),
                 path: path.into(),
                 flags: String::new(),
             })

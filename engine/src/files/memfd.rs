@@ -6,8 +6,10 @@
 //!
 //! Inodes are made and filled by the engine before it forks: mappings need them earlier than descriptors do.
 
+mod huge;
+
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, HashSet},
     ffi::CString,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
@@ -36,7 +38,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
-    mm::shmem,
+    mm::{hugetlb, shmem},
     pstree::FileId,
     sys::shared::anonymous_file,
 };
@@ -54,7 +56,8 @@ pub(super) struct Memfd;
 
 /// Whether a descriptor is one.
 pub(super) fn is(fd: &FdProbe) -> bool {
-    fd.shmem || fd.fs == HUGETLBFS_MAGIC && fd.stat.st_nlink == 0 && fd.link.starts_with(PREFIX)
+    let named = fd.link.starts_with(PREFIX) || fd.link == hugetlb::ANONYMOUS;
+    fd.shmem || fd.fs == HUGETLBFS_MAGIC && fd.stat.st_nlink == 0 && named
 }
 
 impl FileKind for Memfd {
@@ -90,11 +93,17 @@ pub(super) fn dump(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result
 pub(super) struct MemfdsOut {
     image: ImageWriter,
     known: HashMap<(u64, u64), u32>,
+    /// Numbers of their contents.
+    shmids: HashSet<u32>,
 }
 
 impl MemfdsOut {
     pub(super) fn new(images: &ImageDir) -> Self {
-        MemfdsOut { image: images.writer(ImageKind::MemfdInode, 0), known: HashMap::new() }
+        MemfdsOut {
+            image: images.writer(ImageKind::MemfdInode, 0),
+            known: HashMap::new(),
+            shmids: HashSet::new(),
+        }
     }
 
     pub(super) fn knows(&self, dev: u64, ino: u64) -> bool {
@@ -111,16 +120,19 @@ fn out_inode(fd: &DrainedFd, out: &mut FilesOut<'_>) -> Result<u32> {
     if let Some(known) = out.memfds.known.get(&(stat.st_dev, stat.st_ino)) {
         return Ok(*known);
     }
-    if probe.fs == HUGETLBFS_MAGIC {
-        return Err(Error::unsupported(format!("{} lies in huge pages", probe.link_text()))
-            .remedy("memfds with MFD_HUGETLB cannot be dumped yet"));
-    }
+    let huge = hugetlb::page_size(&nix::sys::statfs::fstatfs(&fd.file).call("fstatfs")?);
     let inode_id = out.memfds.known.len() as u32 + 1;
     let name = probe.link.strip_suffix(b" (deleted)").unwrap_or(&probe.link);
     let name = name.strip_prefix(PREFIX).unwrap_or(name);
     let file = fd.reopen_for_reading()?;
     let seals = fcntl(&file, FcntlArg::F_GET_SEALS).call("fcntl(F_GET_SEALS)")?;
-    let (shmid, size) = (stat.st_ino as u32, stat.st_size.cast_unsigned());
+    // Numbers of inodes are those of one file system; the others have the highest bit.
+    let apart = if probe.shmem { 0 } else { 1 << 31 };
+    let mut shmid = stat.st_ino as u32 | apart;
+    while !out.memfds.shmids.insert(shmid) {
+        shmid = shmid.wrapping_add(1) | apart;
+    }
+    let size = stat.st_size.cast_unsigned();
     log::info!("Dumping memfd:{} contents (id {inode_id:#x}, shmid: {shmid:#x})", name.escape_ascii());
     shmem::dump(&out.pages, &file, shmid.into(), size)?;
     out.memfds.image.write(&pb::MemfdInodeEntry {
@@ -131,7 +143,7 @@ fn out_inode(fd: &DrainedFd, out: &mut FilesOut<'_>) -> Result<u32> {
         shmid,
         seals: seals.cast_unsigned(),
         inode_id: inode_id.into(),
-        hugetlb_flag: None,
+        hugetlb_flag: huge.map(|size| hugetlb::size_bits(size) | hugetlb::MFD_HUGETLB),
         mode: Some(stat.st_mode),
     })?;
     out.memfds.known.insert((stat.st_dev, stat.st_ino), inode_id);
@@ -144,7 +156,7 @@ pub(crate) struct Memfds {
     all: HashMap<u64, pb::MemfdInodeEntry>,
     used: BTreeMap<u64, pb::MemfdInodeEntry>,
     /// Inodes whose first open file is spoken for.
-    originals: std::collections::HashSet<u64>,
+    originals: HashSet<u64>,
 }
 
 /// What an open file learns of its inode.
@@ -164,11 +176,6 @@ impl Memfds {
         let inode = self.all.get(&number).ok_or_else(|| {
             Error::image(format!("memfd.img: there is no inode {number:#x} for file {:#x}", entry.id))
         })?;
-        if inode.hugetlb_flag.is_some() {
-            return Err(
-                Error::unsupported("memfds in huge pages cannot be restored yet").remedy("restore with CRIU")
-            );
-        }
         self.used.insert(number, inode.clone());
         // The file memfd_create(2) gives can do more than one that is opened again: it can be executed.
         let writes = entry.flags.cast_signed() & libc::O_ACCMODE == libc::O_RDWR;
@@ -219,7 +226,10 @@ impl Made {
 fn make(inode: &pb::MemfdInodeEntry, images: &ImageDir) -> Result<OwnedFd> {
     let file = create(inode)?;
     file.set_len(inode.size).call("ftruncate")?;
-    fill(&file, inode, images)?;
+    match inode.hugetlb_flag {
+        Some(flags) => huge::fill(&file, inode, flags, images)?,
+        None => fill(&file, inode, images)?,
+    }
     fchown(&file, Some(Uid::from_raw(inode.uid)), Some(Gid::from_raw(inode.gid))).call("fchown")?;
     if let Some(mode) = inode.mode {
         fchmod(&file, Mode::from_bits_truncate(mode & 0o7777)).call("fchmod")?;
@@ -232,6 +242,9 @@ fn make(inode: &pb::MemfdInodeEntry, images: &ImageDir) -> Result<OwnedFd> {
 /// CRIU writes shared anonymous memory as a memfd that is called as the kernel calls such memory in maps. It
 /// becomes what it was again, where that is allowed.
 fn create(inode: &pb::MemfdInodeEntry) -> Result<std::fs::File> {
+    if let Some(huge) = inode.hugetlb_flag.filter(|_| huge::is_anonymous(&inode.name) && inode.size != 0) {
+        return huge::anonymous(inode.size, huge);
+    }
     if inode.name == SHARED_ANONYMOUS && inode.seals == UNSEALABLE && inode.size != 0 {
         let size = usize::try_from(inode.size).ok().and_then(|s| s.checked_next_multiple_of(4096));
         let size = size.ok_or_else(|| Error::image(format!("memfd.img: a size of {:#x}", inode.size)))?;
@@ -243,6 +256,7 @@ fn create(inode: &pb::MemfdInodeEntry) -> Result<std::fs::File> {
     let name = CString::new(inode.name.clone()).map_err(|_| Error::image("memfd.img: a name with NUL"))?;
     let mut flags = MFdFlags::MFD_CLOEXEC;
     flags.set(MFdFlags::MFD_ALLOW_SEALING, inode.seals != UNSEALABLE);
+    let flags = MFdFlags::from_bits_retain(flags.bits() | inode.hugetlb_flag.unwrap_or(0));
     Ok(memfd_create(name.as_c_str(), flags).call("memfd_create")?.into())
 }
 

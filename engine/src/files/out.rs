@@ -295,7 +295,8 @@ impl<'a> FilesOut<'a> {
         }
         let fd = DrainedFd { probe, file, fown: pb::FownEntry::default() };
         let id = self.ids.fresh()?;
-        let entry = if fd.probe.shmem { memfd::dump(&fd, id, self) } else { reg::dump_path(&fd, id, self) };
+        let entry =
+            if memfd::is(&fd.probe) { memfd::dump(&fd, id, self) } else { reg::dump_path(&fd, id, self) };
         let entry = entry.during(|| format!("{what:?} of task {task}: {}", fd.probe.link_text()))?;
         self.write(entry)?;
         self.paths.entry(key).or_insert(id);

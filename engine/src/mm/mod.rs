@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! vma      smaps line -> vma_entry (kind, protection, madvise bits); files go through `files`
+//! hugetlb  huge pages: sizes and pools
 //! pagemap  which pages of a range have content of their own
 //! pages    content -> pages-N.img with pagemap-M.img
 //! sink     files or a page server, where pages go
@@ -9,6 +10,7 @@
 //! shmem    content of shared memory files, once each
 //! ```
 
+pub mod hugetlb;
 pub mod pagemap;
 pub mod pages;
 pub mod restore;

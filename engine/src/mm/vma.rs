@@ -16,7 +16,7 @@ use nix::{
 };
 use rcriu_images::pb;
 
-use super::status as st;
+use super::{hugetlb, status as st};
 use crate::{
     error::{Context, Error, Result, SysContext},
     procfs::{
@@ -105,6 +105,15 @@ pub enum Backing {
     Shared(u64),
 }
 
+/// What opening the file of a mapping told.
+#[derive(Debug, Clone, Copy, Default)]
+pub(super) struct Opened {
+    /// `None` for private anonymous memory, which has a file only if it lies in huge pages.
+    pub backing: Option<Backing>,
+    /// Size of its pages as flags say it, 0 for ordinary ones.
+    pub size_bits: u32,
+}
+
 /// Gives mapped files their ids: the part of `files` that mappings need.
 pub trait MappedFiles {
     /// The id of the file that `fd` (opened with O_PATH through map_files) refers to.
@@ -131,7 +140,7 @@ pub fn collect(
     files: &mut dyn MappedFiles,
 ) -> Result<Vec<Vma>> {
     let map_files = dir.file("map_files", OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-    let mut seen: HashMap<(u32, u32, u64, &[u8], bool), Backing> = HashMap::new();
+    let mut seen: HashMap<(u32, u32, u64, &[u8], bool), Opened> = HashMap::new();
     let mut vmas: Vec<Vma> = Vec::with_capacity(maps.len());
     for map in maps {
         let during = || format!("mapping {:x}-{:x} {}", map.start, map.end, excerpt(&map.name));
@@ -148,11 +157,13 @@ pub fn collect(
                     file
                 }
             };
-            (Some(file), flags)
+            (file, flags)
         } else {
-            (None, None)
+            (Opened::default(), None)
         };
-        let Some(vma) = classify(map, file, fdflags, rules).during(during)? else { continue };
+        let fdflags = fdflags.filter(|_| file.backing.is_some());
+        let Some(mut vma) = classify(map, file.backing, fdflags, rules).during(during)? else { continue };
+        vma.entry.flags |= file.size_bits;
         // The data pages of the vdso are one entry, however many mappings the kernel makes of them.
         if let Some(last) = vmas.last_mut()
             && vma.is(st::VVAR)
@@ -200,7 +211,7 @@ fn open_file(
     map: &Map,
     rules: VmaRules,
     files: &mut dyn MappedFiles,
-) -> Result<Backing> {
+) -> Result<Opened> {
     let fd =
         openat(&map_files, range, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open(map_files)")?;
     let stat = nix::sys::stat::fstat(&fd).call("fstat")?;
@@ -215,8 +226,7 @@ fn open_file(
         .remedy("run the program in an ipc namespace of its own"));
     }
     if map.flags.any(VmFlags::HUGETLB) {
-        return Err(Error::unsupported("huge pages (hugetlbfs) are not supported")
-            .remedy("use transparent huge pages"));
+        return hugetlb::open(fd, &stat, map, files);
     }
     match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG => {}
@@ -237,13 +247,14 @@ fn open_file(
     }
     if shmem && is_shared_anon(map) {
         files.shared(fd, stat.st_ino);
-        return Ok(Backing::Shared(stat.st_ino));
+        return Ok(Opened { backing: Some(Backing::Shared(stat.st_ino)), size_bits: 0 });
     }
     if shmem && map.name == b"/dev/zero (deleted)" {
         return Err(Error::unsupported("mapping anonymous shared memory as private is not supported"));
     }
     let id = files.mapped(fd)?;
-    Ok(if shmem { Backing::Memfd(id) } else { Backing::File(id) })
+    let backing = if shmem { Backing::Memfd(id) } else { Backing::File(id) };
+    Ok(Opened { backing: Some(backing), size_bits: 0 })
 }
 
 /// What the mapping is in images; `None` for one that is left to the kernel.
@@ -294,6 +305,7 @@ pub fn classify(
         (VmFlags::GROWS_DOWN, libc::MAP_GROWSDOWN),
         (VmFlags::LOCKED, libc::MAP_LOCKED),
         (VmFlags::NO_RESERVE, libc::MAP_NORESERVE),
+        (VmFlags::HUGETLB, libc::MAP_HUGETLB),
     ] {
         if map.flags.any(bit) {
             flags |= flag;

@@ -186,6 +186,8 @@ pub fn parse(mut source: impl BufRead, name: &str, flags: bool) -> Result<Vec<Ma
             [b'V', b'm', b'F', b'l', b'a', b'g', b's', b':', rest @ ..] => {
                 let last = maps.last_mut().ok_or_else(|| strange(text))?;
                 last.flags = VmFlags::parse(rest).ok_or_else(|| strange(text))?;
+                // Huge pages are not counted as resident.
+                last.touched |= last.flags.any(VmFlags::HUGETLB);
                 open = false;
             }
             [

@@ -12,7 +12,7 @@ use crate::arch::Layout;
 use crate::error::{Error, Kind, Result, SysContext};
 use crate::files;
 use crate::kernel::Kernel;
-use crate::mm::status;
+use crate::mm::{hugetlb, status};
 use crate::options::RestoreOptions;
 use crate::procfs::ProcDir;
 use crate::procfs::stat::Stat;
@@ -118,6 +118,7 @@ impl Preflight {
         check_cpu(&mut found, snapshot);
         check_kernel(&mut found, kernel);
         check_limits(&mut found, snapshot, plan)?;
+        found.add(Area::Limit, hugetlb::check(snapshot));
         Ok(found)
     }
 }

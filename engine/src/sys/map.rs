@@ -68,6 +68,19 @@ impl Region {
         Ok(region)
     }
 
+    /// Maps `what` where the kernel chooses.
+    pub fn anywhere(len: u64, what: Mapping<'_>) -> Result<Region> {
+        let (fd, offset) = what.file.map_or((-1, 0), |(fd, offset)| (fd.as_raw_fd(), offset));
+        let (prot, flags) = (what.prot as i32, what.flags as i32 & !(libc::MAP_FIXED));
+        // SAFETY: without a fixed address nothing is replaced.
+        let at =
+            unsafe { libc::mmap(std::ptr::null_mut(), len as usize, prot, flags, fd, offset as libc::off_t) };
+        if at == libc::MAP_FAILED {
+            return Err(Error::sys("mmap", errno::last()));
+        }
+        Ok(Region { start: at as u64, len })
+    }
+
     /// Maps `what` inside the region in place of what is there.
     pub fn remap(&self, start: u64, len: u64, what: Mapping<'_>) -> Result<()> {
         self.check(start, len)?;

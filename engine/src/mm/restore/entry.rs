@@ -5,7 +5,7 @@ use rcriu_images::pb;
 use super::Range;
 use crate::arch::TASK_SIZE;
 use crate::error::{Error, Result};
-use crate::mm::status as st;
+use crate::mm::{hugetlb, status as st};
 
 const PAGE: u64 = 4096;
 /// The kernel's vsyscall page, the only mapping above user space.
@@ -85,6 +85,10 @@ pub fn check(vmas: &[pb::VmaEntry]) -> Result<()> {
         if vma.start >= vma.end || vma.start % PAGE != 0 || vma.end % PAGE != 0 {
             return bad("not a range of whole pages");
         }
+        let whole = hugetlb::alignment(vma);
+        if vma.start % whole != 0 || vma.end % whole != 0 {
+            return bad("not a range of whole huge pages");
+        }
         if vma.end > TASK_SIZE && vma.start != VSYSCALL {
             return bad("outside the address space of this kernel");
         }
@@ -107,8 +111,6 @@ pub fn ranges(vmas: &[pb::VmaEntry]) -> impl Iterator<Item = Range> {
 
 /// Flags of mmap(2) that make the mapping, but for those that place it.
 pub fn map_flags(vma: &pb::VmaEntry) -> u32 {
-    // The size of huge pages stands in the highest six bits.
-    const HUGE_SIZE: u32 = 0x3f << 26;
     const DROPPABLE: u32 = 0x08;
     let known = (libc::MAP_SHARED
         | libc::MAP_PRIVATE
@@ -116,7 +118,7 @@ pub fn map_flags(vma: &pb::VmaEntry) -> u32 {
         | libc::MAP_GROWSDOWN
         | libc::MAP_NORESERVE
         | libc::MAP_HUGETLB) as u32;
-    vma.flags & (known | HUGE_SIZE | DROPPABLE)
+    vma.flags & (known | hugetlb::SIZE_MASK | DROPPABLE)
 }
 
 #[cfg(test)]

@@ -3,7 +3,7 @@
 
 use restorer::args::{Move, Span};
 
-use super::{Placed, Prepared, Range, Ranges, entry, vmas};
+use super::{Placed, Prepared, Range, Ranges, TABLE, entry, vmas};
 use crate::error::{Context, Error, Result};
 use crate::mm::status as st;
 use crate::restore::TaskImage;
@@ -94,6 +94,6 @@ impl Prepared {
     /// Reserves `len` bytes for the restorer where neither the task nor we have anything.
     pub fn hole(&mut self, len: u64) -> Result<Region> {
         let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u32;
-        self.room.map_elsewhere(0, len, Mapping { prot: 0, flags, file: None })
+        self.room.map_elsewhere(0, len, TABLE, Mapping { prot: 0, flags, file: None })
     }
 }

@@ -29,7 +29,7 @@ use std::{collections::HashMap, os::fd::AsFd, os::fd::OwnedFd, rc::Rc};
 use rcriu_images::{ImageKind, pagemap::PageReader, pb};
 
 use crate::error::{Context, Error, Result};
-use crate::mm::status as st;
+use crate::mm::{hugetlb, status as st};
 use crate::procfs::{ProcDir, maps};
 use crate::pstree::{FileId, RealPid};
 use crate::restore::{Snapshot, TaskImage};
@@ -203,6 +203,7 @@ impl Maker<'_, '_> {
         let len = vma.end - vma.start;
         let prot = if content && !fill::is_code(vma) { READ_WRITE } else { vma.prot };
         let flags = entry::map_flags(vma);
+        let align = hugetlb::alignment(vma).max(TABLE);
         let region = match class {
             Class::SharedAnon => {
                 let hidden = Mapping {
@@ -215,7 +216,7 @@ impl Maker<'_, '_> {
                 return Ok(Placed { vma: *vma, region, prot: READ_WRITE });
             }
             _ if vma.status & st::ANON_PRIVATE != 0 => {
-                self.room.map(vma.start, len, Mapping { prot, flags, file: None })?
+                self.room.map_aligned(vma.start, len, align, Mapping { prot, flags, file: None })?
             }
             _ => {
                 let key = (FileId(u32::try_from(vma.shmid).unwrap_or(0)), open_mode(vma));
@@ -227,7 +228,7 @@ impl Maker<'_, '_> {
                     self.files.insert(key, fd);
                 }
                 let file = self.files.get(&key).map(|fd| (fd.as_fd(), vma.pgoff));
-                self.room.map(vma.start, len, Mapping { prot, flags, file })?
+                self.room.map_aligned(vma.start, len, align, Mapping { prot, flags, file })?
             }
         };
         Ok(Placed { vma: *vma, region, prot })
@@ -273,6 +274,11 @@ impl Room {
     /// Maps at `start`; if something is there, where there is room, at the same distance from a multiple of
     /// [`TABLE`].
     fn map(&mut self, start: u64, len: u64, what: Mapping<'_>) -> Result<Region> {
+        self.map_aligned(start, len, TABLE, what)
+    }
+
+    /// As [`Room::map`], for multiples of `align`, a power of two of at least [`TABLE`].
+    fn map_aligned(&mut self, start: u64, len: u64, align: u64, what: Mapping<'_>) -> Result<Region> {
         let clear = start.checked_add(len).is_some_and(|end| end <= self.stack.0) || start >= self.stack.1;
         if clear {
             match Region::map(start, len, what) {
@@ -280,16 +286,16 @@ impl Room {
                 other => return other,
             }
         }
-        self.map_elsewhere(start % TABLE, len, what)
+        self.map_elsewhere(start % align, len, align, what)
     }
 
-    fn map_elsewhere(&mut self, offset: u64, len: u64, what: Mapping<'_>) -> Result<Region> {
+    fn map_elsewhere(&mut self, offset: u64, len: u64, align: u64, what: Mapping<'_>) -> Result<Region> {
         for looked in [false, true] {
             if looked {
-                self.look(len)?;
+                self.look(len.saturating_add(align))?;
             }
-            let base = self.free.0 - self.free.0 % TABLE + offset;
-            let at = if base < self.free.0 { base + TABLE } else { base };
+            let base = self.free.0 - self.free.0 % align + offset;
+            let at = if base < self.free.0 { base + align } else { base };
             if at.checked_add(len).is_none_or(|end| end > self.free.1) {
                 continue;
             }

@@ -11,7 +11,7 @@ use rcriu_images::{
     pb,
 };
 
-use super::{READ_WRITE, Room, entry, vmas};
+use super::{READ_WRITE, Room, TABLE, entry, vmas};
 use crate::error::{Context, Error, Result};
 use crate::mm::status as st;
 use crate::restore::Snapshot;
@@ -52,7 +52,7 @@ impl SharedAnon {
 
 fn make(snapshot: &Snapshot, shmid: u64, size: u64, room: &mut Room) -> Result<Region> {
     let flags = (libc::MAP_SHARED | libc::MAP_ANONYMOUS) as u32;
-    let object = room.map_elsewhere(0, size, Mapping { prot: READ_WRITE, flags, file: None })?;
+    let object = room.map_elsewhere(0, size, TABLE, Mapping { prot: READ_WRITE, flags, file: None })?;
     let Some(pages) = PageReader::open(&snapshot.dir, ImageKind::ShmemPagemap, shmid)? else {
         return Ok(object);
     };
