@@ -2,6 +2,7 @@
 //!
 //! Environment: RCRIU_BIN names another binary to test; CRIU_BIN names a CRIU 4.2 binary for `interop`.
 
+mod cgroups;
 mod failures;
 mod faults;
 mod files;
@@ -25,6 +26,7 @@ fn main() -> ExitCode {
         special_memory::cases,
         files::cases,
         pages::cases,
+        cgroups::cases,
         options::cases,
         log_format::cases,
         refusals::cases,

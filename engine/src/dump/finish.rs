@@ -65,7 +65,7 @@ pub fn seal(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<()> {
     pstree(tree, cx.images)?;
     cx.files.finish(stays)?;
     one(cx.images, ImageKind::Seccomp, 0, cx.seccomp.entry())?;
-    cx.cgroups.write(cx.images)?;
+    cx.cgroups.write(cx.images, &cx.opts.common.cgroup)?;
     clocks(tree, cx.images)?;
     cx.images.check_written()?;
     one(cx.images, ImageKind::Inventory, 0, &inventory(cx.opts, tree.own))

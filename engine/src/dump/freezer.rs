@@ -69,6 +69,11 @@ impl Freezer {
         Ok(freezer)
     }
 
+    /// Where it is.
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
     /// Whether somebody had frozen it before us.
     pub fn was_frozen(&self) -> bool {
         self.found == State::Frozen

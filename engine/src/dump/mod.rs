@@ -71,7 +71,7 @@ impl<'a> DumpCx<'a> {
             files: FilesOut::new(opts, kernel, images, pages.clone(), shmem_dev),
             pages,
             seccomp: Filters::default(),
-            cgroups: Sets::new()?,
+            cgroups: Sets::new(&opts.common.cgroup)?,
             stats: DumpStats::default(),
             layout: Layout::host(),
             rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev },
@@ -104,6 +104,9 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let opts = &opts.with_external(opts.common.notifier.query_external()?);
     let mut cx = DumpCx::new(opts, kernel, &images, pages)?;
     cx.stats = stats;
+    if let Some((folder, frozen)) = frozen.group() {
+        cx.cgroups.set_freezer(folder, frozen)?;
+    }
     for at in 0..tree.tasks.len() {
         interrupt::check()?;
         task::dump(&tree, at, &mut frozen, &mut cx)?;

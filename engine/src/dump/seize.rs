@@ -7,6 +7,7 @@
 
 use std::{
     collections::{HashMap, HashSet},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -103,6 +104,11 @@ impl Frozen {
     /// All tasks, in the order they were found; the root is the first.
     pub fn tasks(&self) -> &[FrozenTask] {
         &self.tasks
+    }
+
+    /// The control group that was frozen for the dump, and whether it had been frozen before.
+    pub fn group(&self) -> Option<(&Path, bool)> {
+        self.freezer.as_ref().map(|f| (f.folder(), f.was_frozen()))
     }
 
     /// One task, to be infected.

@@ -14,6 +14,8 @@ pub struct Mount {
     /// Where, relative to the reader's root; any bytes.
     pub point: Vec<u8>,
     pub fs_type: Vec<u8>,
+    /// Options of the file system, between commas; any bytes.
+    pub super_options: Vec<u8>,
 }
 
 /// Mounts of this process's namespace, in order of mounting.
@@ -36,7 +38,9 @@ fn line(line: &[u8]) -> Option<Mount> {
     let (root, point) = (unescape(fields.next()?), unescape(fields.next()?));
     fields.find(|word| *word == b"-")?;
     let fs_type = unescape(fields.next()?);
-    Some(Mount { id, dev: (major.parse().ok()?, minor.parse().ok()?), root, point, fs_type })
+    let _source = fields.next()?;
+    let super_options = unescape(fields.next().unwrap_or(b""));
+    Some(Mount { id, dev: (major.parse().ok()?, minor.parse().ok()?), root, point, fs_type, super_options })
 }
 
 /// Blank, tab, newline and backslash are written as three octal digits.

@@ -31,6 +31,7 @@ use crate::pstree::RealPid;
 use crate::scripts::Stage as Moment;
 use crate::stats::RestoreStats;
 use crate::sys::clone3::Side;
+use crate::task::cgroup::Groups;
 
 use finish::Attached;
 use guard::{Forked, Placeholders};
@@ -84,6 +85,8 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     let files = prepare_files(&mut snapshot, &plan, opts, kernel)?;
     let memory = Prepared::new(&snapshot)?;
     fork::check_single_threaded()?;
+    // Lives longer than the tasks: groups can only be taken back when nobody is in them.
+    let mut groups = Groups::prepare(&snapshot.dir, own_groups(&snapshot), &opts.common.cgroup)?;
     // From here on a failure kills what was forked.
     let forked = Forked::new(&area, &plan, &snapshot)?;
     area.open(Stage::Forking, plan.tree.len())?;
@@ -94,6 +97,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         plan: &plan,
         area: &area,
         files: &files,
+        groups: &groups,
         task: TaskIx::ROOT,
     };
     let placeholders = Placeholders::fork(&plan.dead(), &area, kernel)?;
@@ -110,7 +114,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     stats.restore.start();
     let threads: u32 = snapshot.alive().map(|(_, t)| t.threads.len() as u32).sum();
     // From here on our own end would be the end of all.
-    let attached = Attached::leaders(&snapshot, &area)?;
+    let mut attached = Attached::leaders(&snapshot, &area)?;
     area.open(Stage::Restore, threads)?;
     area.await_all(Stage::Restore, watch)?;
     files.mapped()?;
@@ -121,10 +125,16 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     notifier.notify(Moment::PostRestore, Some(root))?;
     let pidfile = Pidfile::write(opts, root)?;
     interrupt::check()?;
+    // Before filters are installed: they sleep while we are attached, or they might kill the last steps.
+    attached.others()?;
+    attached.enter_groups(&groups)?;
+    groups.settle()?;
+    faults::point("restore-seized")?;
 
     // The network is open: what fails from here on may lose data.
     resume(attached, &area, &forked, threads, opts, root, &mut stats)
         .map_err(|e| e.remedy("the network was unlocked already: data or connections may be lost"))?;
+    groups.freeze();
     forked.keep();
     pidfile.keep();
     files.finished();
@@ -133,6 +143,11 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         log::error!("{e}");
     }
     Ok(Restored { root })
+}
+
+/// Number of the set of control groups the dumping process was in; CRIU up to 2.x did not tell it.
+fn own_groups(snapshot: &Snapshot) -> u32 {
+    snapshot.inventory.root_cg_set.unwrap_or(crate::task::cgroup::OWN)
 }
 
 /// From waiting threads to running tasks.
@@ -145,9 +160,6 @@ fn resume(
     root: RealPid,
     stats: &mut RestoreStats,
 ) -> Result<()> {
-    // Before filters are installed: they sleep while we are attached, or they might kill the last steps.
-    attached.others()?;
-    faults::point("restore-seized")?;
     area.open(Stage::RestoreCreds, threads)?;
     area.await_all(Stage::RestoreCreds, || forked.watch())?;
     stats.restore.stop();
@@ -207,7 +219,7 @@ fn fork_root(cx: &TaskCx<'_>, memory: Prepared) -> Result<RealPid> {
                 cx.area.fail(cx.node().pid, &e);
                 fork::leave(1)
             }
-            task::run(*cx, memory)
+            task::run(*cx, memory, own_groups(cx.snapshot))
         }
     }
 }

@@ -34,7 +34,10 @@ use crate::restore::read::{Snapshot, TaskImage, TaskIx};
 use crate::restore::stages::Area;
 use crate::restore::tree::{Group, Make, Node, Role};
 use crate::sys::clone3::Side;
-use crate::task::fs;
+use crate::task::{
+    cgroup::{self, Groups},
+    fs,
+};
 
 /// What a task being rebuilt may touch. Everything was there before the fork and is the task's own copy, but
 /// for the shared areas.
@@ -52,6 +55,8 @@ pub struct TaskCx<'a> {
     pub area: &'a Area,
     /// What tasks share to restore files.
     pub files: &'a FilesShared,
+    /// Control groups.
+    pub groups: &'a Groups,
     /// Which task this is.
     pub task: TaskIx,
 }
@@ -88,13 +93,15 @@ impl<'a> TaskCx<'a> {
 /// What a task has got so far, passed on to the children it forks.
 struct Begun {
     memory: Prepared,
+    /// Its set of control groups.
+    groups: u32,
 }
 
 /// The whole life of a new process as far as engine code is concerned. It is born as `cx.task`; when it
-/// forks, the child goes on here as another task. Never returns: it ends in the restorer, or by exit.
-pub fn run(mut cx: TaskCx<'_>, memory: Prepared) -> ! {
+/// forks, the child goes on here as another task; `groups` is the set of control groups it is born in. Never returns: it ends in the restorer, or by exit.
+pub fn run(mut cx: TaskCx<'_>, memory: Prepared, groups: u32) -> ! {
     let _bomb = Bomb(cx.area);
-    let mut inherited = Begun { memory };
+    let mut inherited = Begun { memory, groups };
     loop {
         match live(&cx, inherited) {
             Ok((make, begun)) => {
@@ -127,7 +134,11 @@ fn live(cx: &TaskCx<'_>, inherited: Begun) -> Result<(Make, Begun)> {
     let node = cx.node();
     be_born(cx)?;
     let mut begun = match node.role {
-        Role::Alive => Begun { memory: prepare_memory(cx, inherited.memory)? },
+        Role::Alive => {
+            // Before it takes memory: that is charged to the group it is in.
+            let groups = enter_groups(cx, inherited.groups)?;
+            Begun { memory: prepare_memory(cx, inherited.memory)?, groups }
+        }
         // Passes on what it has got: the children it forks may share it with their parent.
         Role::Zombie | Role::Helper => inherited,
     };
@@ -181,6 +192,12 @@ fn be_born(cx: &TaskCx<'_>) -> Result<()> {
         faults::point("restore-task-born")?;
     }
     Ok(())
+}
+
+fn enter_groups(cx: &TaskCx<'_>, born: u32) -> Result<u32> {
+    let set = cgroup::set_of(&cx.image()?.core).unwrap_or(born);
+    cx.groups.enter(born, set)?;
+    Ok(set)
 }
 
 fn prepare_memory(cx: &TaskCx<'_>, inherited: Prepared) -> Result<Prepared> {

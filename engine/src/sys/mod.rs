@@ -7,6 +7,7 @@ pub mod errno;
 pub(crate) mod fd;
 pub(crate) mod flock;
 pub(crate) mod fork;
+pub(crate) mod fsmount;
 pub mod futex;
 pub(crate) mod handle;
 pub(crate) mod inotify;

@@ -24,6 +24,7 @@ use crate::restore::stages::Area;
 use crate::sys::ptrace;
 use crate::sys::vm::MemFile;
 use crate::sys::wait::{self, Status};
+use crate::task::cgroup::{self, Groups};
 use crate::task::sigqueue;
 use crate::task::stop::News;
 
@@ -77,6 +78,20 @@ impl<'a> Attached<'a> {
                 let tid = RealPid(tid.0);
                 ptrace::seize(tid, options).during(|| format!("thread {tid}")).during(|| image.name())?;
                 self.threads.push(Thread { tid, task, at });
+            }
+        }
+        Ok(())
+    }
+
+    /// Puts threads into the control groups in which they were apart from their leader.
+    pub fn enter_groups(&self, groups: &Groups) -> Result<()> {
+        for thread in self.threads.iter().filter(|t| t.at > 0) {
+            let Some(image) = self.snapshot.get(thread.task) else { continue };
+            let (leader, own) =
+                (cgroup::set_of(&image.core), image.thread_core(thread.at).and_then(cgroup::set_of));
+            if let Some((leader, own)) = leader.zip(own) {
+                let tid = image.threads[thread.at];
+                groups.enter_thread(tid, leader, own).during(|| self.name(*thread))?;
             }
         }
         Ok(())

@@ -3,7 +3,7 @@
 //! Everything CRIU accepts is parsed; what would have no effect is refused here by name instead of being
 //! ignored. When a feature lands, its line goes.
 
-use rcriu_engine::options::{External, ManageCgroups, NetworkLock};
+use rcriu_engine::options::{External, NetworkLock};
 use rcriu_engine::{Error, Result};
 
 use super::actions::Action::{self, *};
@@ -42,11 +42,6 @@ const OPTIONS: &[(&str, &[Action])] = &[
     ("skip-mnt", BOTH),
     ("enable-fs", BOTH),
     ("mntns-compat-mode", RESTORE),
-    ("cgroup-root", BOTH),
-    ("cgroup-props", DUMP),
-    ("cgroup-props-file", DUMP),
-    ("cgroup-dump-controller", DUMP),
-    ("cgroup-yard", BOTH),
     ("lsm-mount-context", RESTORE),
     ("cpu-cap", BOTH),
 ];
@@ -70,9 +65,6 @@ fn values(action: Action, raw: &Raw) -> Result<()> {
         return Ok(());
     }
     let asked = |name| raw.given.contains(name);
-    if asked("manage-cgroups") && !matches!(raw.cgroup.manage, ManageCgroups::Ignore | ManageCgroups::None) {
-        return Err(refusal(action, "--manage-cgroups, except ignore and none,"));
-    }
     if asked("network-lock") && DUMP.contains(&action) && raw.network_lock != NetworkLock::Skip {
         return Err(refusal(action, "--network-lock, except skip,"));
     }
@@ -122,15 +114,10 @@ mod tests {
 
     #[test]
     fn some_values_are_served() {
-        check(Dump, &raw(&["--manage-cgroups=ignore", "--network-lock=skip"])).unwrap();
+        check(Dump, &raw(&["--network-lock=skip"])).unwrap();
         check(Dump, &raw(&["--external", "tty[1:2]"])).unwrap();
         check(Restore, &raw(&["--lsm-profile", "apparmor:unconfined", "--network-lock=nftables"])).unwrap();
-        for args in [
-            &["--manage-cgroups"][..],
-            &["--network-lock=iptables"],
-            &["--external", "unix[1]"],
-            &["-M", "auto"],
-        ] {
+        for args in [&["--network-lock=iptables"][..], &["--external", "unix[1]"], &["-M", "auto"]] {
             assert!(check(Dump, &raw(args)).is_err(), "{args:?}");
         }
         assert!(check(Restore, &raw(&["--lsm-profile", "selinux:x"])).is_err());
