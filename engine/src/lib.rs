@@ -17,7 +17,7 @@
 //! ```
 //!
 //! The order lives in `dump` and `restore` and knows no kind; knowledge of a kind lives in
-//! `files`, `mm` and `task`, dump and restore side by side in one file.
+//! `files`, `mm`, `ns` and `task`, dump and restore side by side in one file.
 
 #![deny(unsafe_code)]
 
@@ -30,6 +30,7 @@ pub mod infect;
 pub mod interrupt;
 pub mod kernel;
 pub mod mm;
+pub mod ns;
 pub mod options;
 pub mod process;
 pub mod procfs;

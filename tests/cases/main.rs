@@ -3,6 +3,7 @@
 //! Environment: RCRIU_BIN names another binary to test; CRIU_BIN names a CRIU 4.2 binary for `interop`.
 
 mod cgroups;
+mod clocks;
 mod failures;
 mod faults;
 mod files;
@@ -22,6 +23,7 @@ use std::process::ExitCode;
 fn main() -> ExitCode {
     let families = [
         tasks::cases,
+        clocks::cases,
         memory::cases,
         special_memory::cases,
         files::cases,

@@ -79,19 +79,23 @@ fn changing(key: &str) -> bool {
 
 fn shell_pipeline(cycle: &Cycle) -> Result<()> {
     let mut command = Command::new("/bin/bash");
-    // A producer that waits for each request, a filter, and a consumer: data is in flight between them.
-    let script = "mkfifo ask; echo READY; \
-                  while read -r n < ask; do seq $n; done | sed -u 's/^/line /' | while read -r l; do echo got $l; done";
+    // A producer that waits for each request, a filter, and a consumer. The FIFO always has a writer, or a request
+    // that is closed late would be the end; what the producer says last, it says when its child is gone.
+    let script = "mkfifo ask; exec 3<>ask; echo READY; \
+                  while read -r n <&3; do seq $n; echo end $n; done | \
+                  sed -u 's/^/line /' | while read -r l; do echo got $l; done";
     command.args(["-c", script]);
     let program = Program::spawn(command)?;
     program.wait_line("READY")?;
     let ask = |n: usize| std::fs::write(program.dir().join("ask"), format!("{n}\n")).context("asking");
     ask(3)?;
-    program.wait_line("got line 3")?;
+    program.wait_line("got line end 3")?;
     for n in [5, 7] {
         cycle.turn(&program)?;
         ask(n)?;
-        program.wait_line(&format!("got line {n}"))?;
+        program.wait_line(&format!("got line end {n}"))?;
+        let lines = (1..=n).all(|i| program.output().matches(&format!("got line {i}\n")).count() >= 1);
+        ensure!(lines, "lines are missing: {}", program.output());
     }
     Ok(())
 }

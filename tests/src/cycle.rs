@@ -1,12 +1,16 @@
 //! Dump, reap, restore: with the tree compared from outside, before and after.
 
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::engine::{Engine, Finished};
 use crate::program::{Program, Scratch, wait_gone};
 use crate::state::State;
+
+/// How long a tree that CRIU restored may take to come to rest.
+const SETTLING: Duration = Duration::from_secs(5);
 
 /// A folder of images, removed with the case.
 pub struct Images {
@@ -115,8 +119,18 @@ impl Cycle {
         let before = program.state()?;
         self.dump(program, &images)?;
         self.restore(&images)?;
-        let after = program.state()?;
-        compare(&before, &if self.restorer.is_criu() { after.restored_by_criu() } else { after })
+        if !self.restorer.is_criu() {
+            return compare(&before, &program.state()?);
+        }
+        // CRIU does not wait until the tasks that it stops stand still.
+        let deadline = Instant::now() + SETTLING;
+        loop {
+            let result = compare(&before, &program.state()?.restored_by_criu());
+            if result.is_ok() || Instant::now() > deadline {
+                return result;
+            }
+            std::thread::yield_now();
+        }
     }
 
     /// Dumps and leaves the tree running, which must be as it was.

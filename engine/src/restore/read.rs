@@ -12,6 +12,7 @@ use rcriu_images::{Cause, ImageDir, ImageKind, compat, pb};
 
 use crate::error::{Context, Error, Result, SysContext};
 use crate::interrupt;
+use crate::ns::{self, time::Clocks};
 use crate::pstree::{FileId, TaskState, VirtPid};
 
 /// Largest pid Linux can be configured to give (`PID_MAX_LIMIT`).
@@ -42,6 +43,8 @@ pub struct Snapshot {
     pub tasks: Vec<TaskImage>,
     /// Every open file, by its number.
     pub files: BTreeMap<FileId, pb::FileEntry>,
+    /// Clocks at the time of the dump, if it tells them.
+    pub clocks: Option<Clocks>,
     /// Descriptor tables by `files_id`, each sorted by descriptor.
     pub fd_tables: BTreeMap<u32, Vec<pb::FdinfoEntry>>,
     by_pid: HashMap<VirtPid, TaskIx>,
@@ -118,7 +121,18 @@ impl Snapshot {
                 read_task(dir, entry, &tasks, &by_pid).during(|| format!("images of task {}", entry.pid))?;
             tasks.push(task);
         }
+        let host = inventory.root_ids.as_ref();
+        let root = &tasks[0].ids;
+        for task in tasks.iter().filter(|t| t.is_alive()) {
+            ns::check(&task.ids, host).during(|| task.name())?;
+            if task.ids.time_ns_id != root.time_ns_id {
+                return Err(Error::unsupported("it is in another time namespace than the root task")
+                    .during(task.name()));
+            }
+        }
+        let clocks = Clocks::read(dir, root, host)?;
         let mut snapshot = Snapshot {
+            clocks,
             dir: dir.clone(),
             inventory,
             tasks,

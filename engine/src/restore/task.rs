@@ -1,6 +1,7 @@
 //! Inside a task being rebuilt: what it does, in order, from its birth to the restorer.
 //!
 //! ```text
+//! clocks        of the root, for all: its time namespace
 //! memory        before its children are forked: they inherit what they share with it (copy on write)
 //! children      those that belong to the session it was born in
 //! setsid        if it leads a session; then its controlling terminal
@@ -190,6 +191,10 @@ fn be_born(cx: &TaskCx<'_>) -> Result<()> {
     }
     if node.role == Role::Alive {
         faults::point("restore-task-born")?;
+    }
+    // Before anything is set by a clock, and before there are children: they inherit it.
+    if let Some(clocks) = cx.snapshot.clocks.filter(|_| cx.task == TaskIx::ROOT) {
+        clocks.apply().during(|| "time namespace".into())?;
     }
     Ok(())
 }
