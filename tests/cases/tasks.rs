@@ -30,6 +30,12 @@ pub const KINDS: &[Kind] = &[
     kind("the rseq area stays registered", "rseq", &[]),
     kind("blocked calls go on", "blocked", &[]),
     kind("blocked calls with a timeout go on", "blocked-timed", &[]).beyond_criu(),
+    kind("blocked calls of many kinds go on", "blocked-kinds", &[]).beyond_criu(),
+    kind("blocked calls end in their time", "blocked-ends", &[]).beyond_criu(),
+    kind("blocked calls that were interrupted before go on", "blocked-resumed", &[]).beyond_criu(),
+    kind("blocked calls under a filter against restarts go on", "blocked-filtered", &[]).beyond_criu(),
+    Kind { options: &["--file-locks"], ..kind("waiting for a file lock goes on", "blocked-locks", &[]) }
+        .beyond_criu(),
 ];
 
 pub fn cases() -> Vec<Case> {

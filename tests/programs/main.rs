@@ -52,6 +52,11 @@ type Kind = fn(&[String]) -> Check;
 
 const KINDS: &[(&str, Kind)] = &[
     ("blocked", blocked::run),
+    ("blocked-ends", blocked::ends),
+    ("blocked-filtered", blocked::filtered),
+    ("blocked-kinds", blocked::kinds),
+    ("blocked-locks", blocked::locks),
+    ("blocked-resumed", blocked::resumed),
     ("blocked-timed", blocked::timed),
     ("clock", clock::run),
     ("cow", cow::run),

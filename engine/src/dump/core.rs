@@ -108,7 +108,7 @@ fn thread_core(
 ) -> Result<pb::CoreEntry> {
     let tid = thread.tid();
     let (regs, call) = thread.image_regs()?;
-    if call == Interrupted::Eintr {
+    if call == Interrupted::Unknown {
         log::warn!("Will restore {tid} with interrupted system call");
     }
     if thread.syscall_user_dispatch().mode != 0 {

@@ -32,6 +32,7 @@ mod gadget;
 mod infected;
 mod limits;
 mod plain;
+mod restart;
 mod seccomp;
 mod syscall;
 mod task;

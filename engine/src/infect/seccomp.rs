@@ -2,7 +2,7 @@
 //!
 //! A sleep with a timeout is not made again after a stop; the kernel has the thread call
 //! restart_syscall(2) instead. A filter that does not allow that call kills the thread for it (so does a
-//! plain SIGSTOP and SIGCONT). Such a thread gets EINTR instead.
+//! plain SIGSTOP and SIGCONT). Such a thread makes its call again, which its filter has allowed before.
 
 use crate::{
     arch::{Interrupted, Regs},
@@ -17,7 +17,7 @@ const RET_LOG: u32 = 0x7ffc_0000;
 
 /// Whether the restart that `regs` is about to do would be refused.
 pub(super) fn forbids_restart(tid: RealPid, regs: &Regs) -> Result<bool> {
-    if regs.interrupted() != Interrupted::Eintr {
+    if !matches!(regs.interrupted(), Interrupted::Timed | Interrupted::Unknown) {
         return Ok(false);
     }
     let mut data = [0u32; 16];

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::seccomp;
+use super::restart;
 use crate::{
     arch::{Interrupted, Regs, Xsave},
     error::{Context, Error, Kind, Result},
@@ -70,15 +70,7 @@ impl StoppedThread {
         let mut bytes = [0; 16 << 10];
         let n = ptrace::get_regset(tid, NT_PRSTATUS, &mut bytes)?;
         let mut regs = Regs::from_bytes(&bytes[..n])?;
-        // What the stop did to a system call is undone at once, so that it holds whenever the thread goes
-        // on. A process that job control had stopped has had its EINTR from that.
-        let again = kind == StopKind::Running && regs.make_again();
-        if seccomp::forbids_restart(tid, &regs)? {
-            regs.give_up_restart();
-            ptrace::set_regset(tid, NT_PRSTATUS, &regs.to_bytes())?;
-        } else if again {
-            ptrace::set_regset(tid, NT_PRSTATUS, &regs.to_bytes())?;
-        }
+        restart::mend(tid, kind, &mut regs)?;
         Ok(StoppedThread {
             tid,
             kind,
@@ -230,27 +222,30 @@ impl StoppedThread {
 
     /// Brings a stopped thread to an event stop without running any of its code. `signal` is what the
     /// present stop would deliver; it goes back into the queue, as does any other that turns up.
-    pub(super) fn park(&self, mut signal: i32, deadline: Instant) -> Result<()> {
-        let mut masked = false;
-        ptrace::interrupt(self.tid)?;
-        loop {
-            // A signal that is blocked when the stop ends is queued again, with all that belongs to it.
-            if signal != 0 && signal != libc::SIGSTOP && !masked {
-                ptrace::set_sigmask(self.tid, u64::MAX)?;
-                masked = true;
-            }
-            ptrace::cont(self.tid, signal)?;
-            signal = 0;
-            match next_stop(self.tid, deadline)? {
-                Some(wait::Status::EventStop(_)) if masked => {
-                    return ptrace::set_sigmask(self.tid, self.sigmask);
-                }
-                Some(wait::Status::EventStop(_)) => return Ok(()),
-                Some(s) if s.is_end() => return Err(Error::new(Kind::TaskDied(self.tid.0))),
-                Some(wait::Status::Signal(s)) => signal = s,
-                Some(_) => {}
-                None => return Err(stuck(self.tid, "did not stop again")),
-            }
+    pub(super) fn park(&self, signal: i32, deadline: Instant) -> Result<()> {
+        park(self.tid, self.sigmask, signal, deadline)
+    }
+}
+
+/// As [`StoppedThread::park`], for thread `tid` with signal mask `sigmask`.
+pub(super) fn park(tid: RealPid, sigmask: u64, mut signal: i32, deadline: Instant) -> Result<()> {
+    let mut masked = false;
+    ptrace::interrupt(tid)?;
+    loop {
+        // A signal that is blocked when the stop ends is queued again, with all that belongs to it.
+        if signal != 0 && signal != libc::SIGSTOP && !masked {
+            ptrace::set_sigmask(tid, u64::MAX)?;
+            masked = true;
+        }
+        ptrace::cont(tid, signal)?;
+        signal = 0;
+        match next_stop(tid, deadline)? {
+            Some(wait::Status::EventStop(_)) if masked => return ptrace::set_sigmask(tid, sigmask),
+            Some(wait::Status::EventStop(_)) => return Ok(()),
+            Some(s) if s.is_end() => return Err(Error::new(Kind::TaskDied(tid.0))),
+            Some(wait::Status::Signal(s)) => signal = s,
+            Some(_) => {}
+            None => return Err(stuck(tid, "did not stop again")),
         }
     }
 }

@@ -12,13 +12,15 @@
 mod layout;
 mod own;
 mod regs;
+mod restart;
 mod sigframe;
 mod tls;
 mod xsave;
 
 pub use layout::Layout;
 pub use own::thread_pointer;
-pub use regs::{Interrupted, Regs};
+pub use regs::Regs;
+pub use restart::{Interrupted, Origin};
 pub use sigframe::{AltStack, FRAME_ALIGN, SigFrame};
 pub use tls::{TLS_ENTRIES, tls_from_image, tls_to_image};
 pub use xsave::{Leftover, Xsave};

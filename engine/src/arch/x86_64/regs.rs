@@ -1,14 +1,8 @@
-//! General registers, and what a stop did to the system call the thread was in.
+//! General registers.
 
 use rcriu_images::pb;
 
 use crate::error::{Error, Result};
-
-/// `-errno` values with which the kernel marks an interrupted call that it will start again.
-const ERESTARTSYS: i64 = 512;
-const ERESTARTNOINTR: i64 = 513;
-const ERESTARTNOHAND: i64 = 514;
-const ERESTART_RESTARTBLOCK: i64 = 516;
 
 macro_rules! registers {
     ($($name:ident => $image:ident,)*) => {
@@ -86,82 +80,7 @@ registers! {
 /// Code segment of 64-bit programs.
 pub const USER_CS: u64 = 0x33;
 
-/// libc does not have it for x86_64.
-const SYS_IO_PGETEVENTS: i64 = 333;
-
-/// Calls that return EINTR on any stop, as after SIGSTOP (signal(7)), though they have done nothing
-/// yet, so that they can be made again: epoll_wait and its kin, rt_sigtimedwait, semop and semtimedop,
-/// io_getevents and io_pgetevents, and with a timeout on the socket recvfrom, recvmsg, accept, accept4.
-const CUT_SHORT: [i64; 12] = [
-    libc::SYS_epoll_wait,
-    libc::SYS_epoll_pwait,
-    libc::SYS_epoll_pwait2,
-    libc::SYS_rt_sigtimedwait,
-    libc::SYS_semop,
-    libc::SYS_semtimedop,
-    libc::SYS_io_getevents,
-    SYS_IO_PGETEVENTS,
-    libc::SYS_recvfrom,
-    libc::SYS_recvmsg,
-    libc::SYS_accept,
-    libc::SYS_accept4,
-];
-
-/// What becomes of the system call a thread was stopped in.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Interrupted {
-    /// It was in none, or the call had its result already.
-    No,
-    /// It will be made again from its instruction.
-    Restarts,
-    /// It had begun to wait with a timeout that only the kernel knows: it returns EINTR.
-    Eintr,
-}
-
 impl Regs {
-    /// Whether a stop interrupted a call, judged as the kernel does on the way back to user code.
-    pub fn interrupted(&self) -> Interrupted {
-        if (self.orig_rax as i64) < 0 {
-            return Interrupted::No;
-        }
-        match -(self.rax as i64) {
-            ERESTARTSYS | ERESTARTNOINTR | ERESTARTNOHAND => Interrupted::Restarts,
-            ERESTART_RESTARTBLOCK => Interrupted::Eintr,
-            _ => Interrupted::No,
-        }
-    }
-
-    /// Has the kernel make a call again that our stop ended with EINTR, unless a signal handler runs
-    /// first. A timeout relative to the call's start begins anew. True if there was such a call.
-    pub fn make_again(&mut self) -> bool {
-        let cut = self.rax == -i64::from(libc::EINTR) as u64 && CUT_SHORT.contains(&(self.orig_rax as i64));
-        if cut {
-            self.rax = -ERESTARTNOHAND as u64;
-        }
-        cut
-    }
-
-    /// Gives up a restart: the call returns EINTR.
-    pub fn give_up_restart(&mut self) {
-        self.rax = -i64::from(libc::EINTR) as u64;
-    }
-
-    /// Registers for an image or a signal frame, where nobody will restart a call any more: an
-    /// interrupted call is set up to be made again, or to return EINTR. A thread that is cured gets its
-    /// registers unchanged instead, and the kernel restarts it with the time that is left.
-    pub fn settle(&mut self) -> Interrupted {
-        let what = self.interrupted();
-        match what {
-            Interrupted::No => {}
-            Interrupted::Restarts => {
-                self.rax = self.orig_rax;
-                self.rip = self.rip.wrapping_sub(super::SYSCALL_INSN.len() as u64);
-            }
-            Interrupted::Eintr => self.rax = -i64::from(libc::EINTR) as u64,
-        }
-        what
-    }
-
     /// Registers with which the thread makes system call `nr` at `insn`, the address of a `syscall`
     /// instruction, and keeps everything else. The stack is not touched.
     pub fn for_syscall(&self, insn: u64, nr: u64, args: [u64; 6]) -> Regs {
@@ -225,42 +144,5 @@ mod tests {
         odd.cs = 0x10;
         assert!(Regs::from_image(&odd).is_err());
         assert!(Regs::from_bytes(&[0; 68]).is_err());
-    }
-
-    #[test]
-    fn only_calls_that_did_nothing_are_made_again() {
-        let eintr = |nr: i64| Regs { rax: -4i64 as u64, orig_rax: nr as u64, ..sample() };
-        let mut epoll = eintr(libc::SYS_epoll_wait);
-        assert!(epoll.make_again());
-        assert_eq!(epoll.interrupted(), Interrupted::Restarts);
-        // Its descriptor is gone already.
-        let mut close = eintr(libc::SYS_close);
-        assert!(!close.make_again());
-        assert_eq!(close, eintr(libc::SYS_close));
-        let mut done = Regs { rax: 1, ..eintr(libc::SYS_epoll_wait) };
-        assert!(!done.make_again());
-    }
-
-    #[test]
-    fn interrupted_calls_are_settled() {
-        for (rax, expect) in
-            [(-512, Interrupted::Restarts), (-513, Interrupted::Restarts), (-514, Interrupted::Restarts)]
-        {
-            let before = Regs { rax: rax as u64, orig_rax: 0, ..sample() };
-            let mut after = before;
-            assert_eq!(after.settle(), expect);
-            assert_eq!(after, Regs { rax: 0, rip: before.rip - 2, ..before });
-        }
-        let before = Regs { rax: -516i64 as u64, orig_rax: 230, ..sample() };
-        let mut after = before;
-        assert_eq!(after.settle(), Interrupted::Eintr);
-        assert_eq!(after, Regs { rax: -4i64 as u64, ..before });
-        // The same value outside a call, and a finished call.
-        for (rax, orig_rax) in [(-512i64, u64::MAX), (5, 0), (-4, 0)] {
-            let before = Regs { rax: rax as u64, orig_rax, ..sample() };
-            let mut after = before;
-            assert_eq!(after.settle(), Interrupted::No);
-            assert_eq!(after, before);
-        }
     }
 }

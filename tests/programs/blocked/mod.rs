@@ -5,7 +5,17 @@
 //!
 //! The calls are made raw, on words of mappings that stay and on structures of the calling thread.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+mod ends;
+mod kinds;
+mod locks;
+mod timed;
+
+pub use ends::run as ends;
+pub use kinds::run as kinds;
+pub use locks::run as locks;
+pub use timed::{filtered, resumed, run as timed};
+
+use std::os::fd::OwnedFd;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
@@ -43,6 +53,21 @@ fn caller(
         std::thread::yield_now();
     }
     Ok(Caller { name, tid, result })
+}
+
+/// A call that ends with EINTR once a signal was handled.
+fn until_handled(result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(Errno::EINTR) => Ok(()),
+        Ok(()) => Err(Errno::UnknownErrno),
+        other => other,
+    }
+}
+
+/// Sends a signal to a caller's thread alone.
+fn tell_thread(caller: &Caller, signal: i32) -> Check {
+    // SAFETY: a signal to a thread of this process.
+    raw(unsafe { libc::syscall(libc::SYS_tgkill, libc::getpid(), caller.tid, signal) }).context("tgkill")
 }
 
 fn still_in(callers: &[Caller]) -> Check {
@@ -108,63 +133,5 @@ pub fn run(_: &[String]) -> Check {
     word.atomic(0).store(1, std::sync::atomic::Ordering::SeqCst);
     futex(at, libc::FUTEX_WAKE, 1, None).context("FUTEX_WAKE")?;
     child.ask()?;
-    returned(callers)
-}
-
-/// Calls that the kernel restarts through a restart block or not at all: nanosleep, poll, select, futex and
-/// epoll_wait with a timeout far away, poll without.
-pub fn timed(_: &[String]) -> Check {
-    let (from, to) = pipe().context("pipe")?;
-    let fd = from.as_raw_fd();
-    let word = mem::shared(mem::PAGE)?;
-    let at = word.at;
-    let epoll =
-        nix::sys::epoll::Epoll::new(nix::sys::epoll::EpollCreateFlags::EPOLL_CLOEXEC).context("epoll")?;
-    let event = nix::sys::epoll::EpollEvent::new(nix::sys::epoll::EpollFlags::EPOLLIN, 1);
-    epoll.add(&from, event).context("epoll_ctl")?;
-    let far = libc::timespec { tv_sec: 3000, tv_nsec: 0 };
-    let sleeper = caller("nanosleep", move || {
-        // SAFETY: the request outlives the call; no remainder is asked for.
-        raw(unsafe { libc::nanosleep(&far, std::ptr::null_mut()) }.into())
-    })?;
-    let callers = vec![
-        caller("poll without timeout", move || {
-            let mut fd = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            // SAFETY: one structure that outlives the call.
-            raw(unsafe { libc::poll(&mut fd, 1, -1) }.into())
-        })?,
-        caller("poll with a timeout", move || {
-            let mut fd = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-            // SAFETY: one structure that outlives the call.
-            raw(unsafe { libc::poll(&mut fd, 1, 3_000_000) }.into())
-        })?,
-        caller("select with a timeout", move || {
-            // SAFETY: an all-zero set is an empty set.
-            let mut set: libc::fd_set = unsafe { std::mem::zeroed() };
-            // SAFETY: the descriptor is below FD_SETSIZE.
-            unsafe { libc::FD_SET(fd, &mut set) };
-            let mut timeout = libc::timeval { tv_sec: 3000, tv_usec: 0 };
-            let none = std::ptr::null_mut();
-            // SAFETY: set and timeout outlive the call.
-            raw(unsafe { libc::select(fd + 1, &mut set, none, none, &mut timeout) }.into())
-        })?,
-        caller("futex with a timeout", move || futex(at, libc::FUTEX_WAIT, 0, Some(&far)))?,
-        caller("epoll_wait with a timeout", move || {
-            let mut events = [nix::sys::epoll::EpollEvent::empty()];
-            epoll
-                .wait(
-                    &mut events,
-                    nix::sys::epoll::EpollTimeout::try_from(3_000_000)
-                        .unwrap_or(nix::sys::epoll::EpollTimeout::NONE),
-                )
-                .map(drop)
-        })?,
-    ];
-    rest()?;
-    still_in(std::slice::from_ref(&sleeper))?;
-    still_in(&callers)?;
-    write(&to, b"x").context("write")?;
-    word.atomic(0).store(1, std::sync::atomic::Ordering::SeqCst);
-    futex(at, libc::FUTEX_WAKE, 1, None).context("FUTEX_WAKE")?;
     returned(callers)
 }
