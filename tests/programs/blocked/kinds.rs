@@ -54,11 +54,6 @@ fn epoll(fd: i32) -> anyhow::Result<OwnedFd> {
     }
 }
 
-/// Blocks SIGUSR1 in this thread, so that only calls with a mask of their own take it.
-fn block_usr1() -> Result<(), Errno> {
-    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::from(Signal::SIGUSR1)), None)
-}
-
 pub fn run(_: &[String]) -> Check {
     // A member must be forked before there are threads.
     let child = member(rest)?;
@@ -126,11 +121,14 @@ pub fn run(_: &[String]) -> Check {
         })?,
         caller("waitid", move || waitid(Id::Pid(pid), WaitPidFlag::WEXITED).map(drop))?,
     ];
-    let signalled = vec![
+    let mut signalled = vec![
         // SAFETY: no memory is involved.
         caller("pause", || until_handled(raw(unsafe { libc::pause() }.into())))?,
+    ];
+    // In this thread and those it starts, so that only calls with a mask of their own take it.
+    pthread_sigmask(SigmaskHow::SIG_BLOCK, Some(&SigSet::from(Signal::SIGUSR1)), None).context("sigmask")?;
+    signalled.extend([
         caller("sigsuspend", || {
-            block_usr1()?;
             until_handled(raw({
                 let none = 0u64;
                 // SAFETY: the mask outlives the call.
@@ -138,18 +136,16 @@ pub fn run(_: &[String]) -> Check {
             }))
         })?,
         caller("ppoll with a mask", || {
-            block_usr1()?;
             let none = 0u64;
             // SAFETY: timeout and mask outlive the call.
             until_handled(raw(unsafe { libc::syscall(libc::SYS_ppoll, 0, 0, &mut { FAR }, &none, 8) }))
         })?,
         caller("sigtimedwait", || {
-            block_usr1()?;
             let set = only(libc::SIGUSR1);
             // SAFETY: set and timeout outlive the call.
             raw(unsafe { libc::syscall(libc::SYS_rt_sigtimedwait, &set, 0, &FAR, 8) })
         })?,
-    ];
+    ]);
     rest()?;
     still_in(&callers)?;
     still_in(&signalled)?;

@@ -1,4 +1,8 @@
 //! Threads that wait for a lock on a file.
+//!
+//! # Safety
+//!
+//! flock(2) takes no memory.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd};

@@ -165,9 +165,7 @@ impl Regs {
     fn fits(&self, nr: i64) -> bool {
         let pointer = |at: u64| (LOWEST_POINTER..super::TASK_SIZE).contains(&at);
         // Of a C int the upper half is zero or the sign.
-        let int = |word: u64| {
-            [0, u64::from(word as i32 as u64 >> 32)].contains(&(word >> 32)).then_some(word as i32)
-        };
+        let int = |word: u64| [0, word as i32 as u64 >> 32].contains(&(word >> 32)).then_some(word as i32);
         match nr {
             libc::SYS_nanosleep => {
                 // The number of a process's clock could be a low address.
