@@ -39,7 +39,7 @@ impl Inherited {
 }
 
 /// The numbers of all open descriptors.
-fn open_descriptors() -> Result<Vec<RawFd>> {
+pub(crate) fn open_descriptors() -> Result<Vec<RawFd>> {
     let list = std::fs::read_dir("/proc/self/fd").call("open(/proc/self/fd)")?;
     Ok(list.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
 }

@@ -179,6 +179,7 @@ catalog! {
     Pidfd "PIDFD" "pidfd" No "" Common magic::PIDFD, "pidfd_entry" None;
     StatsDump "STATS" "stats-dump" No "" Service magic::STATS, "stats_entry" None;
     StatsRestore "STATS" "stats-restore" No "" Service magic::STATS, "stats_entry" None;
+    RcriuTracking "RCRIU_TRACKING" "rcriu-tracking" No "" Common magic::RCRIU_TRACKING, "rcriu_tracking_entry" None;
     RcriuFiles "RCRIU_FILES" "rcriu-files" No "" Common magic::RCRIU_FILES, "rcriu_file_entry" None;
     IrmapCache "IRMAP_CACHE" "irmap-cache" No "" Service magic::IRMAP_CACHE, "irmap_cache_entry" None;
 }

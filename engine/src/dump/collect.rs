@@ -60,15 +60,7 @@ struct Sharing {
 ///
 /// Preconditions: nothing in the tree runs. `shell_job` allows session and group to lead outside.
 pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstree> {
-    let mut sharing = Sharing {
-        vm: KcmpTree::new(),
-        files: KcmpTree::new(),
-        fs: KcmpTree::new(),
-        sighand: KcmpTree::new(),
-        next: [0; 4],
-        namespaces: NsIds::default(),
-        kcmp: kernel.kcmp,
-    };
+    let mut sharing = Sharing::new(kernel);
     let me = RealPid(std::process::id().cast_signed());
     let own = sharing.number(me, &ProcDir::open(me)?, None)?;
     let mut tasks = Vec::with_capacity(frozen.tasks().len());
@@ -126,12 +118,30 @@ pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstre
     Ok(Pstree { tasks, own })
 }
 
+/// Numbers of this process's own objects, when nothing else has any.
+pub(super) fn own(kernel: &Kernel) -> Result<pb::TaskKobjIdsEntry> {
+    let me = RealPid(std::process::id().cast_signed());
+    Sharing::new(kernel).number(me, &ProcDir::open(me)?, None)
+}
+
 /// Tasks live in our own pid namespace, nested ones are refused when they are seized.
-fn virt(pid: RealPid) -> VirtPid {
+pub(super) fn virt(pid: RealPid) -> VirtPid {
     VirtPid(pid.0)
 }
 
 impl Sharing {
+    fn new(kernel: &Kernel) -> Self {
+        Sharing {
+            vm: KcmpTree::new(),
+            files: KcmpTree::new(),
+            fs: KcmpTree::new(),
+            sighand: KcmpTree::new(),
+            next: [0; 4],
+            namespaces: NsIds::default(),
+            kcmp: kernel.kcmp,
+        }
+    }
+
     fn number(
         &mut self,
         pid: RealPid,

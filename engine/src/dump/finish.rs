@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     error::{Result, SysContext},
+    mm::track::Tracker,
     options::{DumpOptions, NetworkLock},
     procfs::{ProcDir, timens},
     pstree::{RealPid, TaskState},
@@ -59,8 +60,9 @@ fn entry(task: &Task, parent: i32) -> pb::PstreeEntry {
 
 /// Everything that is written once all tasks are, up to the inventory.
 ///
-/// `stays` says that the tree goes on: names made only for the images are then removed.
-pub fn seal(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<()> {
+/// `stays` says that the tree goes on: names made only for the images are then removed. What is left to do is to
+/// follow changes.
+pub fn seal(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<Tracker> {
     zombies(tree, cx.images)?;
     pstree(tree, cx.images)?;
     cx.files.finish(stays)?;
@@ -68,7 +70,11 @@ pub fn seal(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<()> {
     cx.cgroups.write(cx.images, &cx.opts.common.cgroup)?;
     clocks(tree, cx.images)?;
     cx.images.check_written()?;
-    one(cx.images, ImageKind::Inventory, 0, &inventory(cx.opts, tree.own))
+    cx.track.write(cx.images)?;
+    let mut inventory = inventory(cx.opts, tree.own);
+    cx.track.sign(&mut inventory)?;
+    one(cx.images, ImageKind::Inventory, 0, &inventory)?;
+    Ok(cx.track)
 }
 
 /// Clocks of the tree at the time of the dump: a restore makes them go on from here. `timens-0.img` for a tree
@@ -99,7 +105,7 @@ fn clocks(tree: &Pstree, images: &ImageDir) -> Result<()> {
 /// Nanoseconds of a second.
 const NANOS: i64 = 1_000_000_000;
 
-fn inventory(opts: &DumpOptions, own: pb::TaskKobjIdsEntry) -> pb::InventoryEntry {
+pub(super) fn inventory(opts: &DumpOptions, own: pb::TaskKobjIdsEntry) -> pb::InventoryEntry {
     let lsm = |name: &str| std::path::Path::new(name).exists();
     let lsmtype = if lsm("/sys/kernel/security/apparmor") {
         pb::Lsmtype::Apparmor
@@ -123,17 +129,9 @@ fn inventory(opts: &DumpOptions, own: pb::TaskKobjIdsEntry) -> pb::InventoryEntr
         tcp_close: opts.common.tcp.close.then_some(true),
         network_lock_method: Some(network_lock),
         plugins_entry: Some(pb::PluginsEntry::default()),
-        dump_criu_run_id: Some(run_id()),
         allow_uprobes: opts.common.allow_uprobes.then_some(true),
         ..pb::InventoryEntry::default()
     }
-}
-
-/// A name for this run, unique on the host.
-fn run_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/uuid")
-        .map(|s| s.trim().to_owned())
-        .unwrap_or_else(|_| format!("{:08x}-0000-4000-8000-{:012x}", std::process::id(), std::process::id()))
 }
 
 /// Writes an image of a single entry.

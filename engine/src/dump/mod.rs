@@ -14,6 +14,7 @@ mod finish;
 pub(crate) mod freezer;
 pub(crate) mod identity;
 mod namespaces;
+pub mod predump;
 pub(crate) mod refuse;
 pub mod seize;
 mod task;
@@ -28,7 +29,7 @@ use crate::{
     files::FilesOut,
     interrupt,
     kernel::Kernel,
-    mm::{pages::PageStore, shmem::SharedOut, vma::VmaRules, xfer::Link},
+    mm::{dedup, pages::PageStore, shmem::SharedOut, track::Tracker, vma::VmaRules, xfer::Link},
     options::{Afterwards, DumpOptions},
     pstree::RealPid,
     scripts::Stage,
@@ -53,6 +54,8 @@ pub struct DumpCx<'a> {
     pub shmem: SharedOut,
     /// A mapping of uprobes was left out.
     pub uprobes: bool,
+    /// What changed since the parent images, and following it from here on.
+    pub track: Tracker,
 }
 
 impl<'a> DumpCx<'a> {
@@ -62,6 +65,7 @@ impl<'a> DumpCx<'a> {
         kernel: &'a Kernel,
         images: &'a ImageDir,
         pages: PageStore,
+        track: Tracker,
     ) -> Result<Self> {
         let shmem_dev = shmem_dev()?;
         Ok(DumpCx {
@@ -77,6 +81,7 @@ impl<'a> DumpCx<'a> {
             rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev },
             shmem: SharedOut::default(),
             uprobes: false,
+            track,
         })
     }
 }
@@ -92,6 +97,10 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     // A page server that is not there is noticed before anything is frozen.
     let pages = PageStore::sending(images.clone(), Link::connect(&opts.common)?);
 
+    // Following ends with the tree.
+    let follow = opts.track_mem && opts.afterwards != Afterwards::Kill;
+    let track = Tracker::new(opts, kernel, &images, follow)?;
+
     let mut stats = DumpStats::default();
     stats.freezing.start();
     // From here on nothing in the tree runs; dropped, everything goes on as it was found.
@@ -102,7 +111,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let tree = collect::pstree(&frozen, opts.common.shell_job, kernel)?;
     // Only now that nothing changes any more can the client tell what is to stay outside.
     let opts = &opts.with_external(opts.common.notifier.query_external()?);
-    let mut cx = DumpCx::new(opts, kernel, &images, pages)?;
+    let mut cx = DumpCx::new(opts, kernel, &images, pages, track)?;
     cx.stats = stats;
     if let Some((folder, frozen)) = frozen.group() {
         cx.cgroups.set_freezer(folder, frozen)?;
@@ -124,9 +133,15 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     stats.shpages_written = cx.pages.counts().shmem_written.load(Ordering::Relaxed);
     cx.pages.finish()?;
     // The inventory is the last image: no inventory, no snapshot.
-    finish::seal(cx, &tree, opts.afterwards != Afterwards::Kill)?;
+    let mut track = finish::seal(cx, &tree, opts.afterwards != Afterwards::Kill)?;
+    // Needs: all pages read, and nothing that can still fail and leave the parent as the newest images.
+    track.mark();
     // A complete set stays, also if somebody objects to ending the tree.
     created.keep();
+    track.commit();
+    if opts.common.auto_dedup && opts.prev_images_dir.is_some() {
+        dedup::parents(&images)?;
+    }
     notify(Stage::PostDump)?;
     frozen.finish(opts.afterwards)?;
     stats.frozen.stop();

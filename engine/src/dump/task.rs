@@ -23,6 +23,7 @@ use crate::{
         pages::{Copier, Written},
         shmem::SharedOut,
         status as st,
+        track::TaskTrack,
         vma::{self, MappedFiles, Vma},
     },
     procfs::{ProcDir, maps, stat::Stat, status::Status, timers},
@@ -61,6 +62,7 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
     let statuses: Vec<Status> =
         stopped.threads().iter().map(|t| Status::read(&dir.thread(t.tid())?)).collect::<Result<_>>()?;
     let signals = signals(stopped, &statuses)?;
+    let mut track = cx.track.task((task.pid, task.virt), dir, &maps)?;
     cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");
     let mut mapped = Mapped { task: task.dir.pid(), files: &mut cx.files, shmem: &mut cx.shmem };
     let vmas = vma::collect(dir, &maps, cx.rules, &mut mapped)?;
@@ -68,9 +70,11 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
     cx.shmem.mapped(&vmas);
     let vmas = with_guards(vmas, dir, cx)?;
 
-    let asked = ask(task, stopped, cx)?;
+    let asked = ask(task, stopped, &mut track, cx)?;
 
-    pages(task, stopped, &vmas, cx)?;
+    pages(task, stopped, &vmas, &track, cx)?;
+    track.look(&vmas);
+    cx.track.keep(track);
     mm(task, &asked.task, vmas, cx)?;
     let file = |fd, what| cx.files.path_file(task.dir.pid(), fd, what);
     folders(task, &statuses[0], cx.images, file)?;
@@ -103,7 +107,7 @@ fn signals(stopped: &StoppedTask, statuses: &[Status]) -> Result<Signals> {
 }
 
 /// Asks the task itself what nobody else can tell, and takes its descriptors. It is cured on the way out.
-fn ask(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<Asked> {
+fn ask(task: &Task, stopped: &StoppedTask, track: &mut TaskTrack, cx: &mut DumpCx<'_>) -> Result<Asked> {
     let timers = timers::read(&task.dir)?;
     let infected = Infected::new(stopped, cx.kernel)?;
     let info = infected.task_info()?;
@@ -116,6 +120,8 @@ fn ask(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<Asked>
     let ids: Vec<i32> = timers.iter().map(|t| t.id.cast_signed()).collect();
     let left = infected.posix_timers(&ids)?;
     cx.files.task_fds(task.dir.pid(), &task.ids, &task.dir, &mut |fd| infected.take_fd(fd))?;
+    // After its descriptors were listed: this takes one for a moment.
+    cx.track.enter(track, &infected);
     let syscall = infected.syscall_instruction();
     infected.cure()?;
     Ok(Asked {
@@ -153,24 +159,48 @@ fn with_guards(mut vmas: Vec<Vma>, dir: &ProcDir, cx: &DumpCx<'_>) -> Result<Vec
     Ok(vmas)
 }
 
-/// `pagemap-PID.img` and its pages.
-fn pages(task: &Task, stopped: &StoppedTask, vmas: &[Vma], cx: &mut DumpCx<'_>) -> Result<()> {
-    log::info!("Dumping pages (pid: {})", task.pid);
-    cx.stats.memdump.start();
+/// Pages that stack pointers point to, in order.
+pub(super) fn stacks(stopped: &StoppedTask) -> Vec<u64> {
     let mut stacks: Vec<u64> = stopped.threads().iter().map(|t| t.regs().rsp & !0xfff).collect();
     stacks.sort_unstable();
     stacks.dedup();
+    stacks
+}
+
+/// `pagemap-PID.img` and its pages.
+fn pages(
+    task: &Task,
+    stopped: &StoppedTask,
+    vmas: &[Vma],
+    track: &TaskTrack,
+    cx: &mut DumpCx<'_>,
+) -> Result<()> {
+    log::info!("Dumping pages (pid: {})", task.pid);
+    cx.stats.memdump.start();
+    let stacks = stacks(stopped);
     let mut out = cx.pages.create(ImageKind::Pagemap, id(task))?;
     let mut copier = Copier::new(&task.dir, &mut out, &stacks)?;
     let mut scanner = Scanner::new(&task.dir, cx.kernel)?;
-    let scanned = scanner.pages(vmas, None, |vma, start, end, _| copier.add(vma, start, end))?;
+    let scanned = scanner.pages(vmas, track.marks(), |vma, start, end, unchanged| {
+        if !unchanged {
+            return copier.add(vma, start, end);
+        }
+        track.split(
+            start,
+            end,
+            |from, to, stored| {
+                if stored { copier.parent(from, to) } else { copier.add(vma, from, to) }
+            },
+        )
+    })?;
     copier.flush()?;
     drop(copier);
-    let Written { written, .. } = out.finish()?;
+    let Written { written, in_parent } = out.finish()?;
     cx.stats.memdump.stop();
     cx.stats.pages_scanned += scanned;
     cx.stats.pages_written += written;
-    log::info!("Dumped {written} pages of {}", task.pid);
+    cx.stats.pages_skipped_parent += in_parent;
+    log::info!("Dumped {written} pages of {}, {in_parent} are in the parent images", task.pid);
     Ok(())
 }
 

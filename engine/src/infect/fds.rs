@@ -55,6 +55,20 @@ impl Infected<'_> {
         Ok(taken)
     }
 
+    /// A userfaultfd of the process's memory, of which the process itself keeps no descriptor. It serves faults
+    /// of user mode only, which any process may ask for.
+    ///
+    /// # Errors
+    /// EMFILE if the process has no free descriptor; EPERM if a security module forbids it.
+    pub fn userfaultfd(&self) -> Result<OwnedFd> {
+        const USER_MODE_ONLY: i32 = 1;
+        let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY) as u64;
+        let fd = self.syscall("userfaultfd", libc::SYS_userfaultfd as u64, [flags, 0, 0, 0, 0], &[])?;
+        let taken = self.take_fd(fd as i32);
+        self.syscall("close", libc::SYS_close as u64, [fd, 0, 0, 0, 0], &[])?;
+        taken
+    }
+
     /// A descriptor of the process itself, where the kernel can take descriptors through it.
     fn pidfd(&self) -> Result<Option<std::os::fd::BorrowedFd<'_>>> {
         if !self.kernel.pidfd_getfd || !self.kernel.pidfd_open {

@@ -79,7 +79,11 @@ pub const FEATURES: &[Feature] = &[
     required("peeksiginfo", "pending signals cannot be read", tasks::peek_signals),
     required("vdso_mremap", "the vdso cannot be put where it was", memory::vdso_mremap),
     extra("mnt_id", "open files cannot be assigned to mounts", files::mnt_id),
-    extra("mem_dirty_track", "changes of memory cannot be tracked: no incremental dumps", probe::soft_dirty),
+    extra(
+        "mem_dirty_track",
+        "changes of memory cannot be tracked: no incremental dumps",
+        probe::memory_tracking,
+    ),
     extra("aio_remap", "rings of asynchronous I/O cannot be put back", memory::aio_remap),
     extra("timerfd", "expirations of timerfds cannot be put back", files::timerfd_ticks),
     extra("tun", "tun devices cannot be rebuilt", sockets::tun),

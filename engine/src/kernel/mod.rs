@@ -75,6 +75,8 @@ features! {
     map_fixed_noreplace => probe::map_fixed_noreplace,
     /// Soft-dirty bits in pagemap, Linux 3.11 with `CONFIG_MEM_SOFT_DIRTY`.
     soft_dirty => probe::soft_dirty,
+    /// Asynchronous write protection by userfaultfd(2), Linux 6.7.
+    uffd_wp_async => probe::uffd_wp_async,
     /// `prctl(PR_TIMER_CREATE_RESTORE_IDS)`, Linux 6.15.
     timer_cr_ids => probe::timer_cr_ids,
 }

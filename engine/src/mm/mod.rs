@@ -7,9 +7,12 @@
 //! pages    content -> pages-N.img with pagemap-M.img
 //! sink     files or a page server, where pages go
 //! xfer     the page server protocol
+//! track    which pages changed since the dump before
+//! dedup    freeing pages of parent images
 //! shmem    content of shared memory files, once each
 //! ```
 
+pub mod dedup;
 pub mod hugetlb;
 pub mod pagemap;
 pub mod pages;
@@ -17,5 +20,6 @@ pub mod restore;
 pub mod shmem;
 pub mod sink;
 pub mod status;
+pub mod track;
 pub mod vma;
 pub mod xfer;

@@ -202,6 +202,7 @@ fn is_zero(page: &[u8]) -> bool {
 
 /// Copies pages of one task, gathered into large batches.
 pub struct Copier<'a> {
+    dir: &'a ProcDir,
     tid: RealPid,
     out: &'a mut PagesOut,
     /// Stack pointers of all threads, as page addresses in order: those pages cannot be lazy.
@@ -212,6 +213,8 @@ pub struct Copier<'a> {
     mem: Option<MemFile>,
     words: Words,
     parts: Vec<(u64, u64, bool)>,
+    /// The task runs meanwhile.
+    running: bool,
 }
 
 #[derive(Debug, Clone, Copy)]
@@ -228,9 +231,10 @@ struct Piece {
 
 impl<'a> Copier<'a> {
     /// Reads through the live thread whose folder `dir` is; `stacks` must be sorted page addresses.
-    pub fn new(dir: &ProcDir, out: &'a mut PagesOut, stacks: &'a [u64]) -> Result<Self> {
+    pub fn new(dir: &'a ProcDir, out: &'a mut PagesOut, stacks: &'a [u64]) -> Result<Self> {
         let words = Words::open(dir)?;
         Ok(Copier {
+            dir,
             tid: dir.pid(),
             out,
             stacks,
@@ -240,7 +244,14 @@ impl<'a> Copier<'a> {
             mem: None,
             words,
             parts: Vec::new(),
+            running: false,
         })
+    }
+
+    /// The task runs meanwhile: pages that are gone when they are to be read are left out.
+    pub fn running(mut self) -> Self {
+        self.running = true;
+        self
     }
 
     /// Takes `[start, end)` of `vma`; addresses must ascend.
@@ -270,10 +281,17 @@ impl<'a> Copier<'a> {
             return self.piece(vma, start, end, lazy, vma.readable());
         }
         let mut parts = std::mem::take(&mut self.parts);
-        self.words.sharing(start, end, |from, to, exclusive| {
+        let told = self.words.sharing(start, end, |from, to, exclusive| {
             parts.push((from, to, exclusive));
             Ok(())
-        })?;
+        });
+        match told {
+            Err(_) if self.running => {
+                parts.clear();
+                parts.push((start, end, false));
+            }
+            other => other?,
+        }
         for (from, to, exclusive) in parts.drain(..) {
             self.piece(vma, from, to, lazy, exclusive)?;
         }
@@ -305,21 +323,37 @@ impl<'a> Copier<'a> {
     /// Reads and writes what was gathered. To be called at the end.
     pub fn flush(&mut self) -> Result<()> {
         interrupt::check()?;
-        self.buf.resize(self.bytes as usize, 0);
+        let mut buf = std::mem::take(&mut self.buf);
+        buf.resize(self.bytes as usize, 0);
+        let read = self.read(&mut buf);
+        let written = if !self.running {
+            read.and_then(|()| self.write(&buf))
+        } else if self.dir.read("stat").is_err() {
+            // The number may be somebody else's by now, and what was read too.
+            self.write_parents()
+        } else if read.is_ok() {
+            self.write(&buf)
+        } else {
+            self.page_by_page()
+        };
+        self.buf = buf;
+        self.pieces.clear();
+        self.bytes = 0;
+        written
+    }
+
+    fn read(&mut self, buf: &mut [u8]) -> Result<()> {
         let mut at = 0;
         for group in self.pieces.chunk_by(|a, b| (a.fast, a.parent) == (b.fast, b.parent)) {
             if group[0].parent {
                 continue;
             }
             let len: u64 = group.iter().map(|p| p.len).sum();
-            let part = &mut self.buf[at..at + len as usize];
+            let part = &mut buf[at..at + len as usize];
             if group[0].fast {
                 read_pieces(self.tid, group, part)?;
             } else {
-                let mem = match &mut self.mem {
-                    Some(mem) => mem,
-                    none => none.insert(MemFile::open(self.tid)?),
-                };
+                let mem = memory(&mut self.mem, self.tid)?;
                 let mut part = part;
                 for piece in group {
                     let (this, others) = part.split_at_mut(piece.len as usize);
@@ -329,24 +363,58 @@ impl<'a> Copier<'a> {
             }
             at += len as usize;
         }
-        let mut rest = &self.buf[..];
+        Ok(())
+    }
+
+    fn write(&mut self, buf: &[u8]) -> Result<()> {
+        let mut rest = buf;
         for piece in &self.pieces {
             if piece.parent {
                 self.out.parent(piece.start, piece.len / PAGE_SIZE)?;
                 continue;
             }
             let (this, others) = rest.split_at(piece.len as usize);
-            if piece.skip_zero {
-                self.out.add_nonzero(piece.start, this, piece.lazy)?;
-            } else {
-                self.out.add(piece.start, this, piece.lazy)?;
-            }
+            piece.write(self.out, piece.start, this)?;
             rest = others;
         }
-        self.pieces.clear();
-        self.bytes = 0;
         Ok(())
     }
+
+    fn write_parents(&mut self) -> Result<()> {
+        let mut parents = self.pieces.iter().filter(|p| p.parent);
+        parents.try_for_each(|p| self.out.parent(p.start, p.len / PAGE_SIZE))
+    }
+
+    /// Of a running task, when not all pages are there any more.
+    fn page_by_page(&mut self) -> Result<()> {
+        let mut page = [0; PAGE_SIZE as usize];
+        for piece in &self.pieces {
+            if piece.parent {
+                self.out.parent(piece.start, piece.len / PAGE_SIZE)?;
+                continue;
+            }
+            for at in (piece.start..piece.start + piece.len).step_by(page.len()) {
+                let read = memory(&mut self.mem, self.tid).and_then(|mem| mem.read(at, &mut page));
+                if read.is_ok() && self.dir.read("stat").is_ok() {
+                    piece.write(self.out, at, &page)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Piece {
+    fn write(&self, out: &mut PagesOut, at: u64, bytes: &[u8]) -> Result<()> {
+        if self.skip_zero { out.add_nonzero(at, bytes, self.lazy) } else { out.add(at, bytes, self.lazy) }
+    }
+}
+
+fn memory(mem: &mut Option<MemFile>, tid: RealPid) -> Result<&mut MemFile> {
+    Ok(match mem {
+        Some(mem) => mem,
+        none => none.insert(MemFile::open(tid)?),
+    })
 }
 
 fn read_pieces(tid: RealPid, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {

@@ -353,6 +353,12 @@ const MADVISE: [(u64, i32); 8] = [
     (VmFlags::WIPE_ON_FORK, libc::MADV_WIPEONFORK),
 ];
 
+/// The refusal of memory that is registered with a userfaultfd of the program, or of another one for it.
+pub fn foreign_userfaultfd() -> Error {
+    Error::unsupported("the range is registered with a userfaultfd, which cannot be kept")
+        .remedy("unregister it for the time of the dump")
+}
+
 /// Refuses what could not be given back, and warns of what the format cannot say.
 fn check_flags(map: &Map, status: u32) -> Result<()> {
     let kernels = status & (st::VSYSCALL | st::VDSO | st::VVAR) != 0;
@@ -360,9 +366,9 @@ fn check_flags(map: &Map, status: u32) -> Result<()> {
     if map.flags.any(VmFlags::IO | VmFlags::PFNMAP) && !kernels {
         return refuse("memory of a device cannot be dumped");
     }
-    if map.flags.any(VmFlags::UFFD_MISSING | VmFlags::UFFD_WP | VmFlags::UFFD_MINOR) {
-        return Err(Error::unsupported("the range is registered with a userfaultfd, which cannot be kept")
-            .remedy("unregister it for the time of the dump"));
+    // Write protection alone may be our own tracking of changes, which `track` knows.
+    if map.flags.any(VmFlags::UFFD_MISSING | VmFlags::UFFD_MINOR) {
+        return Err(foreign_userfaultfd());
     }
     if map.flags.any(VmFlags::SHADOW_STACK) {
         return Err(Error::unsupported("user shadow stacks are not supported")

@@ -3,6 +3,7 @@
 pub(crate) mod anon;
 pub(crate) mod check;
 pub mod clone3;
+pub(crate) mod daemon;
 pub mod errno;
 pub(crate) mod fd;
 pub(crate) mod flock;

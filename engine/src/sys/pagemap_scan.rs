@@ -102,7 +102,8 @@ const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
 const _: () = assert!(size_of::<ScanArg>() == 0x60 && size_of::<Region>() == 24);
 
 /// Fills `regions` with matching runs in `[start, end)`, both page aligned; gives how many there are
-/// and the address where the walk ended. If that is less than `end`, scan again from there.
+/// and the address where the walk ended. If that is less than `end`, scan again from there. Without room for
+/// regions none are reported: of use with [`Flags::WP_MATCHING`].
 ///
 /// # Errors
 /// ENOTTY before Linux 6.7; EPERM with `CHECK_WPASYNC` on a range without it; EINVAL for categories
@@ -119,7 +120,7 @@ pub fn scan(
         flags: query.flags.bits(),
         start,
         end,
-        vec: regions.as_mut_ptr().expose_provenance() as u64,
+        vec: if regions.is_empty() { 0 } else { regions.as_mut_ptr().expose_provenance() as u64 },
         vec_len: regions.len() as u64,
         category_inverted: query.inverted.bits(),
         category_mask: query.all_of.bits(),

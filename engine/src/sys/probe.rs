@@ -229,6 +229,28 @@ pub(crate) fn soft_dirty() -> Result<bool> {
     Ok(u64::from_ne_bytes(word) & (1 << 55) != 0)
 }
 
+pub(crate) fn uffd_wp_async() -> Result<bool> {
+    use crate::sys::userfaultfd::{self, Features};
+    let fd = match userfaultfd::open(true) {
+        Ok(fd) => fd,
+        // Not built in; older than the flag; forbidden by a filter or a security module.
+        Err(e) if matches!(e.errno(), Some(libc::ENOSYS | libc::EINVAL | libc::EPERM | libc::EACCES)) => {
+            return Ok(false);
+        }
+        Err(e) => return Err(e.during("kernel probe")),
+    };
+    match userfaultfd::api(&fd, Features::WP_ASYNC) {
+        Ok(_) => Ok(true),
+        Err(e) if e.errno() == Some(libc::EINVAL) => Ok(false),
+        Err(e) => Err(e.during("kernel probe")),
+    }
+}
+
+/// Either way of telling which pages changed.
+pub(crate) fn memory_tracking() -> Result<bool> {
+    Ok(soft_dirty()? || pagemap_scan()? && uffd_wp_async()?)
+}
+
 pub(crate) fn timer_cr_ids() -> Result<bool> {
     const PR_TIMER_CREATE_RESTORE_IDS: u64 = 77;
     const GET: u64 = 2;

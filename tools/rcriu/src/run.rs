@@ -19,11 +19,19 @@ pub fn dump(action: Action, options: &DumpOptions, display_stats: bool) -> Resul
     interrupt::set_deadline(options.timeout);
     match action {
         Action::Dump => rcriu_engine::dump::dump(options, &Kernel::probe()?)?,
+        Action::PreDump => rcriu_engine::dump::predump::pre_dump(options, &Kernel::probe()?)?,
         other => return Err(Error::bug(format!("{} is no dump", other.name()))),
     }
     if display_stats {
         display(&options.common.work_dir, ImageKind::StatsDump);
     }
+    Ok(())
+}
+
+/// Frees in the parents of the images what these have themselves.
+pub fn dedup(images: &Dir) -> Result<()> {
+    let freed = rcriu_engine::mm::dedup::parents(&images.images()?)?;
+    log::info!("{freed} pages were freed in the parent images");
     Ok(())
 }
 

@@ -49,6 +49,7 @@ pub fn operate(
             let options = checked::dump(raw, &folders, None)?;
             run::dump(action, &options, raw.display_stats).map(|()| ExitCode::SUCCESS)
         }
+        Action::Dedup => run::dedup(&folders.images).map(|()| ExitCode::SUCCESS),
         Action::Restore => restore(raw, &folders, words, &inherited),
         Action::PageServer => crate::servers::page_server(raw, &folders),
         Action::Service => crate::service::listen(raw, configuration),

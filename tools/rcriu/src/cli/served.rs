@@ -10,7 +10,7 @@ use super::actions::Action::{self, *};
 use super::raw::Raw;
 
 /// Actions not served at all.
-const ACTIONS: &[Action] = &[PreDump, LazyPages, Dedup, CpuinfoDump, CpuinfoCheck];
+const ACTIONS: &[Action] = &[LazyPages, CpuinfoDump, CpuinfoCheck];
 
 const DUMP: &[Action] = &[Dump, PreDump];
 const RESTORE: &[Action] = &[Restore];
@@ -20,9 +20,7 @@ const BOTH: &[Action] = &[Dump, PreDump, Restore];
 const OPTIONS: &[(&str, &[Action])] = &[
     ("libdir", BOTH),
     ("unprivileged", BOTH),
-    ("track-mem", DUMP),
-    ("prev-images-dir", DUMP),
-    ("auto-dedup", &[Dump, PreDump, Restore, PageServer]),
+    ("auto-dedup", &[Restore, PageServer]),
     ("lazy-pages", &[Dump, PreDump, Restore, PageServer]),
     ("stream", BOTH),
     ("force-irmap", BOTH),
@@ -125,7 +123,7 @@ mod tests {
 
     #[test]
     fn unserved_actions_are_named() {
-        assert!(check(Dedup, &raw(&[])).unwrap_err().to_string().contains("dedup"));
+        assert!(check(LazyPages, &raw(&[])).unwrap_err().to_string().contains("lazy-pages"));
         check(Check, &raw(&[])).unwrap();
     }
 }

@@ -1,0 +1,204 @@
+//! Freeing pages in images: what a newer set holds again, and what has been restored.
+//!
+//! Files keep their length; what is freed reads as zero and takes no space on the disk. A set whose pages were
+//! freed can only be restored as the parent of the one that has them, or not again.
+
+use std::{fs::File, ops::Range};
+
+use nix::fcntl::{FallocateFlags, fallocate};
+use rcriu_images::{
+    ImageDir, ImageKind,
+    pagemap::{PAGE_SIZE, PageReader, Pagemap, Place, Run, Source},
+};
+
+use crate::{
+    error::{Context, Error, Result, SysContext},
+    interrupt,
+};
+
+/// Frees in the parents of `images` the pages that `images` has itself. Gives the number of pages.
+///
+/// # Errors
+/// There is no parent; images that cannot be read or written to.
+pub fn parents(images: &ImageDir) -> Result<u64> {
+    let chain = images.chain()?;
+    let [own, parents @ ..] = chain.as_slice() else { return Err(Error::bug("a chain without images")) };
+    if parents.is_empty() {
+        return Err(Error::image("Can't enter previous snapshot folder: the images have no parent")
+            .remedy("give the images of an incremental dump"));
+    }
+    let mut freed = 0;
+    for (kind, id) in own.images()? {
+        if !matches!(kind, ImageKind::Pagemap | ImageKind::ShmemPagemap) {
+            continue;
+        }
+        let what = if kind == ImageKind::Pagemap { "pid" } else { "shmid" };
+        log::info!("{what}={id}");
+        let Some(new) = Pagemap::read(own, kind, id)? else { continue };
+        for parent in parents {
+            interrupt::check()?;
+            let Some(old) = Pagemap::read(parent, kind, id)? else { break };
+            freed += free(parent, &old, &new).during(|| kind.file_name(id))?;
+        }
+    }
+    log::info!("Deduplicated");
+    Ok(freed)
+}
+
+/// Frees those stored pages of `old` that `new` stores too.
+fn free(dir: &ImageDir, old: &Pagemap, new: &Pagemap) -> Result<u64> {
+    let Some(file) = dir.open_raw_rw(ImageKind::Pages, old.pages_id.into())? else { return Ok(0) };
+    let mut holes = Holes::default();
+    for region in new.regions.iter().filter(|r| matches!(r.place, Place::Present { .. })) {
+        for before in old.from(region.vaddr).iter().take_while(|r| r.vaddr < region.end()) {
+            let Place::Present { first } = before.place else { continue };
+            let from = region.vaddr.max(before.vaddr);
+            let to = region.end().min(before.end());
+            holes.add(&file, first * PAGE_SIZE + (from - before.vaddr), to - from)?;
+        }
+    }
+    holes.finish(&file)
+}
+
+/// Ranges to be freed, gathered as long as they follow each other.
+#[derive(Default)]
+struct Holes {
+    open: Range<u64>,
+    bytes: u64,
+}
+
+impl Holes {
+    fn add(&mut self, file: &File, at: u64, len: u64) -> Result<()> {
+        if self.open.end != at {
+            self.punch(file)?;
+            self.open = at..at;
+        }
+        self.open.end += len;
+        Ok(())
+    }
+
+    fn punch(&mut self, file: &File) -> Result<()> {
+        let Range { start, end } = self.open;
+        if start == end {
+            return Ok(());
+        }
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        let (at, len) = (start.cast_signed(), (end - start).cast_signed());
+        fallocate(file, flags, at, len).call("fallocate(FALLOC_FL_PUNCH_HOLE)").map_err(|e| {
+            if e.errno() == Some(libc::EOPNOTSUPP) {
+                e.remedy("the file system of the images cannot free parts of files")
+            } else {
+                e
+            }
+        })?;
+        self.bytes += end - start;
+        self.open = end..end;
+        Ok(())
+    }
+
+    fn finish(mut self, file: &File) -> Result<u64> {
+        self.punch(file)?;
+        Ok(self.bytes / PAGE_SIZE)
+    }
+}
+
+/// Page files of one pagemap and its parents, from which pages go as soon as they are in memory.
+#[derive(Debug)]
+pub struct Restored {
+    levels: Vec<Option<File>>,
+}
+
+impl Restored {
+    /// Of what `pages` reads, the pagemap `kind` of `id` in `dir`.
+    pub fn open(dir: &ImageDir, pages: &PageReader) -> Result<Restored> {
+        let mut levels = Vec::new();
+        for (level, dir) in dir.chain()?.iter().enumerate().take(pages.levels()) {
+            let id = pages.pagemap(level).map_or(0, |map| map.pages_id);
+            levels.push(dir.open_raw_rw(ImageKind::Pages, id.into())?);
+        }
+        Ok(Restored { levels })
+    }
+
+    /// Frees what was read.
+    pub fn free(&self, runs: &[Run]) -> Result<()> {
+        for (level, file) in self.levels.iter().enumerate() {
+            let Some(file) = file else { continue };
+            let mut holes = Holes::default();
+            for run in runs {
+                match run.source {
+                    Source::Stored { level: of, offset } if of == level => {
+                        holes.add(file, offset, run.len)?
+                    }
+                    _ => {}
+                }
+            }
+            holes.finish(file)?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use rcriu_images::pagemap::{PagemapWriter, Region};
+
+    use super::*;
+
+    const PAGE: usize = PAGE_SIZE as usize;
+
+    /// A set with `regions` (address in pages, pages, stored), stored pages full of `byte`.
+    fn set(path: &std::path::Path, regions: &[(u64, u64, bool)], byte: u8) -> ImageDir {
+        std::fs::create_dir(path).unwrap();
+        let dir = ImageDir::open(path).unwrap();
+        let mut out = PagemapWriter::create(&dir, ImageKind::Pagemap, 5, 1).unwrap();
+        let mut stored = 0;
+        for (at, pages, present) in regions {
+            let place = if *present { Place::Present { first: stored } } else { Place::Parent };
+            out.add(&Region { vaddr: at * PAGE_SIZE, pages: *pages, place, lazy: false }).unwrap();
+            stored += if *present { *pages } else { 0 };
+        }
+        out.finish().unwrap();
+        std::fs::write(path.join("pages-1.img"), vec![byte; stored as usize * PAGE]).unwrap();
+        dir
+    }
+
+    fn content(path: &std::path::Path) -> Vec<u8> {
+        std::fs::read(path.join("pages-1.img")).unwrap().chunks(PAGE).map(|p| p[0]).collect()
+    }
+
+    #[test]
+    fn pages_that_are_stored_again_go_from_all_parents() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = |n: &str| tmp.path().join(n);
+        set(&path("a"), &[(0, 8, true), (16, 2, true)], b'a');
+        let b = set(&path("b"), &[(0, 2, false), (2, 3, true), (5, 3, false)], b'b');
+        b.link_parent("../a".as_ref()).unwrap();
+        let c = set(&path("c"), &[(0, 1, false), (1, 2, true), (3, 4, false), (16, 1, true)], b'c');
+        c.link_parent("../b".as_ref()).unwrap();
+        assert_eq!(parents(&c).unwrap(), 1 + 3);
+        assert_eq!(content(&path("b")), [0, b'b', b'b']);
+        let a = [b'a', 0, 0, b'a', b'a', b'a', b'a', b'a', 0, b'a'];
+        assert_eq!(content(&path("a")), a);
+        assert_eq!(content(&path("c")), [b'c'; 3]);
+        let size = path("a").join("pages-1.img").metadata().unwrap();
+        assert_eq!(size.len(), 10 * PAGE_SIZE);
+        assert!(size.blocks() * 512 < 10 * PAGE_SIZE, "no space was freed");
+        assert!(parents(&ImageDir::open(path("a")).unwrap()).unwrap_err().to_string().contains("no parent"));
+    }
+
+    #[test]
+    fn what_was_restored_goes_from_where_it_was() {
+        let tmp = tempfile::tempdir().unwrap();
+        let path = |n: &str| tmp.path().join(n);
+        set(&path("a"), &[(0, 4, true)], b'a');
+        let b = set(&path("b"), &[(0, 2, false), (2, 2, true)], b'b');
+        b.link_parent("../a".as_ref()).unwrap();
+        let pages = PageReader::open(&b, ImageKind::Pagemap, 5).unwrap().unwrap();
+        let restored = Restored::open(&b, &pages).unwrap();
+        restored.free(&pages.runs(PAGE_SIZE, 3 * PAGE_SIZE)).unwrap();
+        assert_eq!(content(&path("a")), [b'a', 0, b'a', b'a']);
+        assert_eq!(content(&path("b")), [0, b'b']);
+    }
+}
