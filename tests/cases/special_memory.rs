@@ -5,6 +5,10 @@ use std::fs;
 use anyhow::{Context, Result};
 use rcriu_tests::{Case, Cycle, Images, Program, runner::skip};
 
+use crate::kinds::{Kind, all, kind};
+
+const KINDS: &[Kind] = &[kind("rings of asynchronous I/O keep their events and go on", "aio", &[])];
+
 /// A setting of the system, put back at the end.
 struct Setting {
     file: String,
@@ -71,12 +75,14 @@ fn too_few_huge_pages() -> Result<()> {
 
 pub fn cases() -> Vec<Case> {
     let named = |name: &str, body: fn() -> Result<()>| Case::new(format!("memory: {name}"), body).alone();
-    vec![
+    let mut cases = vec![
         named("huge pages keep content, size and sharing (without dump)", || huge(21, false, 0)),
         named("huge pages keep content, size and sharing", || huge(21, false, 1)),
         named("huge pages keep content, size and sharing (left running)", || huge(21, true, 0)),
         named("huge pages keep content, size and sharing (three turns)", || huge(21, false, 3)),
         named("huge pages of 1 GiB keep content, size and sharing", || huge(30, false, 1)),
         named("a pool of huge pages that is too small is named", too_few_huge_pages),
-    ]
+    ];
+    cases.extend(all("memory", KINDS));
+    cases
 }

@@ -7,6 +7,7 @@
 //!
 //! These programs exist to make unusual use of the kernel; each unsafe block states what it relies on.
 
+mod aio;
 mod blocked;
 mod clock;
 mod cow;
@@ -51,6 +52,7 @@ use kit::{Check, Skip};
 type Kind = fn(&[String]) -> Check;
 
 const KINDS: &[(&str, Kind)] = &[
+    ("aio", aio::run),
     ("blocked", blocked::run),
     ("blocked-ends", blocked::ends),
     ("blocked-filtered", blocked::filtered),

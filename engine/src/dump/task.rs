@@ -19,6 +19,7 @@ use crate::{
     files::{FilesOut, PathUse},
     infect::{Infected, StoppedTask},
     mm::{
+        aio::Rings,
         pagemap::Scanner,
         pages::{Copier, Written},
         shmem::SharedOut,
@@ -69,13 +70,15 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
     drop(maps);
     cx.shmem.mapped(&vmas);
     let vmas = with_guards(vmas, dir, cx)?;
+    let rings = Rings::look(dir.pid(), &vmas)?;
 
     let asked = ask(task, stopped, &mut track, cx)?;
 
     pages(task, stopped, &vmas, &track, cx)?;
+    rings.check_still()?;
     track.look(&vmas);
     cx.track.keep(track);
-    mm(task, &asked.task, vmas, cx)?;
+    mm(task, &asked.task, vmas, &rings, cx)?;
     let file = |fd, what| cx.files.path_file(task.dir.pid(), fd, what);
     folders(task, &statuses[0], cx.images, file)?;
     one(cx.images, ImageKind::Ids, id(task), &task.ids)?;
@@ -205,7 +208,7 @@ fn pages(
 }
 
 /// `mm-PID.img`.
-fn mm(task: &Task, info: &TaskInfo, vmas: Vec<Vma>, cx: &mut DumpCx<'_>) -> Result<()> {
+fn mm(task: &Task, info: &TaskInfo, vmas: Vec<Vma>, rings: &Rings, cx: &mut DumpCx<'_>) -> Result<()> {
     let exe = task.dir.file("exe", OFlag::O_PATH)?;
     let exe = cx.files.path_file(task.dir.pid(), exe, PathUse::Exe).during(|| "executable".into())?;
     let Stat { start_code, end_code, start_data, end_data, start_stack, start_brk, .. } = task.stat;
@@ -226,7 +229,7 @@ fn mm(task: &Task, info: &TaskInfo, vmas: Vec<Vma>, cx: &mut DumpCx<'_>) -> Resu
         mm_saved_auxv: misc::auxv(&task.dir)?,
         vmas: vmas.into_iter().map(|v| v.entry).collect(),
         dumpable: i32::try_from(info.dumpable).ok().filter(|d| *d >= 0),
-        aios: Vec::new(),
+        aios: rings.entries(),
         thp_disabled: Some(info.thp_disabled > 0),
     };
     one(cx.images, ImageKind::Mm, id(task), &entry)

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //! vma      smaps line -> vma_entry (kind, protection, madvise bits); files go through `files`
+//! aio      rings of asynchronous I/O
 //! hugetlb  huge pages: sizes and pools
 //! pagemap  which pages of a range have content of their own
 //! pages    content -> pages-N.img with pagemap-M.img
@@ -12,6 +13,7 @@
 //! shmem    content of shared memory files, once each
 //! ```
 
+pub mod aio;
 pub mod dedup;
 pub mod hugetlb;
 pub mod pagemap;

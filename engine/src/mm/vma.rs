@@ -103,6 +103,8 @@ pub enum Backing {
     Memfd(FileId),
     /// Anonymous shared memory, by its inode.
     Shared(u64),
+    /// Ring of a context for asynchronous I/O.
+    AioRing,
 }
 
 /// What opening the file of a mapping told.
@@ -217,7 +219,7 @@ fn open_file(
     let stat = nix::sys::stat::fstat(&fd).call("fstat")?;
     let shmem = stat.st_dev == rules.shmem_dev;
     if map.name.starts_with(b"/[aio]") {
-        return Err(Error::unsupported("native AIO contexts (io_setup) are not supported"));
+        return Ok(Opened { backing: Some(Backing::AioRing), size_bits: 0 });
     }
     if shmem && map.name.starts_with(b"/SYSV") {
         return Err(Error::unsupported(
@@ -285,6 +287,7 @@ pub fn classify(
             flags |= libc::MAP_ANONYMOUS;
             shmid = ino;
         }
+        Some(Backing::AioRing) => status = st::AIO_RING,
         Some(Backing::File(id)) => {
             status |= if map.shared { st::FILE_SHARED } else { st::FILE_PRIVATE };
             shmid = u64::from(id.0);

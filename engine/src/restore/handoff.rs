@@ -57,8 +57,8 @@ pub fn jump(
     last: impl FnOnce() -> Result<()>,
 ) -> Result<Infallible> {
     let image = cx.image()?;
-    memory.settle(image)?;
     let mut facts = args::Facts::collect(cx, leftovers)?;
+    memory.settle(image, facts.pages.as_ref())?;
     let mut arena = Arena::default();
     let mut head = args::fill(&facts, &mut arena)?;
     // Tables whose content depends on where the hole is.

@@ -81,6 +81,24 @@ impl Region {
         Ok(Region { start: at as u64, len })
     }
 
+    /// Memory that the kernel has mapped into this process for a program: the ring of a context for
+    /// asynchronous I/O, `len` bytes long.
+    pub fn of_kernel(start: u64, len: u64) -> Region {
+        Region { start, len }
+    }
+
+    /// Moves `other`, as long as this region, here in place of what is there.
+    pub fn replace_by(&self, other: Region) -> Result<()> {
+        if other.len != self.len {
+            return Err(Error::bug(format!("{other:x?} does not fit {self:x?}")));
+        }
+        let (flags, len) = (libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED, self.len as usize);
+        // SAFETY: from a region to a region, in which no Rust object lies.
+        let at =
+            unsafe { libc::mremap(other.start as *mut _, len, len, flags, self.start as *mut libc::c_void) };
+        if at == libc::MAP_FAILED { Err(Error::sys("mremap", errno::last())) } else { Ok(()) }
+    }
+
     /// Maps `what` inside the region in place of what is there.
     pub fn remap(&self, start: u64, len: u64, what: Mapping<'_>) -> Result<()> {
         self.check(start, len)?;

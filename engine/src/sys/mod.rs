@@ -1,5 +1,6 @@
 //! System calls that nix lacks: each file small, documented, the only door to the kernel for its area.
 
+pub(crate) mod aio;
 pub(crate) mod anon;
 pub(crate) mod check;
 pub mod clone3;

@@ -26,6 +26,8 @@ pub enum Class {
     Vvar,
     /// Guard pages inside other mappings.
     Guard,
+    /// Ring of a context for asynchronous I/O.
+    AioRing,
     /// Left to the kernel.
     Kernel,
 }
@@ -49,7 +51,7 @@ pub fn classify(vma: &pb::VmaEntry) -> Result<Class> {
         return Ok(Class::Guard);
     }
     if has(st::AIO_RING) {
-        return refuse("the ring of a native AIO context (io_setup)");
+        return Ok(Class::AioRing);
     }
     if has(st::SYSVIPC) {
         return refuse("System V shared memory");
@@ -154,7 +156,7 @@ mod tests {
         assert_eq!(class(st::REGULAR | st::FILE_SHARED | st::MEMFD), Ok(Class::SharedFile));
         assert_eq!(class(st::REGULAR | st::VDSO | st::ANON_PRIVATE), Ok(Class::Vdso));
         assert_eq!(class(st::VSYSCALL | st::ANON_PRIVATE), Ok(Class::Kernel));
-        assert!(class(st::REGULAR | st::AIO_RING | st::ANON_PRIVATE).unwrap_err().contains("AIO"));
+        assert_eq!(class(st::AIO_RING), Ok(Class::AioRing));
         assert!(class(st::REGULAR | st::SYSVIPC).unwrap_err().contains("System V"));
         assert!(class(st::REGULAR | st::ANON_PRIVATE | st::FILE_SHARED).is_err());
         assert!(class(0).is_err());

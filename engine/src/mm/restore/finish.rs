@@ -1,13 +1,14 @@
 //! The last things done to memory before the restorer takes over: what children must not inherit, and what
 //! would be in the way while pages are filled.
 
+use rcriu_images::pagemap::PageReader;
 use restorer::args::{Move, Span};
 
-use super::{Placed, Prepared, Range, Ranges, TABLE, entry, vmas};
+use super::{Class, HIDDEN, Placed, Prepared, Range, Ranges, TABLE, entry, vmas};
 use crate::error::{Context, Error, Result};
-use crate::mm::status as st;
+use crate::mm::{aio, status as st};
 use crate::restore::TaskImage;
-use crate::sys::map::{Mapping, Region};
+use crate::sys::map::Region;
 
 /// `MADV_GUARD_INSTALL` (Linux 6.13).
 const MADV_GUARD_INSTALL: i32 = 102;
@@ -47,11 +48,36 @@ impl Prepared {
     /// Gives every mapping its protection, advice, guard pages and lock.
     ///
     /// Precondition: all children are forked and all pages filled.
-    pub fn settle(&mut self, task: &TaskImage) -> Result<()> {
+    pub fn settle(&mut self, task: &TaskImage, pages: Option<&PageReader>) -> Result<()> {
         for at in &mut self.placed {
             settle(at).during(|| entry::name(&at.vma))?;
         }
-        self.guards(task)
+        self.guards(task)?;
+        self.rings(task, pages)
+    }
+
+    /// Contexts for asynchronous I/O, with their rings.
+    fn rings(&mut self, task: &TaskImage, pages: Option<&PageReader>) -> Result<()> {
+        let before = self.placed.len();
+        for vma in vmas(task) {
+            if entry::classify(vma)? != Class::AioRing {
+                continue;
+            }
+            let len = vma.end - vma.start;
+            let content = pages.map_or(Ok(None), |pages| pages.read(vma.start, len));
+            let placed = (|| -> Result<Placed> {
+                let content = content?.ok_or_else(|| Error::image("its content is missing"))?;
+                let region = self.room.map(vma.start, len, HIDDEN)?;
+                let entry = task.mm.iter().flat_map(|mm| &mm.aios).find(|ring| ring.id == vma.start);
+                aio::restore(&region, &content, entry)?;
+                Ok(Placed { vma: *vma, region, prot: vma.prot })
+            })();
+            self.placed.push(placed.during(|| entry::name(vma))?);
+        }
+        if self.placed.len() > before {
+            self.placed.sort_unstable_by_key(|p| p.vma.start);
+        }
+        Ok(())
     }
 
     /// Guard pages are ranges inside mappings, perhaps over the border of two.
@@ -93,7 +119,6 @@ impl Prepared {
 
     /// Reserves `len` bytes for the restorer where neither the task nor we have anything.
     pub fn hole(&mut self, len: u64) -> Result<Region> {
-        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u32;
-        self.room.map_elsewhere(0, len, TABLE, Mapping { prot: 0, flags, file: None })
+        self.room.map_elsewhere(0, len, TABLE, HIDDEN)
     }
 }

@@ -44,6 +44,13 @@ use shared::SharedAnon;
 const TABLE: u64 = 2 << 20;
 const READ_WRITE: u32 = (libc::PROT_READ | libc::PROT_WRITE) as u32;
 
+/// A range that is only kept free for something else.
+const HIDDEN: Mapping<'static> = Mapping {
+    prot: 0,
+    flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u32,
+    file: None,
+};
+
 /// Opens files that are mapped, by number: a new open file of the same inode, with these flags of open(2).
 pub type OpenFile<'a> = dyn FnMut(FileId, i32) -> Result<OwnedFd> + 'a;
 
@@ -206,12 +213,7 @@ impl Maker<'_, '_> {
         let align = hugetlb::alignment(vma).max(TABLE);
         let region = match class {
             Class::SharedAnon => {
-                let hidden = Mapping {
-                    prot: 0,
-                    flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u32,
-                    file: None,
-                };
-                let region = self.room.map(vma.start, len, hidden)?;
+                let region = self.room.map(vma.start, len, HIDDEN)?;
                 region.mirror(region.start(), len, self.shared.address(vma)?)?;
                 return Ok(Placed { vma: *vma, region, prot: READ_WRITE });
             }
