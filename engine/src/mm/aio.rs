@@ -224,7 +224,7 @@ mod tests {
         let events = u32::from_ne_bytes(head[4..8].try_into().unwrap());
         let len = (u64::from(events) + 1) * HEADER;
         for (n, (head, tail)) in
-            [(0, 0), (3, 9), (9, 3), (events - 1, 0), (0, events / 2)].into_iter().enumerate()
+            [(0, 0), (3, 9), (40, 3), (events - 1, 0), (0, events / 2)].into_iter().enumerate()
         {
             let at = 0x1900_0000_0000 + n as u64 * 0x100_0000;
             let hidden =
