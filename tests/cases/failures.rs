@@ -343,8 +343,30 @@ fn timeout_ends_the_dump() -> Result<()> {
     refused(&program, &["--timeout", "2"], &[])
 }
 
+/// Without a way to choose pids (before Linux 5.5) the kernel is told the last one it gave; whoever forks in
+/// between gets the number, and we a wrong one.
+fn others_fork(kind: &str, args: &[&str]) -> Result<()> {
+    let (program, images) = dumped(kind, args)?;
+    let mut shell = std::process::Command::new("/bin/sh");
+    shell.args(["-c", "while :; do ( : ); done"]);
+    let forker = Program::spawn(shell)?;
+    let engine = Engine::rcriu()?;
+    let mut command = engine.command(&["restore", "-d", "-D", images.as_str()?, "-v4", "-o", "restore.log"]);
+    command.env("RCRIU_WITHOUT", "clone3_set_tid");
+    let finished = engine.finish(command)?;
+    drop(forker);
+    finished.ok()?;
+    program.verify()
+}
+
 pub fn cases() -> Vec<Case> {
     let mut cases = vec![
+        Case::new("failures: a restore gets its pids although others fork, without clone3", || {
+            others_fork("tree", &["3", "3"])
+        }),
+        Case::new("failures: siblings get their pids although others fork, without clone3", || {
+            others_fork("sessions", &["leaderless"])
+        }),
         Case::new("failures: a full disk fails the dump and leaves the program", full_disk),
         Case::new("failures: a read-only folder fails the dump and leaves the program", unwritable),
         Case::new("failures: a folder that is not there fails the dump", no_folder),

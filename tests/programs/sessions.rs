@@ -39,7 +39,8 @@ fn in_session(below: usize) -> anyhow::Result<Member> {
     })
 }
 
-/// `leaderless`: adds a group and a session whose leaders have ended.
+/// `leaderless`: adds a group and a session whose leaders have ended. `adopted`: adds a member of a session that is
+/// led from below, whose parents have ended.
 pub fn run(args: &[String]) -> Check {
     let leader = in_group(Pid::from_raw(0))?;
     let follower = in_group(leader.pid)?;
@@ -51,7 +52,12 @@ pub fn run(args: &[String]) -> Check {
         leader.verify()?;
         extra.push(orphan()?);
     }
+    if args.iter().any(|a| a == "adopted") {
+        extra.extend(adopted()?);
+    }
+    let reaper = nix::sys::prctl::get_child_subreaper().context("PR_GET_CHILD_SUBREAPER")?;
     hold()?;
+    same("subreaper", nix::sys::prctl::get_child_subreaper().context("PR_GET_CHILD_SUBREAPER")?, reaper)?;
     crew.iter().try_for_each(Member::verify)?;
     extra.iter().try_for_each(Member::verify)
 }
@@ -82,6 +88,44 @@ fn orphan() -> anyhow::Result<Member> {
     let mut byte = [0];
     nix::unistd::read(&from, &mut byte).context("read")?;
     Ok(orphan)
+}
+
+/// A member and the leader's parent: below that a session leader, below that one who has ended, whose child has come
+/// to us. We were a subreaper for that moment only.
+fn adopted() -> anyhow::Result<[Member; 2]> {
+    nix::sys::prctl::set_child_subreaper(true).context("PR_SET_CHILD_SUBREAPER")?;
+    let (from, to) = nix::unistd::pipe().context("pipe")?;
+    let me = Pid::this();
+    let middle = member(|| {
+        let leader = member(|| {
+            setsid().context("setsid")?;
+            let ended = member(|| {
+                let below = member(|| {
+                    crate::kit::tell_ready()?;
+                    crate::kit::wait_term()?;
+                    same("parent of the orphan", Pid::parent(), me)?;
+                    let who = (getpgid(None)?, getsid(None)?);
+                    nix::unistd::write(&to, b"x").context("write")?;
+                    crate::kit::wait_term()?;
+                    same("parent of the orphan", Pid::parent(), me)?;
+                    same("(group, session) of the orphan", (getpgid(None)?, getsid(None)?), who)
+                })?;
+                nix::unistd::write(&to, &below.pid.as_raw().to_ne_bytes()).context("write")?;
+                rest()
+            })?;
+            ended.verify()?;
+            hold()
+        })?;
+        hold()?;
+        leader.verify()
+    })?;
+    let mut pid = [0; 4];
+    nix::unistd::read(&from, &mut pid).context("read")?;
+    let orphan = Member { pid: Pid::from_raw(i32::from_ne_bytes(pid)) };
+    orphan.ask()?;
+    nix::unistd::read(&from, &mut pid[..1]).context("read")?;
+    nix::sys::prctl::set_child_subreaper(false).context("PR_SET_CHILD_SUBREAPER")?;
+    Ok([orphan, middle])
 }
 
 fn hold_as_orphan(parent: Pid) -> Check {

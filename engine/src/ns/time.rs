@@ -13,6 +13,7 @@ use nix::time::{ClockId, clock_gettime};
 use rcriu_images::{ImageDir, ImageKind, pb};
 
 use crate::error::{Error, Result, SysContext};
+use crate::interrupt;
 use crate::procfs::{ProcDir, timens};
 use crate::pstree::RealPid;
 
@@ -89,6 +90,8 @@ impl Clocks {
         // Both at once: each write is taken as a whole.
         file.write_all(text.as_bytes()).call(format!("write({OFFSETS})"))?;
         let children = "/proc/self/ns/time_for_children";
+        // A point in time of the old clock; whoever forked us watches it.
+        interrupt::set_deadline(None);
         let namespace = File::open(children).call(format!("open({children})"))?;
         setns(namespace, flag).call("setns(CLONE_NEWTIME)")
     }

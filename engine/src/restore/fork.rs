@@ -10,16 +10,18 @@
 #![allow(unsafe_code)]
 
 use std::fs::{File, OpenOptions};
-use std::io::Write;
+use std::os::unix::fs::FileExt;
 use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, SigmaskHow, Signal, sigaction, sigprocmask};
 
 use crate::error::{Context, Error, Kind, Result, SysContext};
 use crate::kernel::Kernel;
 use crate::pstree::{RealPid, VirtPid};
+use crate::restore::read::TaskIx;
 use crate::restore::stages::Area;
-use crate::restore::tree::Make;
+use crate::restore::tree::{Make, Node};
 use crate::sys::clone3::{Side, clone3};
 use crate::sys::errno;
 
@@ -27,12 +29,14 @@ use crate::sys::errno;
 pub const LAST_PID: &str = "/proc/sys/kernel/ns_last_pid";
 /// How often a number may be snatched away by somebody else before we give up.
 const TRIES: u32 = 64;
+/// How long somebody else may keep a number that was free before.
+const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Forks the node of `make` with pid `pid`, and tells its number in the shared area.
+/// Forks `node`, which is that of `make`, with its pid, and tells its number in the shared area.
 ///
 /// # Errors
 /// In the parent only: the number is taken (by whom), the kernel refuses.
-pub fn fork_node(make: &Make, pid: VirtPid, area: &Area, kernel: &Kernel) -> Result<Side> {
+pub fn fork_node(make: &Make, node: &Node, area: &Area, kernel: &Kernel) -> Result<Side> {
     let mut flags = 0;
     for (on, flag) in [
         (make.sibling, libc::CLONE_PARENT),
@@ -41,17 +45,17 @@ pub fn fork_node(make: &Make, pid: VirtPid, area: &Area, kernel: &Kernel) -> Res
     ] {
         flags |= if on { flag as u64 } else { 0 };
     }
-    let side = fork(flags, pid, area, kernel)?;
+    let side = fork(flags, node.pid, area, node.parent, kernel)?;
     if let Side::Parent(real) = side {
         area.slot(make.task)?.pid.store(real.0, Ordering::Release);
     }
     Ok(side)
 }
 
-/// Forks with clone flags and a pid.
+/// Forks with clone flags and a pid. `parent` is the node that becomes the parent with CLONE_PARENT.
 ///
 /// Precondition: [`check_single_threaded`].
-pub fn fork(flags: u64, pid: VirtPid, area: &Area, kernel: &Kernel) -> Result<Side> {
+pub fn fork(flags: u64, pid: VirtPid, area: &Area, parent: Option<TaskIx>, kernel: &Kernel) -> Result<Side> {
     log::info!("Forking task with {pid} pid (flags {flags:#x})");
     let side = if kernel.clone3_set_tid {
         // With CLONE_PARENT the child gets the signal of the caller, and clone3 wants none given.
@@ -59,38 +63,54 @@ pub fn fork(flags: u64, pid: VirtPid, area: &Area, kernel: &Kernel) -> Result<Si
         // SAFETY: this process has one thread.
         unsafe { clone3(flags, signal, &[pid.0]) }.map_err(|e| named(e, pid))
     } else {
-        fork_by_last_pid(flags, pid, area)
+        fork_by_last_pid(flags, pid, area, parent)
     };
     side.during(|| format!("fork of task {pid}"))
 }
 
-/// Before Linux 5.5: tell the kernel the last pid it gave, and fork at once.
-fn fork_by_last_pid(flags: u64, pid: VirtPid, area: &Area) -> Result<Side> {
-    let mut knob = OpenOptions::new().write(true).open(LAST_PID).call(format!("open({LAST_PID})"))?;
+/// Before Linux 5.5: tell the kernel the last pid it gave, and fork at once. Somebody else may fork in between and
+/// take the number, perhaps for a short life only.
+fn fork_by_last_pid(flags: u64, pid: VirtPid, area: &Area, parent: Option<TaskIx>) -> Result<Side> {
+    let knob = OpenOptions::new().write(true).open(LAST_PID).call(format!("open({LAST_PID})"))?;
+    let deadline = Instant::now() + PATIENCE;
     for _ in 0..TRIES {
         area.shared().lock_last_pid();
-        let side = try_last_pid(&mut knob, flags, pid);
+        let side = try_last_pid(&knob, flags, pid);
         if matches!(side, Ok(Side::Child)) {
             // The lock is the parent's to give back.
             return side;
         }
         area.shared().unlock_last_pid();
-        match side? {
-            Side::Parent(real) if real.0 != pid.0 => {
-                // The wrong number: the child has left by itself.
-                let _ = nix::sys::wait::waitpid(nix::unistd::Pid::from_raw(real.0), None);
-                if !super::preflight::is_free(pid) {
-                    return Err(named(Error::sys("clone", libc::EEXIST), pid));
-                }
-            }
+        let real = match side? {
+            Side::Parent(real) if real.0 != pid.0 => real,
             side => return Ok(side),
+        };
+        log::debug!("Got pid {real} instead of {pid}");
+        // The child with the wrong number has left by itself; its parent must reap it.
+        match parent {
+            _ if flags & libc::CLONE_PARENT as u64 == 0 => reap(real)?,
+            Some(parent) => area.add_stray(parent, real)?,
+            None => log::warn!("{real} is left to our parent to be reaped"),
+        }
+        while !super::preflight::is_free(pid) {
+            if Instant::now() >= deadline {
+                return Err(named(Error::sys("clone", libc::EEXIST), pid));
+            }
+            std::thread::sleep(Duration::from_millis(1));
         }
     }
     Err(Error::host(format!("others fork too fast to get pid {pid}")))
 }
 
-fn try_last_pid(knob: &mut File, flags: u64, pid: VirtPid) -> Result<Side> {
-    knob.write_all((pid.0 - 1).to_string().as_bytes()).call(format!("write({LAST_PID})"))?;
+/// Reaps a child of ours that ends.
+pub fn reap(pid: RealPid) -> Result<()> {
+    use nix::sys::wait::{WaitPidFlag, waitpid};
+    waitpid(nix::unistd::Pid::from_raw(pid.0), Some(WaitPidFlag::__WALL)).map(drop).call("waitpid")
+}
+
+fn try_last_pid(knob: &File, flags: u64, pid: VirtPid) -> Result<Side> {
+    // At the start: what is written behind it is ignored (sysctl_writes_strict).
+    knob.write_all_at((pid.0 - 1).to_string().as_bytes(), 0).call(format!("write({LAST_PID})"))?;
     let flags = flags | libc::SIGCHLD as u64;
     // SAFETY: this process has one thread; without CLONE_VM a null stack means a copy of ours.
     let ret = unsafe { libc::syscall(libc::SYS_clone, flags, 0, 0, 0, 0) };

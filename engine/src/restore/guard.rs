@@ -99,7 +99,7 @@ impl Placeholders {
     pub fn fork(pids: &[VirtPid], area: &Area, kernel: &Kernel) -> Result<Placeholders> {
         let mut made = Placeholders(Vec::with_capacity(pids.len()));
         for pid in pids {
-            match fork::fork(0, *pid, area, kernel)? {
+            match fork::fork(0, *pid, area, None, kernel)? {
                 Side::Child => fork::sleep_forever(),
                 Side::Parent(real) => made.0.push(Pid::from_raw(real.0)),
             }

@@ -212,7 +212,7 @@ fn fork_root(cx: &TaskCx<'_>, memory: Prepared) -> Result<RealPid> {
         share_files: false,
         share_fs: false,
     };
-    match fork::fork_node(&make, cx.node().pid, cx.area, cx.kernel)? {
+    match fork::fork_node(&make, cx.node(), cx.area, cx.kernel)? {
         Side::Parent(pid) => Ok(pid),
         Side::Child => {
             if let Err(e) = fork::neutral_signals() {

@@ -34,8 +34,14 @@ struct Head {
     pages: [AtomicU64; 3],
     /// 1 once helpers and zombies may end. A futex word.
     end: AtomicU32,
-    pad: u32,
+    /// How many of `strays` are in use.
+    strayed: AtomicU32,
+    /// Children that got a wrong number and ended: number of the parent's node in the upper half, plus one.
+    strays: [AtomicU64; STRAYS],
 }
+
+/// More children than this do not get a wrong number before something else is wrong.
+const STRAYS: usize = 256;
 
 /// And for each task, while the tree is made.
 #[repr(C)]
@@ -114,6 +120,22 @@ impl Area {
     fn engine_head(&self) -> &Head {
         // SAFETY: mapped as long as self lives; everything written through it is atomic.
         unsafe { self.engine_head.as_ref() }
+    }
+
+    /// Leaves a child with a wrong number to be reaped by `parent`, whose child it is.
+    pub fn add_stray(&self, parent: TaskIx, pid: RealPid) -> Result<()> {
+        let head = self.engine_head();
+        let at = head.strayed.fetch_add(1, Ordering::Relaxed) as usize;
+        let word = head.strays.get(at).ok_or_else(|| Error::host("others fork too fast to get pids"))?;
+        word.store((u64::from(parent.0) + 1) << 32 | u64::from(pid.0.cast_unsigned()), Ordering::Release);
+        Ok(())
+    }
+
+    /// Those of `parent`, complete once all tasks are forked.
+    pub fn strays(&self, parent: TaskIx) -> impl Iterator<Item = RealPid> {
+        let words = self.engine_head().strays.iter().map(|w| w.load(Ordering::Acquire));
+        let of_parent = words.filter(move |w| w >> 32 == u64::from(parent.0) + 1);
+        of_parent.map(|w| RealPid((w as u32).cast_signed()))
     }
 
     /// Adds to the counts of pages: compared with inherited ones, found equal, read from images.
@@ -391,6 +413,18 @@ mod tests {
         slot.publish();
         let text = area.failure().to_string();
         assert!(text.contains("task 9") && text.contains("mremap") && text.contains("0x1000"), "{text}");
+    }
+
+    #[test]
+    fn strays_are_their_parents() {
+        let area = Area::new(2).unwrap();
+        for (parent, pid) in [(0, 11), (1, 12), (0, 13)] {
+            area.add_stray(TaskIx(parent), RealPid(pid)).unwrap();
+        }
+        let of = |parent| area.strays(TaskIx(parent)).map(|p| p.0).collect::<Vec<_>>();
+        assert_eq!((of(0), of(1)), (vec![11, 13], vec![12]));
+        (3..STRAYS).for_each(|_| area.add_stray(TaskIx(0), RealPid(1)).unwrap());
+        assert!(area.add_stray(TaskIx(0), RealPid(1)).is_err());
     }
 
     #[test]

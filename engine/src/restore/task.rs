@@ -177,6 +177,10 @@ fn live(cx: &TaskCx<'_>, inherited: Begun) -> Result<(Make, Begun)> {
         Role::Alive => {}
     }
     cx.area.wait_open(Stage::Restore)?;
+    if node.reaper {
+        // All orphans have come. Whether it stays one is the restorer's to set.
+        nix::sys::prctl::set_child_subreaper(false).call("prctl(PR_SET_CHILD_SUBREAPER)")?;
+    }
     // The last one that may come has been dropped unseen; from now on it would disturb.
     fork::block_all_signals()?;
     match finish(cx, begun)? {}
@@ -223,7 +227,7 @@ fn fork_child(cx: &TaskCx<'_>, make: &Make, begun: Begun) -> Result<Went> {
     if cx.area.failed() {
         return Err(Error::host("another task failed"));
     }
-    Ok(match fork::fork_node(make, cx.plan.node(make.task).pid, cx.area, cx.kernel)? {
+    Ok(match fork::fork_node(make, cx.plan.node(make.task), cx.area, cx.kernel)? {
         Side::Parent(_) => Went::Parent(begun),
         Side::Child => Went::Child(begun),
     })
@@ -279,7 +283,7 @@ fn reap_helpers(cx: &TaskCx<'_>) -> Result<()> {
             .call("waitpid")
             .during(|| format!("helper {pid}"))?;
     }
-    Ok(())
+    cx.area.strays(cx.task).try_for_each(|pid| fork::reap(pid).during(|| format!("process {pid}")))
 }
 
 /// Ends with the status of the image, which its parent will find as if nothing had happened.

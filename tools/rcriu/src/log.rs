@@ -23,7 +23,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicI32, AtomicU32, AtomicU64, Ordering::Relaxed};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
-use std::time::Instant;
+use std::time::SystemTime;
 
 use log::{Level, LevelFilter, Log, Metadata, Record};
 use nix::fcntl::{OFlag, openat};
@@ -45,7 +45,8 @@ struct Logger {
     /// The log was opened: lines go to `fd`.
     open: AtomicBool,
     level: AtomicU32,
-    began: Instant,
+    /// Wall time: restored tasks, which log too, have monotonic clocks of their own.
+    began: SystemTime,
     /// When the log was opened, in microseconds after `began`.
     start: AtomicU64,
     /// The process that opened the log; others put their pid in front.
@@ -93,7 +94,7 @@ pub fn start() {
         fd: LogFd::default(),
         open: AtomicBool::new(false),
         level: AtomicU32::new(crate::cli::DEFAULT_VERBOSITY),
-        began: Instant::now(),
+        began: SystemTime::now(),
         start: AtomicU64::new(0),
         owner: AtomicI32::new(0),
         file_of: AtomicI32::new(0),
@@ -139,7 +140,7 @@ pub fn open(to: To<'_>, level: u32, per_pid: bool) -> io::Result<()> {
     logger.owner.store(pid, Relaxed);
     logger.file_of.store(pid, Relaxed);
     logger.level.store(level, Relaxed);
-    logger.start.store(logger.began.elapsed().as_micros() as u64, Relaxed);
+    logger.start.store(logger.age(), Relaxed);
     *lock(&logger.first_error) = None;
     log::set_max_level(match level {
         0 => LevelFilter::Off,
@@ -270,6 +271,11 @@ fn line(record: &Record<'_>, time_of: Option<u64>, pid: Option<i32>) -> (String,
 }
 
 impl Logger {
+    /// Microseconds since it began; 0 if the wall clock was set back behind that.
+    fn age(&self) -> u64 {
+        self.began.elapsed().map_or(0, |age| age.as_micros() as u64)
+    }
+
     /// `--log-pid`: the first line of a forked process opens its own file, under the number of the log it
     /// inherited, which the engine keeps out of the way of the task's descriptors.
     fn own_file(&self, pid: i32) {
@@ -311,7 +317,7 @@ impl Log for Logger {
             self.own_file(pid);
         }
         let micros = (self.level.load(Relaxed) >= WITH_TIMES)
-            .then(|| (self.began.elapsed().as_micros() as u64).saturating_sub(self.start.load(Relaxed)));
+            .then(|| self.age().saturating_sub(self.start.load(Relaxed)));
         let (text, body) = line(record, micros, (forked && !own).then_some(pid));
         self.fd.write(text.as_bytes());
         if level == 1 {
