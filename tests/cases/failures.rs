@@ -14,6 +14,7 @@ use rcriu_tests::program::wait_gone;
 use rcriu_tests::state::{State, descendants, processes};
 use rcriu_tests::{Case, Cycle, Engine, Finished, Images, Program, Scratch};
 
+use crate::options::freezer;
 use crate::refusals::refused;
 
 /// A tmpfs of this many KiB, unmounted at the end.
@@ -173,32 +174,32 @@ fn interrupted_dump(signal: Signal) -> Result<()> {
     program.verify()
 }
 
-/// The state of a tree whose tracer was killed: the kernel lets the tasks go at the tracer's end, so the
-/// first look may still see them on their way out. Nobody is left to unmap injected code: that mapping may
-/// stay, and no more.
+/// The state of a tree whose dump was killed: its guardian takes away what the dump could not, which takes some
+/// moments.
 pub fn settled(program: &Program, before: &State) -> Result<State> {
-    let look = || Ok::<_, anyhow::Error>(program.state()?.without_new_mappings(before));
+    let look = || program.state();
     let mut now = look()?;
-    for _ in 0..1000 {
+    let patience = std::time::Instant::now() + Duration::from_secs(5);
+    while std::time::Instant::now() < patience {
         if before.differences(&now).is_empty() {
             break;
         }
-        std::thread::yield_now();
+        std::thread::sleep(Duration::from_millis(1));
         now = look()?;
     }
     Ok(now)
 }
 
 /// SIGKILL of dumps at moments spread over their duration: RCRIU_KILLS of them, or 40.
-fn killed_dumps() -> Result<()> {
+fn killed_dumps(program: &Program, options: &[&str]) -> Result<()> {
     let kills: u64 = std::env::var("RCRIU_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
-    let program = Program::start("threads", &["6"])?;
     let before = program.state()?;
+    let options = [&["--leave-running"], options].concat();
     let mut whole = None;
     for turn in 0..=kills {
         let images = Images::new()?;
         let start = std::time::Instant::now();
-        let dump = Running::dump(&program, &images, &["--leave-running"])?;
+        let dump = Running::dump(program, &images, &options)?;
         match whole {
             None => {
                 ensure!(dump.end()? == Some(0), "a dump that nobody disturbs fails");
@@ -210,8 +211,60 @@ fn killed_dumps() -> Result<()> {
                 dump.end()?;
             }
         }
-        compare(&before, &settled(&program, &before)?)
+        compare(&before, &settled(program, &before)?)
             .with_context(|| format!("after dump {turn} was killed"))?;
+    }
+    program.verify()
+}
+
+/// The same with a control group that is frozen for the dump.
+fn killed_dumps_of_a_group() -> Result<()> {
+    let cgroup = freezer()?;
+    let run = || -> Result<()> {
+        let program = Program::start("tree", &["2", "3"])?;
+        for task in program.tree()? {
+            fs::write(cgroup.join("cgroup.procs"), task.pid().to_string()).context("moving to the cgroup")?;
+        }
+        killed_dumps(&program, &["--freeze-cgroup", cgroup.to_str().context("name")?])?;
+        let state = ["cgroup.freeze", "freezer.state"].map(|f| fs::read_to_string(cgroup.join(f)));
+        let thawed = state.iter().flatten().all(|s| ["0", "THAWED"].contains(&s.trim()));
+        ensure!(thawed, "the group was left frozen: {state:?}");
+        Ok(())
+    };
+    let result = run();
+    fs::remove_dir(&cgroup).context("removing the cgroup")?;
+    result
+}
+
+/// A guardian that is killed with its dump: the next dump removes what they leave.
+fn killed_guardian() -> Result<()> {
+    let program = Program::start("threads", &["2"])?;
+    let before = program.state()?;
+    let pid = program.pid().to_string();
+    let mut left = 0;
+    for turn in 0..400 {
+        let images = Images::new()?;
+        let dump = Running::dump(&program, &images, &["--leave-running"])?;
+        dump.for_a_while(turn * 997 % 40_000)?;
+        let mine = dump.child.id() as i32;
+        let guardian = processes()?.into_iter().find(|p| p.ppid == mine);
+        if let Some(guardian) = guardian {
+            let _ = nix::sys::signal::kill(Pid::from_raw(guardian.pid), Signal::SIGKILL);
+        }
+        dump.pidfd.kill(Signal::SIGKILL);
+        dump.end()?;
+        std::thread::sleep(Duration::from_millis(20));
+        if !before.differences(&program.state()?).is_empty() {
+            left += 1;
+            let images = Images::new()?;
+            Engine::rcriu()?
+                .run(&["dump", "-t", &pid, "-D", images.as_str()?, "-R", "-v4", "-o", "dump.log"])?
+                .ok()?;
+            compare(&before, &program.state()?).context("what was left is still there")?;
+            if left == 2 {
+                break;
+            }
+        }
     }
     program.verify()
 }
@@ -374,7 +427,14 @@ pub fn cases() -> Vec<Case> {
         Case::new("failures: the parent of the command cannot be dumped", own_parent),
         Case::new("failures: a task that is traced is named and left to its tracer", already_traced),
         Case::new("failures: a target that dies fails the dump", target_dies),
-        Case::new("failures: dumps killed at any moment leave the program running", killed_dumps),
+        Case::new("failures: dumps killed at any moment leave a thread as it was", || {
+            killed_dumps(&Program::start("threads", &["1"])?, &[])
+        }),
+        Case::new("failures: dumps killed at any moment leave six threads as they were", || {
+            killed_dumps(&Program::start("threads", &["6"])?, &[])
+        }),
+        Case::new("failures: dumps killed at any moment leave no group frozen", killed_dumps_of_a_group),
+        Case::new("failures: what a dump and its guardian leave the next removes", killed_guardian),
         Case::new("failures: a pid that is taken is named and its owner left alone", pid_taken),
         Case::new("failures: a dump that cannot freeze its target ends in time", timeout_ends_the_dump),
         Case::new("failures: a truncated core image fails the restore by name", || {

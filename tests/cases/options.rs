@@ -247,7 +247,7 @@ fn shell_job() -> Result<()> {
 }
 
 /// A cgroup below the first freezer that can be written; its path.
-fn freezer() -> Result<std::path::PathBuf> {
+pub fn freezer() -> Result<std::path::PathBuf> {
     let name = format!("rcriu-test-{}", std::process::id());
     for (root, file) in [("/sys/fs/cgroup", "cgroup.freeze"), ("/sys/fs/cgroup/freezer", "freezer.state")] {
         let dir = std::path::Path::new(root).join(&name);

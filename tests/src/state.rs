@@ -137,18 +137,6 @@ impl State {
         self
     }
 
-    /// This state without the mappings that `before` does not have: what a dump that was killed could not take
-    /// out of its target again.
-    pub fn without_new_mappings(mut self, before: &State) -> State {
-        for (key, value) in self.0.iter_mut().filter(|(k, _)| k.ends_with(" memory")) {
-            if let Some(old) = before.0.get(key) {
-                let known: Vec<&str> = value.lines().filter(|l| old.lines().any(|o| o == *l)).collect();
-                *value = known.join("\n");
-            }
-        }
-        self
-    }
-
     /// This state, with what CRIU makes of shared anonymous memory taken for what it was: CRIU restores it as a
     /// memfd, called as its image calls it.
     pub fn restored_by_criu(mut self) -> State {

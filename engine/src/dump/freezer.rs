@@ -114,6 +114,12 @@ impl Freezer {
         if self.now == self.found { Ok(()) } else { self.write(self.found) }
     }
 
+    /// Freezes or thaws the group whatever it was before, and leaves it so.
+    pub fn force(&mut self, frozen: bool) -> Result<()> {
+        self.found = if frozen { State::Frozen } else { State::Thawed };
+        self.write(self.found)
+    }
+
     /// Every thread in the group and in groups below it.
     pub fn threads(&self) -> Result<Vec<RealPid>> {
         let mut threads = Vec::new();

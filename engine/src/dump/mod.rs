@@ -12,6 +12,7 @@ pub mod collect;
 mod core;
 mod finish;
 pub(crate) mod freezer;
+mod guardian;
 pub(crate) mod identity;
 mod namespaces;
 pub mod predump;

@@ -1,5 +1,8 @@
 //! Tasks that cannot be dumped, found before anything is done to them: each refusal names its reason.
 
+use std::time::{Duration, Instant};
+
+use super::guardian;
 use crate::{
     error::{Error, Kind, Result},
     procfs::{
@@ -21,6 +24,9 @@ const NAMESPACES: [(&str, &str); 8] = [
     ("uts", "uts"),
     ("cgroup", "cgroup"),
 ];
+
+/// How long a guardian may take.
+const UNDONE: Duration = Duration::from_secs(3);
 
 /// The root task: it exists, is alive, and is not this process or one that waits for it.
 pub fn root(pid: RealPid) -> Result<()> {
@@ -59,7 +65,13 @@ pub fn root(pid: RealPid) -> Result<()> {
 pub fn task(dir: &ProcDir) -> Result<()> {
     let pid = dir.pid();
     let stat = Stat::read(dir)?;
-    let status = Status::read(dir)?;
+    let mut status = Status::read(dir)?;
+    // A dump that was killed: it is being undone.
+    let soon = Instant::now() + UNDONE;
+    while is_guardian(status.tracer) && Instant::now() < soon {
+        std::thread::sleep(Duration::from_millis(1));
+        status = Status::read(dir)?;
+    }
     if stat.flags & PF_KTHREAD != 0 || status.kthread {
         return Err(Error::unsupported(format!("{} is a thread of the kernel", name(pid))));
     }
@@ -75,6 +87,14 @@ pub fn task(dir: &ProcDir) -> Result<()> {
         return others.map(ProcDir::open).filter_map(Result::ok).try_for_each(|dir| namespaces(&dir));
     }
     namespaces(dir)
+}
+
+/// Whether thread `tid` belongs to a dump's guardian.
+fn is_guardian(tid: i32) -> bool {
+    tid != 0
+        && ProcDir::open(RealPid(tid))
+            .and_then(|dir| dir.read("comm"))
+            .is_ok_and(|comm| comm.trim_ascii_end() == guardian::NAME.to_bytes())
 }
 
 /// All namespaces are those of this process.

@@ -17,7 +17,7 @@ use nix::{
     unistd::Pid,
 };
 
-use super::{freezer::Freezer, refuse};
+use super::{freezer::Freezer, guardian::Guardian, refuse};
 use crate::{
     error::{Context, Error, Kind, Result, SysContext},
     infect::StoppedTask,
@@ -66,6 +66,8 @@ pub struct Frozen {
     /// Threads of the freezer group that are not part of the tree, stopped.
     others: Vec<RealPid>,
     freezer: Option<Freezer>,
+    /// Goes last: it stands by until everybody is let go.
+    guardian: Guardian,
     seizures: u64,
     deadline: Instant,
 }
@@ -81,6 +83,7 @@ pub fn tree(opts: &DumpOptions, kernel: &Kernel) -> Result<Frozen> {
         waiting: HashSet::new(),
         others: Vec::new(),
         freezer: None,
+        guardian: Guardian::start(opts.freeze_cgroup.clone(), kernel)?,
         seizures: 0,
         deadline: Instant::now() + limit,
     };
@@ -175,7 +178,8 @@ impl Frozen {
             (TaskState::Dead, None, None)
         } else {
             refuse::task(&dir)?;
-            let stopped = StoppedTask::seize_held(pid, kernel, self.left(), &mut self.waiting)?;
+            let mut stopped = StoppedTask::seize_held(pid, kernel, self.left(), &mut self.waiting)?;
+            stopped.watched_by(self.guardian.ledger());
             // A pid that was given to somebody else between listing and seizing has another parent.
             let now = Status::read(&dir)?;
             if let Some(parent) = parent
@@ -198,6 +202,7 @@ impl Frozen {
     /// Freezes the group, seizes every thread in it, and lets it thaw: ptrace has them all by then.
     fn freeze_group(&mut self, folder: &std::path::Path) -> Result<()> {
         let mut freezer = Freezer::open(folder)?;
+        self.guardian.group_changes(freezer.was_frozen());
         freezer.freeze(self.deadline)?;
         let me = std::process::id().cast_signed();
         for tid in freezer.threads()? {

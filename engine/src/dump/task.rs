@@ -17,7 +17,7 @@ use super::{
 use crate::{
     error::{Context, Error, Result},
     files::{FilesOut, PathUse},
-    infect::{Infected, StoppedTask},
+    infect::{self, Infected, StoppedTask},
     mm::{
         aio::Rings,
         pagemap::Scanner,
@@ -59,7 +59,10 @@ pub fn dump(tree: &Pstree, at: usize, frozen: &mut Frozen, cx: &mut DumpCx<'_>) 
 fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> {
     let dir = &task.dir;
     // Mappings, status and signals are read before anything of ours is in the task.
-    let maps = maps::smaps(dir)?;
+    let mut maps = maps::smaps(dir)?;
+    if infect::remove_leftover(stopped, &maps)? {
+        maps = maps::smaps(dir)?;
+    }
     let statuses: Vec<Status> =
         stopped.threads().iter().map(|t| Status::read(&dir.thread(t.tid())?)).collect::<Result<_>>()?;
     let signals = signals(stopped, &statuses)?;

@@ -7,7 +7,7 @@ use parasite::{Command, Control, DATA_LEN, Plain, STATE_DONE, STATE_POSTED};
 use super::{
     area::Area,
     blob::{PARASITE, PARASITE_END, PARASITE_ENTRY, PARASITE_SETUP_ENTRY},
-    limits,
+    ledger, limits,
     plain::{bytes_of, value_of},
     syscall::Gadget,
     task::StoppedTask,
@@ -42,6 +42,7 @@ pub struct Infected<'t> {
     /// Thread whose signal frame is in place.
     framed: Cell<Option<RealPid>>,
     mapped: bool,
+    entry: Option<ledger::Entry>,
     pub(super) pidfd: std::cell::OnceCell<std::os::fd::OwnedFd>,
 }
 
@@ -68,6 +69,7 @@ impl<'t> Infected<'t> {
             ignored: status.sig_ignored,
             framed: Cell::new(None),
             mapped: false,
+            entry: None,
             pidfd: std::cell::OnceCell::new(),
         };
         infected.map(frame_len)?;
@@ -86,6 +88,9 @@ impl<'t> Infected<'t> {
     /// read-write. So a single system call runs without the blob's net.
     fn map(&mut self, frame_len: u64) -> Result<()> {
         let mut raised = None;
+        if let Some(ledger) = self.task.ledger() {
+            self.entry = ledger.enter(self.task.pid(), self.task.dir(), self.area.len)?;
+        }
         let base = match self.map_region() {
             Err(e) if is_limit(&e) => {
                 raised = Some(limits::Raised::new(self.task.pid())?);
@@ -95,6 +100,9 @@ impl<'t> Infected<'t> {
         };
         self.area = Area::new(base, &PARASITE, frame_len);
         self.mapped = true;
+        if let Some(entry) = &self.entry {
+            entry.mapped(base);
+        }
         self.write_through(base, PARASITE.code())?;
         match self.unprotect() {
             Err(e) if is_limit(&e) && raised.is_none() => {
@@ -109,7 +117,8 @@ impl<'t> Infected<'t> {
 
     fn map_region(&self) -> Result<u64> {
         let prot = (libc::PROT_READ | libc::PROT_EXEC) as u64;
-        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u64;
+        // Without reserve: by that the mapping is known should we be killed.
+        let flags = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE) as u64;
         let args = [0, self.area.len, prot, flags, u64::MAX, 0];
         self.bare_syscall("mmap", MMAP, args).map_err(|e| match e.errno() {
             Some(libc::EACCES | libc::EPERM) => {
@@ -160,6 +169,7 @@ impl<'t> Infected<'t> {
     }
 
     fn unmap(&mut self) -> Result<()> {
+        let _entry = self.entry.take();
         if !self.mapped {
             return Ok(());
         }

@@ -14,7 +14,8 @@
 //! replaced, it runs to an end the engine can see, its registers are put back, and it is brought to a
 //! stop in which nothing of a system call or signal is half done. Between visits every thread has its
 //! own registers, mask and processor state, so if the engine is killed there the kernel lets all threads
-//! go on as if nothing had been (a mapping of some 70 KiB stays behind).
+//! go on as if nothing had been. The mapping stays behind; the guardian of a dump takes it away
+//! (`ledger.rs`, `leftover.rs`).
 //!
 //! If it is killed during a visit of the parasite, the parasite itself loads the thread's registers
 //! from a signal frame the engine left beside it. The two system calls that make and remove the mapping
@@ -30,6 +31,8 @@ mod fault;
 mod fds;
 mod gadget;
 mod infected;
+mod ledger;
+mod leftover;
 mod limits;
 mod plain;
 mod restart;
@@ -40,6 +43,8 @@ mod thread;
 mod visit;
 
 pub use infected::Infected;
+pub use ledger::{Guest, Ledger};
+pub use leftover::{cure as cure_leftover, remove_from as remove_leftover};
 pub use parasite::{
     aio::AioRing,
     sigactions::Sigaction,

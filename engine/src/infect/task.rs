@@ -5,7 +5,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::thread::{LOOK, StopKind, StoppedThread};
+use super::{
+    Ledger,
+    thread::{LOOK, StopKind, StoppedThread},
+};
 use crate::{
     error::{Error, Kind, Result},
     kernel::Kernel,
@@ -31,6 +34,7 @@ pub struct StoppedTask {
     /// Attached, then found to have ended; their ends are still to be taken from the kernel.
     ended: Vec<RealPid>,
     leader_gone: bool,
+    ledger: Option<Ledger>,
 }
 
 impl StoppedTask {
@@ -63,6 +67,7 @@ impl StoppedTask {
             attached: Vec::new(),
             ended: Vec::new(),
             leader_gone: false,
+            ledger: None,
         };
         let mut known = HashSet::new();
         loop {
@@ -164,6 +169,15 @@ impl StoppedTask {
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// Infections of this process will be entered in `ledger`.
+    pub fn watched_by(&mut self, ledger: &Ledger) {
+        self.ledger = Some(ledger.clone());
+    }
+
+    pub(super) fn ledger(&self) -> Option<&Ledger> {
+        self.ledger.as_ref()
     }
 
     /// Its pid in our pid namespace.

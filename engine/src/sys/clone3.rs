@@ -8,7 +8,7 @@
 use blobrt::abi::CloneArgs;
 
 use crate::{
-    error::{Error, Kind, Result},
+    error::{Error, Kind, Result, SysContext},
     pstree::RealPid,
     sys::errno,
 };
@@ -66,6 +66,24 @@ pub unsafe fn clone3(flags: u64, exit_signal: i32, set_tid: &[i32]) -> Result<Si
             (libc::EEXIST, Some(tid)) => Err(Error::new(Kind::Host(format!("clone3: pid {tid} is in use")))),
             (e, _) => Err(Error::sys("clone3", e)),
         },
+    }
+}
+
+/// Forks a process with one thread; its parent gets no signal at the child's end, and waits for it with
+/// `__WALL`.
+///
+/// # Errors
+/// If this process has more threads: a fork copies only the calling one, and what the others hold stays held.
+pub fn fork_alone() -> Result<Side> {
+    let threads = std::fs::read_dir("/proc/self/task").call("open(/proc/self/task)")?.count();
+    if threads != 1 {
+        return Err(Error::host(format!("this process has {threads} threads")));
+    }
+    // SAFETY: this process has one thread; without CLONE_VM a null stack means a copy of ours.
+    match unsafe { libc::syscall(libc::SYS_clone, 0, 0, 0, 0, 0) } {
+        0 => Ok(Side::Child),
+        r if r > 0 => Ok(Side::Parent(RealPid(r as i32))),
+        _ => Err(Error::sys("clone", errno::last())),
     }
 }
 

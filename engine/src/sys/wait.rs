@@ -87,6 +87,14 @@ pub fn poll(tid: RealPid) -> Result<Option<Status>> {
     }
 }
 
+/// Waits for the end of a child that was killed.
+pub fn end(pid: RealPid) {
+    // SAFETY: a null status is not written.
+    while unsafe { libc::waitpid(pid.0, std::ptr::null_mut(), libc::__WALL) } == -1
+        && errno::last() == libc::EINTR
+    {}
+}
+
 /// The next change of state of `tid`, or `None` when `deadline` passes first.
 pub fn until(tid: RealPid, deadline: Instant) -> Result<Option<Status>> {
     const YIELDS: u32 = 64;
