@@ -30,6 +30,7 @@ pub mod infect;
 pub mod interrupt;
 pub mod kernel;
 pub mod mm;
+mod netlock;
 pub mod ns;
 pub mod options;
 pub mod process;

@@ -38,6 +38,13 @@ impl Inherited {
     }
 }
 
+/// A name for one run, unique on the host.
+pub(crate) fn run_id() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/random/uuid")
+        .map(|s| s.trim().to_owned())
+        .unwrap_or_else(|_| format!("{:08x}-0000-4000-8000-{:012x}", std::process::id(), std::process::id()))
+}
+
 /// The numbers of all open descriptors.
 pub(crate) fn open_descriptors() -> Result<Vec<RawFd>> {
     let list = std::fs::read_dir("/proc/self/fd").call("open(/proc/self/fd)")?;

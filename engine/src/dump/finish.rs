@@ -9,6 +9,7 @@ use super::{
 };
 use crate::{
     error::{Result, SysContext},
+    files::Connections,
     mm::track::Tracker,
     options::{DumpOptions, NetworkLock},
     procfs::{ProcDir, timens},
@@ -61,11 +62,11 @@ fn entry(task: &Task, parent: i32) -> pb::PstreeEntry {
 /// Everything that is written once all tasks are, up to the inventory.
 ///
 /// `stays` says that the tree goes on: names made only for the images are then removed. What is left to do is to
-/// follow changes.
-pub fn seal(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<Tracker> {
+/// follow changes, and to let connections go.
+pub fn seal(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<(Tracker, Connections)> {
     zombies(tree, cx.images)?;
     pstree(tree, cx.images)?;
-    cx.files.finish(stays)?;
+    let mut connections = cx.files.finish(stays)?;
     one(cx.images, ImageKind::Seccomp, 0, cx.seccomp.entry())?;
     cx.cgroups.write(cx.images, &cx.opts.common.cgroup)?;
     clocks(tree, cx.images)?;
@@ -73,8 +74,9 @@ pub fn seal(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<Tracker> {
     cx.track.write(cx.images)?;
     let mut inventory = inventory(cx.opts, tree.own);
     cx.track.sign(&mut inventory)?;
+    connections.sign(&mut inventory);
     one(cx.images, ImageKind::Inventory, 0, &inventory)?;
-    Ok(cx.track)
+    Ok((cx.track, connections))
 }
 
 /// Clocks of the tree at the time of the dump: a restore makes them go on from here. `timens-0.img` for a tree

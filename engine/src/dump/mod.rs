@@ -133,8 +133,8 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     stats.shpages_scanned = cx.pages.counts().shmem_scanned.load(Ordering::Relaxed);
     stats.shpages_written = cx.pages.counts().shmem_written.load(Ordering::Relaxed);
     cx.pages.finish()?;
-    // The inventory is the last image: no inventory, no snapshot.
-    let mut track = finish::seal(cx, &tree, opts.afterwards != Afterwards::Kill)?;
+    // The inventory is the last image: no inventory, no snapshot. Dropped, connections go on.
+    let (mut track, mut connections) = finish::seal(cx, &tree, opts.afterwards != Afterwards::Kill)?;
     // Needs: all pages read, and nothing that can still fail and leave the parent as the newest images.
     track.mark();
     // A complete set stays, also if somebody objects to ending the tree.
@@ -144,7 +144,14 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
         dedup::parents(&images)?;
     }
     notify(Stage::PostDump)?;
-    frozen.finish(opts.afterwards)?;
+    if opts.afterwards == Afterwards::Kill {
+        connections.settle()?;
+        frozen.finish(opts.afterwards)?;
+        connections.gone();
+    } else {
+        drop(connections);
+        frozen.finish(opts.afterwards)?;
+    }
     stats.frozen.stop();
     stats.write(&opts.common.work_dir)?;
     log::info!("Dumping finished successfully");

@@ -22,7 +22,8 @@ use nix::sys::statfs::FsType;
 pub use rcriu_images::pb::FdTypes as FdType;
 use rcriu_images::{ImageDir, pb};
 
-use crate::{error::Result, options::RestoreOptions, pstree::FileId};
+pub use self::sk::Revived;
+use crate::{error::Result, netlock::Connection, options::RestoreOptions, pstree::FileId};
 
 mod build_id;
 mod eventfd;
@@ -53,6 +54,7 @@ pub use fd::{DrainedFd, FdProbe};
 pub use ghost::{Lost, Source};
 pub use out::{FilesOut, PathUse};
 pub use plan::{FilesPlan, PlanFiles, Table, TableIx, Zone};
+pub use sk::Connections;
 pub use task::{FilesShared, FilesTask};
 
 /// One kind of open file: how it is recognised, dumped, and read back from an image.
@@ -114,6 +116,17 @@ pub trait RestoredFile: fmt::Debug + Send + Sync {
     /// The inode has no name (any more): where its content is, and how it was known.
     fn lost(&self) -> Option<(Source<'_>, Lost<'_>)> {
         None
+    }
+
+    /// The connection it is an end of: its packets are locked out until tasks run.
+    fn connection(&self) -> Option<Connection> {
+        None
+    }
+
+    /// Makes it in the engine, before the first fork, if that is the only place where it can be made: then
+    /// `open` finds it as [`FilesTask::revived`]. `close` says that connections come back closed.
+    fn revive(&self, _close: bool, _images: &ImageDir) -> Result<Option<Revived>> {
+        Ok(None)
     }
 
     /// How many descriptors beside those of the table opening it needs for a while.

@@ -9,7 +9,7 @@ use std::{
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
 use super::{
-    DrainedFd, FdProbe, FdType, FileKind, KINDS,
+    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS,
     ghost::GhostsOut,
     lock::LocksOut,
     memfd::{self, MemfdsOut},
@@ -139,7 +139,7 @@ impl<'a> FilesOut<'a> {
             pipes: PipesOut::new(images),
             ttys: TtysOut::default(),
             more: images.writer(ImageKind::RcriuFiles, 0),
-            sockets: SocketsOut::new(images),
+            sockets: SocketsOut::new(images, opts),
         }
     }
 
@@ -332,8 +332,9 @@ impl<'a> FilesOut<'a> {
         Ok(self.more.write(&entry)?)
     }
 
-    /// Completes all images. `stays` says that the tasks go on: then names made for the images alone go.
-    pub fn finish(mut self, stays: bool) -> Result<()> {
+    /// Completes all images. `stays` says that the tasks go on: then names made for the images alone go. TCP
+    /// connections are given back as they are: without packets.
+    pub fn finish(mut self, stays: bool) -> Result<Connections> {
         sk::dump_rest(&mut self)?;
         let mut late = std::mem::take(&mut self.late);
         late.sort_by_key(|(entry, ..)| self.sockets.place(FileId(entry.id)));
@@ -342,14 +343,15 @@ impl<'a> FilesOut<'a> {
             kind.complete(&mut entry, &probe, &mut self).during(|| probe.place())?;
             self.write(entry)?;
         }
-        self.sockets.finish()?;
+        let connections = self.sockets.finish()?;
         self.files.finish()?;
         self.more.finish()?;
         self.memfds.finish()?;
         self.locks.finish()?;
         self.pipes.finish()?;
         self.ttys.finish(self.opts, self.images)?;
-        self.ghosts.finish(stays)
+        self.ghosts.finish(stays)?;
+        Ok(connections)
     }
 }
 

@@ -5,6 +5,7 @@
 //! table's turn comes is closed.
 
 use std::{
+    cell::RefCell,
     collections::{BTreeMap, HashMap},
     os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd},
     sync::atomic::Ordering,
@@ -14,7 +15,7 @@ use rcriu_images::{ImageDir, ImageKind};
 use restorer::args::Late;
 
 use super::{
-    GroupKey, Lost, OpenHow, Source,
+    GroupKey, Lost, OpenHow, Revived, Source,
     fdpass::{self, FdPass, Passer},
     ghost, lock, memfd, pidfd,
     plan::{FilesPlan, Node, Place, Step, TableIx, TablePlan, Zone},
@@ -51,6 +52,8 @@ pub struct FilesShared {
     links: Vec<Vec<u8>>,
     terminals: Terminals,
     memfds: memfd::Made,
+    /// TCP connections, which the engine lets go in the end.
+    revived: RefCell<HashMap<FileId, Revived>>,
 }
 
 impl FilesShared {
@@ -64,6 +67,7 @@ impl FilesShared {
         let early = plan.memfds.len() + plan.dead_pidfds.values().map(Vec::len).sum::<usize>();
         let lost = plan.nodes.values().filter(|node| node.file.lost().is_some()).count();
         let outside = opts.inherit_fds.len() + plan.ttys.descriptors();
+        let early = early + plan.connections().len();
         let room = i32::try_from(plan.most_kept() + passing + early + lost + outside).unwrap_or(i32::MAX);
         plan.zone(limit, room.saturating_add(ENGINE_ROOM))
     }
@@ -99,7 +103,15 @@ impl FilesShared {
             handles.insert(id, zone.keep(handle)?);
         }
         let memfds = memfd::Made::new(&plan.memfds, images, zone)?;
+        let mut revived = HashMap::new();
+        for (&id, node) in &plan.nodes {
+            let made = node.file.revive(opts.common.tcp.close, images);
+            if let Some(made) = made.during(|| format!("file {id} {}", node.file.name()))? {
+                revived.insert(id, made.keep(zone)?);
+            }
+        }
         Ok(FilesShared {
+            revived: RefCell::new(revived),
             zone,
             pass: FdPass::new(plan.slots, plan.receivers(), kernel, zone)?,
             tables: SharedWords::new(plan.tables.len() * WORDS)?,
@@ -114,6 +126,18 @@ impl FilesShared {
     /// Once all tasks have mapped their files: what must not be changed any more is sealed.
     pub fn mapped(&self) -> Result<()> {
         self.memfds.seal()
+    }
+
+    /// Connections go on: right before tasks do, when their packets flow again.
+    ///
+    /// # Errors
+    /// None of a single connection: that it is lost is logged, since nothing can be undone any more.
+    pub fn connect(&self) {
+        for (id, connection) in self.revived.take() {
+            if let Err(e) = connection.resume() {
+                log::error!("file {id}: the connection does not go on: {e}");
+            }
+        }
     }
 
     /// After a restore that succeeded: names that the dump made for it go.
@@ -287,6 +311,17 @@ impl<'a> FilesTask<'a> {
     /// Lengths of the packets in a pipe or fifo; none if it holds bytes.
     pub(super) fn packets(&self, kind: ImageKind, pipe_id: u32) -> &'a [u32] {
         self.plan.packets.get(&(kind, pipe_id)).map_or(&[], Vec::as_slice)
+    }
+
+    /// A connection that the engine made.
+    pub(super) fn revived(&self, id: FileId) -> Result<Option<OwnedFd>> {
+        let made = self.shared.revived.borrow();
+        made.get(&id).map(|made| made.socket().try_clone_to_owned().call("dup")).transpose()
+    }
+
+    /// Whether the engine made the connection.
+    pub(super) fn is_revived(&self, id: FileId) -> bool {
+        self.shared.revived.borrow().contains_key(&id)
     }
 
     /// A memfd inode, by its number in images.

@@ -40,6 +40,11 @@ impl<'a> Forked<'a> {
         Ok(Forked { area, plan, snapshot, was_subreaper, keep: false })
     }
 
+    /// What they share with us.
+    pub fn area(&self) -> &'a Area {
+        self.area
+    }
+
     /// The tasks live on whatever happens to us.
     pub fn keep(mut self) {
         self.keep = true;

@@ -9,6 +9,7 @@ pub mod finish;
 pub mod fork;
 pub mod guard;
 pub mod handoff;
+mod network;
 mod pidfile;
 pub mod plan;
 pub mod preflight;
@@ -35,6 +36,7 @@ use crate::task::cgroup::Groups;
 
 use finish::Attached;
 use guard::{Forked, Placeholders};
+use network::Network;
 use pidfile::Pidfile;
 use plan::Plan;
 use preflight::Preflight;
@@ -82,6 +84,8 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     let mut stats = RestoreStats::default();
     stats.forking.start();
     let area = Area::new(plan.tree.len())?;
+    // Needs: nothing; from here on connections are made, and no packet may meet one that is not whole.
+    let network = Network::lock(&snapshot, &plan)?;
     let files = prepare_files(&mut snapshot, &plan, opts, kernel)?;
     let memory = Prepared::new(&snapshot)?;
     fork::check_single_threaded()?;
@@ -131,9 +135,11 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     groups.settle()?;
     faults::point("restore-seized")?;
 
-    // The network is open: what fails from here on may lose data.
-    resume(attached, &area, &forked, threads, opts, root, &mut stats)
-        .map_err(|e| e.remedy("the network was unlocked already: data or connections may be lost"))?;
+    let go_on = || {
+        network.unlock();
+        files.connect();
+    };
+    resume(attached, &forked, threads, go_on, opts, root, &mut stats)?;
     groups.freeze();
     forked.keep();
     pidfile.keep();
@@ -150,16 +156,17 @@ fn own_groups(snapshot: &Snapshot) -> u32 {
     snapshot.inventory.root_cg_set.unwrap_or(crate::task::cgroup::OWN)
 }
 
-/// From waiting threads to running tasks.
+/// From waiting threads to running tasks. `go_on` lets connections go on.
 fn resume(
     mut attached: Attached<'_>,
-    area: &Area,
     forked: &Forked<'_>,
     threads: u32,
+    go_on: impl FnOnce(),
     opts: &RestoreOptions,
     root: RealPid,
     stats: &mut RestoreStats,
 ) -> Result<()> {
+    let area = forked.area();
     area.open(Stage::RestoreCreds, threads)?;
     area.await_all(Stage::RestoreCreds, || forked.watch())?;
     stats.restore.stop();
@@ -177,7 +184,11 @@ fn resume(
         log::warn!("stats-restore was not written: {e}");
     }
     attached.clean(opts.leave_stopped)?;
-    attached.detach()
+    // The network is open: what fails from here on may lose data.
+    go_on();
+    attached
+        .detach()
+        .map_err(|e| e.remedy("the network was unlocked already: data or connections may be lost"))
 }
 
 /// Makes room for the tasks' descriptors: what they inherit from us moves to numbers none of them has.

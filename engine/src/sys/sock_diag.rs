@@ -174,7 +174,7 @@ fn dump(body: &[u8], mut each: impl FnMut(&[u8])) -> Result<()> {
 }
 
 /// Takes the next message off `rest`: its kind and body.
-fn next_message<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
+pub(crate) fn next_message<'a>(rest: &mut &'a [u8]) -> Option<(u16, &'a [u8])> {
     let len = word(rest)? as usize;
     let kind = half(rest.get(4..)?)?;
     let body = rest.get(16..len)?;

@@ -222,3 +222,47 @@ pub(crate) fn disconnect(fd: BorrowedFd<'_>) -> Result<()> {
     };
     if r < 0 { Err(Error::io("connect(AF_UNSPEC)", &std::io::Error::last_os_error())) } else { Ok(()) }
 }
+
+/// What of a TCP connection is queued, `linux/sockios.h`.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) enum Queued {
+    /// Received and not read.
+    In,
+    /// Not acknowledged by the peer yet, sent or not.
+    Out,
+    /// Not sent yet.
+    Unsent,
+}
+
+/// How much is queued, in bytes. An end of the stream that is queued counts as one when it is being sent.
+pub(crate) fn queued(fd: BorrowedFd<'_>, what: Queued) -> Result<u32> {
+    let (request, name) = match what {
+        Queued::In => (libc::FIONREAD, "ioctl(SIOCINQ)"),
+        Queued::Out => (libc::TIOCOUTQ, "ioctl(SIOCOUTQ)"),
+        Queued::Unsent => (0x894b, "ioctl(SIOCOUTQNSD)"),
+    };
+    let mut length: libc::c_int = 0;
+    // SAFETY: these requests write one int.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), request, &raw mut length) };
+    if r < 0 {
+        return Err(Error::io(name, &std::io::Error::last_os_error()));
+    }
+    Ok(u32::try_from(length).unwrap_or(0))
+}
+
+/// The network namespace of a socket (Linux 4.10).
+///
+/// # Errors
+/// EPERM without CAP_NET_ADMIN in it.
+pub(crate) fn network(fd: BorrowedFd<'_>) -> Result<OwnedFd> {
+    const SIOCGSKNS: libc::Ioctl = 0x894c;
+    // SAFETY: no argument.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), SIOCGSKNS, 0) };
+    if r < 0 {
+        return Err(Error::io("ioctl(SIOCGSKNS)", &std::io::Error::last_os_error()));
+    }
+    // SAFETY: a new descriptor of ours.
+    let network = unsafe { OwnedFd::from_raw_fd(r) };
+    crate::sys::fd::set_cloexec(r, true)?;
+    Ok(network)
+}

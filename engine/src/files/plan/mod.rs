@@ -32,6 +32,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Result},
+    netlock::Connection,
     pstree::{FileId, VirtPid},
     sys::fd,
 };
@@ -241,6 +242,15 @@ impl FilesPlan {
             }
         }
         kept.into_iter().max().unwrap_or(0)
+    }
+
+    /// TCP connections of which there is an end.
+    pub(crate) fn connections(&self) -> Vec<Connection> {
+        let mut all: Vec<_> = self.nodes.values().filter_map(|node| node.file.connection()).collect();
+        // Both ends may be there.
+        all.sort_unstable();
+        all.dedup();
+        all
     }
 
     /// Tables that receive something.

@@ -15,6 +15,7 @@ use rcriu_images::ImageDir;
 use super::{FdProbe, FilesOut};
 use crate::{
     error::{Context, Result},
+    options::DumpOptions,
     pstree::{FileId, RealPid},
     sys::sockopt::{self, general},
 };
@@ -22,9 +23,12 @@ use crate::{
 mod inet;
 mod opts;
 mod queue;
+mod tcp;
 mod unix;
 
 pub(super) use inet::Inet;
+pub use tcp::Connections;
+pub use tcp::Revived;
 pub(super) use unix::{Unix, UnixWorld};
 
 /// File system of sockets (`linux/magic.h`).
@@ -74,16 +78,20 @@ pub(super) struct SocketsOut {
     inet: inet::InetOut,
     /// The lowest pid among the tasks that have the socket.
     lowest: HashMap<FileId, RealPid>,
+    tcp: tcp::Waiting,
+    connections: Connections,
 }
 
 impl SocketsOut {
-    pub(super) fn new(images: &ImageDir) -> Self {
+    pub(super) fn new(images: &ImageDir, opts: &DumpOptions) -> Self {
         SocketsOut {
             queues: queue::QueuesOut::new(images),
             waiting: Vec::new(),
             unix: unix::UnixOut::default(),
             inet: inet::InetOut::default(),
             lowest: HashMap::new(),
+            tcp: tcp::Waiting::default(),
+            connections: Connections::new(opts.network_lock),
         }
     }
 
@@ -99,9 +107,10 @@ impl SocketsOut {
         Reverse(self.lowest.get(&id).copied())
     }
 
-    /// Completes the image.
-    pub(super) fn finish(self) -> Result<()> {
-        self.queues.finish()
+    /// Completes the image; connections remain to be let go.
+    pub(super) fn finish(self) -> Result<Connections> {
+        self.queues.finish()?;
+        Ok(self.connections)
     }
 }
 
@@ -111,6 +120,8 @@ pub(super) fn dump_rest(out: &mut FilesOut<'_>) -> Result<()> {
     while let Some(queue) = out.sockets.waiting.pop() {
         queue::dump(&queue, out).during(|| queue.place.clone())?;
     }
+    // Needs: nothing turns up any more.
+    tcp::dump_all(out)?;
     unix::dump_outside(out)
 }
 

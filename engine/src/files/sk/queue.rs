@@ -164,7 +164,7 @@ fn too_much_control() -> Error {
 }
 
 /// Urgent data has a place in the stream that peeking does not show.
-fn refuse_urgent(socket: BorrowedFd<'_>) -> Result<()> {
+pub(super) fn refuse_urgent(socket: BorrowedFd<'_>) -> Result<()> {
     let mut byte = [0];
     match recv(socket.as_raw_fd(), &mut byte, MsgFlags::MSG_OOB | MsgFlags::MSG_PEEK | MsgFlags::MSG_DONTWAIT)
     {

@@ -90,7 +90,7 @@ impl Tracker {
             ));
         }
         let mut tracker = Tracker {
-            run: run_id(),
+            run: crate::process::run_id(),
             marks,
             parent: None,
             follow,
@@ -237,13 +237,6 @@ impl Tracker {
             Err(e) => log::warn!("Changes of memory are not followed: {e}"),
         }
     }
-}
-
-/// A name for a dump, unique on the host.
-fn run_id() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/random/uuid")
-        .map(|s| s.trim().to_owned())
-        .unwrap_or_else(|_| format!("{:08x}-0000-4000-8000-{:012x}", std::process::id(), std::process::id()))
 }
 
 fn boot_id() -> Result<String> {

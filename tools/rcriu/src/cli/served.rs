@@ -3,7 +3,7 @@
 //! Everything CRIU accepts is parsed; what would have no effect is refused here by name instead of being
 //! ignored. When a feature lands, its line goes.
 
-use rcriu_engine::options::{External, NetworkLock};
+use rcriu_engine::options::External;
 use rcriu_engine::{Error, Result};
 
 use super::actions::Action::{self, *};
@@ -31,9 +31,6 @@ const OPTIONS: &[(&str, &[Action])] = &[
     ("enable-external-sharing", BOTH),
     ("enable-external-masters", BOTH),
     ("veth-pair", RESTORE),
-    ("tcp-established", BOTH),
-    ("tcp-close", BOTH),
-    ("skip-in-flight", DUMP),
     ("empty-ns", BOTH),
     ("weak-sysctls", RESTORE),
     ("root", RESTORE),
@@ -61,10 +58,6 @@ pub fn check(action: Action, raw: &Raw) -> Result<()> {
 fn values(action: Action, raw: &Raw) -> Result<()> {
     if !BOTH.contains(&action) {
         return Ok(());
-    }
-    let asked = |name| raw.given.contains(name);
-    if asked("network-lock") && DUMP.contains(&action) && raw.network_lock != NetworkLock::Skip {
-        return Err(refusal(action, "--network-lock, except skip,"));
     }
     if raw.lsm_profile.as_ref().is_some_and(|p| action == Restore && !p.is_unconfined()) {
         return Err(refusal(action, "--lsm-profile, except apparmor:unconfined,"));
@@ -99,9 +92,9 @@ mod tests {
 
     #[test]
     fn an_unserved_option_is_named_with_its_action() {
-        let e = check(Dump, &raw(&["--tcp-established"])).unwrap_err().to_string();
-        assert_eq!(e, "--tcp-established is not supported by dump yet");
-        check(Dump, &raw(&["--tcp-established", "--no-tcp-established"])).unwrap();
+        let e = check(Dump, &raw(&["--stream"])).unwrap_err().to_string();
+        assert_eq!(e, "--stream is not supported by dump yet");
+        check(Dump, &raw(&["--stream", "--no-stream"])).unwrap();
     }
 
     #[test]
@@ -115,7 +108,7 @@ mod tests {
         check(Dump, &raw(&["--network-lock=skip"])).unwrap();
         check(Dump, &raw(&["--external", "tty[1:2]"])).unwrap();
         check(Restore, &raw(&["--lsm-profile", "apparmor:unconfined", "--network-lock=nftables"])).unwrap();
-        for args in [&["--network-lock=iptables"][..], &["--external", "unix[1]"], &["-M", "auto"]] {
+        for args in [&["--external", "unix[1]"][..], &["-M", "auto"]] {
             assert!(check(Dump, &raw(args)).is_err(), "{args:?}");
         }
         assert!(check(Restore, &raw(&["--lsm-profile", "selinux:x"])).is_err());
