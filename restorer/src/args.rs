@@ -319,6 +319,8 @@ pub mod flag {
     pub const THP_DISABLED: u32 = 4;
     /// The process adopts orphans below it.
     pub const SUBREAPER: u32 = 8;
+    /// The engine switched transparent huge pages off while it filled memory; they are switched on again.
+    pub const THP_BACK: u32 = 16;
 }
 
 /// Head of the arena.
@@ -333,6 +335,12 @@ pub struct TaskArgs {
     pub pid: i32,
     /// Bits of [`flag`].
     pub flags: u32,
+    /// userfaultfd of this address space, or [`NONE`]; in one of the ranges of [`TaskArgs::close`].
+    pub uffd: u32,
+    /// Padding.
+    pub pad: u32,
+    /// Mappings that it serves.
+    pub lazy: Table<Span>,
     /// What stays, sorted and disjoint; the hole is among it. All else below [`TaskArgs::space_end`] goes.
     pub keep: Table<Span>,
     /// First address above everything that may be unmapped.
@@ -388,7 +396,7 @@ const _: () = {
     assert!(size_of::<Creds>() == 104);
     assert!(size_of::<Filter>() == 24);
     assert!(size_of::<ThreadArgs>() == 176);
-    assert!(size_of::<TaskArgs>() == 456);
+    assert!(size_of::<TaskArgs>() == 480);
     assert!(align_of::<TaskArgs>() == 8 && align_of::<ThreadArgs>() == 8);
 };
 

@@ -72,6 +72,8 @@ mod image {
         memory::drop_engine(task)?;
         memory::place(task)?;
         memory::place_vdso(task)?;
+        // Nothing may touch this memory before: a page that is there is not asked for any more.
+        memory::hand_over(task)?;
         // The engine's executable must not be mapped any more.
         memory::describe(task)?;
         process::attributes(task)?;

@@ -4,9 +4,9 @@
 //! Unmaps everything outside the ranges the engine named; the blob, its stack and the arena are among
 //! those that stay.
 
-use blobrt::syscall::{nr, syscall1, syscall2, syscall5};
+use blobrt::syscall::{nr, syscall1, syscall2, syscall3, syscall5};
 use restorer::{
-    args::{MmMap, NONE, Span},
+    args::{MmMap, NONE, Span, flag},
     report::{Call, Object},
 };
 
@@ -17,6 +17,10 @@ use crate::{
 
 const MREMAP_MAYMOVE_FIXED: usize = 3;
 const PR_SET_MM: usize = 35;
+const PR_SET_THP_DISABLE: usize = 41;
+const UFFDIO_REGISTER: usize = 0xc020_aa00;
+/// Missing pages are reported.
+const REGISTER_MISSING: u64 = 1;
 const PR_SET_MM_MAP: usize = 14;
 /// Size of `struct robust_list_head`.
 const ROBUST_HEAD: usize = 24;
@@ -73,6 +77,26 @@ fn remap(from: u64, to: u64, len: u64, object: Object) -> Result<(), Failed> {
         syscall5(nr::MREMAP, from as usize, len as usize, len as usize, MREMAP_MAYMOVE_FIXED, to as usize)
     }
     .on(Call::Mremap, object, to, to + len)?;
+    Ok(())
+}
+
+/// Hands the mappings over whose pages come late: from here on touching a missing page waits for its server.
+pub fn hand_over(task: &Task) -> Result<(), Failed> {
+    for span in task.table(task.args.lazy) {
+        // Range, mode, and what the kernel answers.
+        let mut register = [span.start, span.end - span.start, REGISTER_MISSING, 0u64];
+        let (fd, arg) = (task.args.uffd as usize, (&raw mut register) as usize);
+        // SAFETY: the structure is as long as the number says, and alive.
+        unsafe { syscall3(nr::IOCTL, fd, UFFDIO_REGISTER, arg) }.on(
+            Call::Ioctl,
+            Object::Vma,
+            span.start,
+            span.end,
+        )?;
+    }
+    if task.args.flags & flag::THP_BACK != 0 {
+        prctl(PR_SET_THP_DISABLE, 0, Object::Prctl)?;
+    }
     Ok(())
 }
 

@@ -21,6 +21,7 @@ mod file_memory;
 mod huge_memory;
 mod identity;
 mod kit;
+mod late_memory;
 mod pipes;
 mod private_memory;
 mod registers;
@@ -72,6 +73,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("file-memory", file_memory::run),
     ("huge-memory", huge_memory::run),
     ("identity", identity::run),
+    ("late-memory", late_memory::run),
     ("limits", credentials::limits),
     ("many-descriptors", regular::many),
     ("many-mappings", private_memory::many),

@@ -123,6 +123,11 @@ impl FilesShared {
         })
     }
 
+    /// Moves a descriptor that tasks inherit to where none of theirs is.
+    pub fn keep(&self, fd: OwnedFd) -> Result<OwnedFd> {
+        self.zone.keep(fd)
+    }
+
     /// Once all tasks have mapped their files: what must not be changed any more is sealed.
     pub fn mapped(&self) -> Result<()> {
         self.memfds.seal()

@@ -10,12 +10,14 @@
 //! xfer     the page server protocol
 //! track    which pages changed since the dump before
 //! dedup    freeing pages of parent images
+//! lazy     memory that comes after the tasks run again
 //! shmem    content of shared memory files, once each
 //! ```
 
 pub mod aio;
 pub mod dedup;
 pub mod hugetlb;
+pub mod lazy;
 pub mod pagemap;
 pub mod pages;
 pub mod restore;

@@ -73,10 +73,7 @@ impl Vma {
 
     /// Private anonymous memory whose pages a lazy restore may fetch later.
     pub fn may_be_lazy(&self) -> bool {
-        let flags = self.entry.flags;
-        flags & ANON_PRIVATE_FLAGS == ANON_PRIVATE_FLAGS
-            && flags & (libc::MAP_LOCKED | libc::MAP_HUGETLB) as u32 == 0
-            && self.entry.status & (st::VDSO | st::VVAR | st::VSYSCALL) == 0
+        may_be_lazy(&self.entry)
     }
 
     /// Absent pages read as zero, so pages full of zeros need not be kept.
@@ -88,6 +85,14 @@ impl Vma {
     pub fn readable(&self) -> bool {
         self.entry.prot & libc::PROT_READ as u32 != 0
     }
+}
+
+/// As [`Vma::may_be_lazy`].
+pub fn may_be_lazy(entry: &pb::VmaEntry) -> bool {
+    let flags = entry.flags;
+    flags & ANON_PRIVATE_FLAGS == ANON_PRIVATE_FLAGS
+        && flags & (libc::MAP_LOCKED | libc::MAP_HUGETLB) as u32 == 0
+        && entry.status & (st::VDSO | st::VVAR | st::VSYSCALL) == 0
 }
 
 /// `MAP_DROPPABLE` (Linux 6.11).

@@ -25,7 +25,7 @@ use restorer::{
 
 use crate::error::{Context, Error, Result, SysContext};
 use crate::infect::blob::{RESTORER, RESTORER_ENTRY};
-use crate::mm::restore::Prepared;
+use crate::mm::{lazy::Offer, restore::Prepared};
 use crate::restore::TaskCx;
 use crate::sys::map::{Mapping, Region};
 use crate::task::{misc, rseq};
@@ -39,6 +39,8 @@ const STACK: u64 = 8 << 10;
 pub struct Leftovers {
     /// The executable, opened for reading.
     pub exe: OwnedFd,
+    /// userfaultfd of the task, if memory comes late.
+    pub uffd: Option<Offer>,
     /// Ranges of numbers (first and last) to close when all tasks have their memory.
     pub close: Vec<(RawFd, RawFd)>,
     /// Calls on descriptors that come after that.
@@ -64,6 +66,7 @@ pub fn jump(
     // Tables whose content depends on where the hole is.
     let moves = arena.room(facts.vmas.len() + 1);
     let keep = arena.room(facts.vmas.len() + 2);
+    let lazy = arena.room(facts.vmas.len());
     let parts = arena.room(16);
     let mut threads = args::threads(&facts, &mut head, &mut arena)?;
     head.threads = arena.room(threads.len());
@@ -81,6 +84,7 @@ pub fn jump(
     drop(pages);
     head.vdso = arena.put(parts, &vdso)?;
     head.moves = arena.put(moves, &memory.moves())?;
+    head.lazy = arena.put(lazy, &memory.late())?;
     head.keep = arena.put(keep, &memory.keep([(hole.start(), hole.end())]))?;
     head.threads = arena.put(head.threads, &threads)?;
     head.shared = at.shared;

@@ -26,7 +26,7 @@ use crate::faults;
 use crate::files::FilesShared;
 use crate::interrupt;
 use crate::kernel::Kernel;
-use crate::mm::restore::Prepared;
+use crate::mm::{lazy::Giver, restore::Prepared};
 use crate::options::RestoreOptions;
 use crate::pstree::RealPid;
 use crate::scripts::Stage as Moment;
@@ -88,6 +88,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     let network = Network::lock(&snapshot, &plan)?;
     let files = prepare_files(&mut snapshot, &plan, opts, kernel)?;
     let memory = Prepared::new(&snapshot)?;
+    let giver = late_memory(opts, &files)?;
     fork::check_single_threaded()?;
     // Lives longer than the tasks: groups can only be taken back when nobody is in them.
     let mut groups = Groups::prepare(&snapshot.dir, own_groups(&snapshot), &opts.common.cgroup)?;
@@ -101,6 +102,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         plan: &plan,
         area: &area,
         files: &files,
+        giver: giver.as_ref(),
         groups: &groups,
         task: TaskIx::ROOT,
     };
@@ -141,6 +143,9 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     };
     resume(attached, &forked, threads, go_on, opts, root, &mut stats)?;
     groups.freeze();
+    if let Some(giver) = &giver {
+        giver.finished()?;
+    }
     forked.keep();
     pidfile.keep();
     files.finished();
@@ -189,6 +194,14 @@ fn resume(
     attached
         .detach()
         .map_err(|e| e.remedy("the network was unlocked already: data or connections may be lost"))
+}
+
+/// Finds the server of memory that comes late, if any does.
+fn late_memory(opts: &RestoreOptions, files: &FilesShared) -> Result<Option<Giver>> {
+    if !opts.common.lazy.enabled {
+        return Ok(None);
+    }
+    Giver::connect(&opts.common.work_dir)?.moved(|fd| files.keep(fd)).map(Some)
 }
 
 /// Makes room for the tasks' descriptors: what they inherit from us moves to numbers none of them has.

@@ -38,6 +38,9 @@ struct Head {
     strayed: AtomicU32,
     /// Children that got a wrong number and ended: number of the parent's node in the upper half, plus one.
     strays: [AtomicU64; STRAYS],
+    /// 1 while a task does what only one may at a time. A futex word.
+    lock: AtomicU32,
+    pad: u32,
 }
 
 /// More children than this do not get a wrong number before something else is wrong.
@@ -256,6 +259,18 @@ impl Area {
     /// Somebody else failed, or the engine is gone; either way there is nothing to tell any more.
     pub fn wait_open(&self, stage: Stage) -> Result<()> {
         self.wait_for(&self.shared().stage, |_| self.shared().is_open(stage))
+    }
+
+    /// Does something that no two tasks may do at the same time.
+    pub fn one_at_a_time<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        let lock = &self.engine_head().lock;
+        while lock.compare_exchange(0, 1, Ordering::AcqRel, Ordering::Relaxed).is_err() {
+            self.wait_for(lock, |word| word == 0)?;
+        }
+        let done = act();
+        lock.store(0, Ordering::Release);
+        futex::wake_all(lock)?;
+        done
     }
 
     /// Waits until helpers and zombies may end.

@@ -25,7 +25,7 @@ use crate::error::{Context, Error, Result, SysContext};
 use crate::faults;
 use crate::files::{FilesShared, FilesTask, OpenHow};
 use crate::kernel::Kernel;
-use crate::mm::{self, restore::Prepared};
+use crate::mm::{self, lazy::Giver, restore::Prepared};
 use crate::options::RestoreOptions;
 use crate::pstree::{FileId, VirtPid};
 use crate::restore::fork;
@@ -56,6 +56,8 @@ pub struct TaskCx<'a> {
     pub area: &'a Area,
     /// What tasks share to restore files.
     pub files: &'a FilesShared,
+    /// Who serves memory that comes late.
+    pub giver: Option<&'a Giver>,
     /// Control groups.
     pub groups: &'a Groups,
     /// Which task this is.
@@ -173,7 +175,12 @@ fn live(cx: &TaskCx<'_>, inherited: Begun) -> Result<(Make, Begun)> {
     reap_helpers(cx)?;
     match node.role {
         Role::Helper => fork::leave(0),
-        Role::Zombie => return Err(end_as_zombie(cx.image()?)),
+        Role::Zombie => {
+            if let Some(giver) = cx.giver {
+                giver.ended(cx.area, node.pid)?;
+            }
+            return Err(end_as_zombie(cx.image()?));
+        }
         Role::Alive => {}
     }
     cx.area.wait_open(Stage::Restore)?;
@@ -210,9 +217,13 @@ fn enter_groups(cx: &TaskCx<'_>, born: u32) -> Result<u32> {
 }
 
 fn prepare_memory(cx: &TaskCx<'_>, inherited: Prepared) -> Result<Prepared> {
+    if cx.giver.is_some() {
+        // A huge page would bring neighbours along that are to come late.
+        nix::sys::prctl::set_thp_disable(true).call("prctl(PR_SET_THP_DISABLE)")?;
+    }
     let mut files = cx.files_task()?;
     let mut open = |id: FileId, flags: i32| files.open_path(id, OpenHow { flags });
-    let memory = mm::restore::prepare(cx.snapshot, cx.image()?, inherited, &mut open)?;
+    let memory = mm::restore::prepare(cx.snapshot, cx.image()?, inherited, cx.giver, &mut open)?;
     let pages = memory.pages;
     cx.area.count_pages([pages.compared, pages.shared, pages.restored]);
     Ok(memory)
@@ -321,7 +332,8 @@ fn finish(cx: &TaskCx<'_>, begun: Begun) -> Result<Infallible> {
     let folders = fs::open(cx, &mut files)?;
     let late = files.into_late();
     let close = not_of_the_task(cx)?;
-    handoff::jump(cx, begun.memory, Leftovers { exe, close, late }, || folders.enter())
+    let uffd = cx.giver.map(|giver| giver.give(cx.area, cx.node().pid)).transpose()?;
+    handoff::jump(cx, begun.memory, Leftovers { exe, uffd, close, late }, || folders.enter())
 }
 
 /// Every number that is none of the task's descriptors, as ranges (first and last).

@@ -68,6 +68,7 @@ const WAKE: u32 = 0x8010_aa02;
 const COPY: u32 = 0xc028_aa03;
 const ZEROPAGE: u32 = 0xc020_aa04;
 const WRITEPROTECT: u32 = 0xc018_aa06;
+const POISON: u32 = 0xc020_aa08;
 
 /// A descriptor for our own address space. `user_mode_only` needs no privilege (5.11).
 pub fn open(user_mode_only: bool) -> Result<OwnedFd> {
@@ -128,6 +129,12 @@ pub fn copy(fd: impl AsFd, start: u64, data: &[u8]) -> Result<u64> {
 pub fn zero(fd: impl AsFd, start: u64, len: u64) -> Result<u64> {
     let mut arg = [start, len, 0, 0];
     partial(ioctl(fd, "ioctl(UFFDIO_ZEROPAGE)", ZEROPAGE, &mut arg), arg[3])
+}
+
+/// Makes touching missing pages SIGBUS (6.6), like [`copy`].
+pub fn poison(fd: impl AsFd, start: u64, len: u64) -> Result<u64> {
+    let mut arg = [start, len, 0, 0];
+    partial(ioctl(fd, "ioctl(UFFDIO_POISON)", POISON, &mut arg), arg[3])
 }
 
 /// EAGAIN with progress is a partial success.

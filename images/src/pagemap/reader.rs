@@ -29,6 +29,8 @@ pub struct Run {
     /// Length in bytes.
     pub len: u64,
     pub source: Source,
+    /// Marked by the newest set as one that may be filled on demand.
+    pub lazy: bool,
 }
 
 /// The pages of one task or shared memory object, over all sets of an incremental dump.
@@ -118,28 +120,36 @@ impl PageReader {
         let regions = self.levels.get(level).map_or(&[][..], |l| l.map.from(start));
         for region in regions.iter().take_while(|r| r.vaddr < end) {
             if at < region.vaddr {
-                push(runs, at, region.vaddr, none);
+                push(runs, at, region.vaddr, none, false);
                 at = region.vaddr;
             }
             let upto = region.end().min(end);
             match region.place {
                 Place::Present { first } => {
-                    self.resolve_stored(level, first, at - region.vaddr, at, upto, runs);
+                    let lazy = level == 0 && region.lazy;
+                    self.resolve_stored((level, first, lazy), at - region.vaddr, at, upto, runs);
                 }
                 Place::Parent => self.resolve(level + 1, at, upto, runs),
-                Place::Lazy => push(runs, at, upto, Source::Lazy),
+                Place::Lazy => push(runs, at, upto, Source::Lazy, level == 0),
             }
             at = upto;
         }
-        push(runs, at, end, none);
+        push(runs, at, end, none, false);
     }
 
     /// Bytes `at` to `upto`, which begin `into` bytes after the stored page `first`.
-    fn resolve_stored(&self, level: usize, first: u64, into: u64, at: u64, upto: u64, runs: &mut Vec<Run>) {
+    fn resolve_stored(
+        &self,
+        (level, first, lazy): (usize, u64, bool),
+        into: u64,
+        at: u64,
+        upto: u64,
+        runs: &mut Vec<Run>,
+    ) {
         let layout = self.levels[level].layout;
         if let Layout::Plain = layout {
             let offset = layout.offset(first) + into;
-            return push(runs, at, upto, Source::Stored { level, offset });
+            return push(runs, at, upto, Source::Stored { level, offset }, lazy);
         }
         let mut at = at;
         let mut into = into;
@@ -147,7 +157,7 @@ impl PageReader {
             let in_page = into % PAGE_SIZE;
             let next = upto.min(at + (PAGE_SIZE - in_page));
             let offset = layout.offset(first + into / PAGE_SIZE) + in_page;
-            push(runs, at, next, Source::Stored { level, offset });
+            push(runs, at, next, Source::Stored { level, offset }, lazy);
             into += next - at;
             at = next;
         }
@@ -186,7 +196,7 @@ impl PageReader {
     }
 }
 
-fn push(runs: &mut Vec<Run>, start: u64, end: u64, source: Source) {
+fn push(runs: &mut Vec<Run>, start: u64, end: u64, source: Source, lazy: bool) {
     if start >= end {
         return;
     }
@@ -197,10 +207,10 @@ fn push(runs: &mut Vec<Run>, start: u64, end: u64, source: Source) {
             }
             (a, b) => a == b,
         };
-        if follows {
+        if follows && last.lazy == lazy {
             last.len += end - start;
             return;
         }
     }
-    runs.push(Run { vaddr: start, len: end - start, source });
+    runs.push(Run { vaddr: start, len: end - start, source, lazy });
 }

@@ -1,5 +1,6 @@
 //! Pages that travel: page servers, lazy restores, and what happens when the other side fails or lies.
 
+mod lazy;
 mod server;
 mod tls;
 
@@ -75,5 +76,5 @@ fn free_port() -> Result<String> {
 }
 
 pub fn cases() -> Vec<Case> {
-    [server::cases(), tls::cases()].into_iter().flatten().collect()
+    [server::cases(), tls::cases(), lazy::cases()].into_iter().flatten().collect()
 }

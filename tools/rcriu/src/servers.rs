@@ -2,15 +2,20 @@
 
 use std::fs;
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::fd::AsFd;
+use std::os::unix::fs::{FileTypeExt, OpenOptionsExt};
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::ExitCode;
 
 use rcriu_engine::error::{Context as _, Error, Result, SysContext};
+use rcriu_engine::interrupt;
+use rcriu_engine::mm::lazy::{self, Late, Source};
 use rcriu_engine::mm::pages::PageStore;
-use rcriu_engine::mm::xfer::{self, Listener};
+use rcriu_engine::mm::xfer::{self, Conn, Listener};
 use rcriu_engine::options::PageServer;
 use rcriu_engine::process::{self, Forked};
+use rcriu_engine::restore::Snapshot;
 
 use crate::cli::{Folders, Raw};
 
@@ -42,6 +47,30 @@ pub fn serve_pages(raw: &Raw, folders: &Folders, listener: Listener) -> Result<(
     ready(raw)?;
     let conn = listener.accept(&raw.tls)?;
     xfer::receive(conn, &images, PageStore::of_server(images.clone()))
+}
+
+/// The command `lazy-pages`: serves the memory of a restore, from the images or from a page server.
+pub fn lazy_pages(raw: &Raw, folders: &Folders) -> Result<ExitCode> {
+    let images = folders.images.images()?;
+    let snapshot = Snapshot::read(&images)?;
+    let server = raw.page_server.then(|| Conn::connect(&listening(raw), &raw.tls)).transpose()?;
+    // We are in the work folder.
+    let path = Path::new(lazy::SOCKET);
+    let during = || format!("{} in {}", lazy::SOCKET, folders.work.path().display());
+    if fs::symlink_metadata(path).is_ok_and(|m| m.file_type().is_socket()) {
+        fs::remove_file(path).call("unlink").during(during)?;
+    }
+    let listener = UnixListener::bind(path).call("bind").during(during)?;
+    log::debug!("Waiting for incoming connections on {}", lazy::SOCKET);
+    if !detach(raw)? {
+        return Ok(ExitCode::SUCCESS);
+    }
+    ready(raw)?;
+    let client = interrupt::wait_readable(listener.as_fd()).and_then(|()| listener.accept().call("accept"));
+    // One restore is served.
+    let _ = fs::remove_file(path);
+    lazy::serve(client?.0.into(), &snapshot, &Late::Marked, Source::new(images, server))?;
+    Ok(ExitCode::SUCCESS)
 }
 
 /// Goes to the background if that was asked for, and writes the pidfile. False in the one who is left in the

@@ -7,7 +7,7 @@ use rcriu_images::{
 
 use super::{Pages, Placed, READ_WRITE};
 use crate::error::{Error, Result};
-use crate::mm::status as st;
+use crate::mm::{lazy::OfVma, status as st};
 use crate::sys::map::{MAX_PIECES, Region};
 
 /// Most bytes read by one call: enough to be efficient, little enough to be interrupted.
@@ -40,12 +40,19 @@ pub fn has_content(pages: &PageReader, start: u64, end: u64) -> bool {
     pages.pagemap(0).is_some_and(|map| map.from(start).first().is_some_and(|r| r.vaddr < end))
 }
 
-/// Gives `at` its content. `fresh` memory has none yet; inherited memory has the parent's.
-pub fn fill(at: &mut Placed, pages: Option<&PageReader>, fresh: bool, counts: &mut Pages) -> Result<()> {
+/// Gives `at` its content. `fresh` memory has none yet; inherited memory has the parent's. Pages that come late
+/// by the `rule` are left out; tells whether there are any.
+pub fn fill(
+    at: &mut Placed,
+    pages: Option<&PageReader>,
+    fresh: bool,
+    rule: OfVma,
+    counts: &mut Pages,
+) -> Result<bool> {
     let (start, end) = (at.vma.start, at.vma.end);
     let runs = match pages {
         Some(pages) => pages.runs(start, end),
-        None => vec![Run { vaddr: start, len: end - start, source: Source::Absent }],
+        None => vec![Run { vaddr: start, len: end - start, source: Source::Absent, lazy: false }],
     };
     if fresh
         && is_code(&at.vma)
@@ -53,7 +60,7 @@ pub fn fill(at: &mut Placed, pages: Option<&PageReader>, fresh: bool, counts: &m
     {
         match force(&at.region, pages, &runs, start, counts) {
             Err(e) if e.errno() == Some(libc::EIO) => {}
-            other => return other,
+            other => return other.map(|()| false),
         }
     }
     if at.prot & READ_WRITE != READ_WRITE && runs.iter().any(|r| r.source != Source::Absent) {
@@ -61,10 +68,18 @@ pub fn fill(at: &mut Placed, pages: Option<&PageReader>, fresh: bool, counts: &m
         at.prot = READ_WRITE;
     }
     let delta = at.region.start().wrapping_sub(start);
+    let mut late = false;
     let mut batch = Batch { region: &at.region, pages, level: 0, offset: 0, len: 0, pieces: Vec::new() };
     for run in runs {
         crate::interrupt::check()?;
         let here = run.vaddr.wrapping_add(delta);
+        if rule.is_late(&run) {
+            late = true;
+            if !fresh {
+                at.region.advise(here, run.len, libc::MADV_DONTNEED)?;
+            }
+            continue;
+        }
         match run.source {
             Source::Stored { level, offset } if fresh => {
                 counts.restored += run.len / PAGE_SIZE;
@@ -77,14 +92,16 @@ pub fn fill(at: &mut Placed, pages: Option<&PageReader>, fresh: bool, counts: &m
             // The parent may have pages there; those that the child has not are dropped.
             Source::Absent => at.region.advise(here, run.len, libc::MADV_DONTNEED)?,
             Source::Lazy => {
-                return Err(Error::unsupported(format!("page {:#x} is with a lazy pages daemon", run.vaddr)));
+                return Err(Error::image(format!("page {:#x} stayed with the dump", run.vaddr))
+                    .remedy("restore with --lazy-pages"));
             }
             Source::Missing => {
                 return Err(Error::image(format!("page {:#x} is in none of the parent images", run.vaddr)));
             }
         }
     }
-    batch.flush()
+    batch.flush()?;
+    Ok(late)
 }
 
 /// Whether it is code of a file: pages of it that differ were written by a debugger, never by the program, and

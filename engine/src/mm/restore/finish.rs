@@ -104,6 +104,11 @@ impl Prepared {
         Ok(())
     }
 
+    /// Mappings with pages that come late.
+    pub fn late(&self) -> Vec<Span> {
+        self.late.iter().map(|&(start, end)| Span { start, end }).collect()
+    }
+
     /// Mappings that are not at their address yet.
     pub fn moves(&self) -> Vec<Move> {
         let waiting = self.placed.iter().filter(|p| p.region.start() != p.vma.start);

@@ -29,7 +29,11 @@ use std::{collections::HashMap, os::fd::AsFd, os::fd::OwnedFd, rc::Rc};
 use rcriu_images::{ImageKind, pagemap::PageReader, pb};
 
 use crate::error::{Context, Error, Result};
-use crate::mm::{hugetlb, status as st};
+use crate::mm::{
+    hugetlb,
+    lazy::{Giver, OfVma},
+    status as st,
+};
 use crate::procfs::{ProcDir, maps};
 use crate::pstree::{FileId, RealPid};
 use crate::restore::{Snapshot, TaskImage};
@@ -85,6 +89,8 @@ pub struct Prepared {
     vdso: Rc<vdso::Own>,
     /// What this task has done.
     pub pages: Pages,
+    /// Mappings with pages that come late, by their final addresses.
+    late: Vec<Range>,
 }
 
 impl Prepared {
@@ -106,7 +112,14 @@ impl Prepared {
         let mut room = Room::new(all.into_iter().collect())?;
         let shared = SharedAnon::prepare(snapshot, &mut room)?;
         let vdso = Rc::new(vdso::Own::find()?);
-        Ok(Prepared { placed: Vec::new(), room, shared: Rc::new(shared), vdso, pages: Pages::default() })
+        Ok(Prepared {
+            placed: Vec::new(),
+            room,
+            shared: Rc::new(shared),
+            vdso,
+            pages: Pages::default(),
+            late: Vec::new(),
+        })
     }
 }
 
@@ -114,7 +127,8 @@ fn vmas(task: &TaskImage) -> &[pb::VmaEntry] {
     task.mm.as_ref().map_or(&[], |mm| &mm.vmas)
 }
 
-/// Makes the memory of `task` out of what its parent had (`before`). `open` gives the files.
+/// Makes the memory of `task` out of what its parent had (`before`). `open` gives the files; what `giver` says
+/// comes late is left out.
 ///
 /// Precondition: runs in the task, before it forks its children.
 ///
@@ -124,6 +138,7 @@ pub fn prepare(
     snapshot: &Snapshot,
     task: &TaskImage,
     before: Prepared,
+    giver: Option<&Giver>,
     open: &mut OpenFile<'_>,
 ) -> Result<Prepared> {
     let pages = PageReader::open(&snapshot.dir, ImageKind::Pagemap, u64::from(task.pid.0 as u32))?;
@@ -135,6 +150,7 @@ pub fn prepare(
     let mut maker = Maker { room: &mut room, shared: &shared, files: HashMap::new(), open };
     let mut placed = Vec::with_capacity(vmas(task).len());
     let mut counts = Pages::default();
+    let mut late = Vec::new();
     for vma in vmas(task) {
         crate::interrupt::check()?;
         let class = entry::classify(vma)?;
@@ -151,7 +167,10 @@ pub fn prepare(
             None => maker.make(vma, class, content.is_some()).during(during)?,
         };
         if class == Class::Private && (content.is_some() || !fresh) {
-            fill::fill(&mut at, pages.as_ref(), fresh, &mut counts).during(during)?;
+            let rule = giver.map_or(OfVma::Nothing, |giver| giver.of(task.pid, vma));
+            if fill::fill(&mut at, pages.as_ref(), fresh, rule, &mut counts).during(during)? {
+                late.push((vma.start, vma.end));
+            }
         }
         placed.push(at);
     }
@@ -161,7 +180,7 @@ pub fn prepare(
         counts.compared,
         counts.shared
     );
-    Ok(Prepared { placed, room, shared, vdso, pages: counts })
+    Ok(Prepared { placed, room, shared, vdso, pages: counts, late })
 }
 
 /// Picks from what the parent had the mappings that the task has too, by final address; unmaps the rest.
@@ -183,14 +202,16 @@ fn keep(old: Vec<Placed>, vmas: &[pb::VmaEntry]) -> Result<HashMap<u64, Placed>>
 /// Whether two mappings, of parent and child, can be one that was inherited by fork: the same range over the
 /// same object. Protection and advice may have changed since.
 fn same(a: &pb::VmaEntry, b: &pb::VmaEntry) -> bool {
-    let key = |v: &pb::VmaEntry| {
-        let anonymous = v.flags & libc::MAP_ANONYMOUS as u32 != 0;
-        // Anonymous memory has no meaningful offset; how a file was opened counts for shared views only.
-        let pgoff = if anonymous { 0 } else { v.pgoff };
-        let mode = if v.status & st::FILE_SHARED != 0 { v.fdflags } else { None };
-        (v.start, v.end, pgoff, v.shmid, v.flags & !(libc::MAP_LOCKED as u32), v.status, mode)
-    };
     key(a) == key(b)
+}
+
+/// What must be equal for that.
+pub fn key(v: &pb::VmaEntry) -> impl Eq + std::hash::Hash + use<> {
+    let anonymous = v.flags & libc::MAP_ANONYMOUS as u32 != 0;
+    // Anonymous memory has no meaningful offset; how a file was opened counts for shared views only.
+    let pgoff = if anonymous { 0 } else { v.pgoff };
+    let mode = if v.status & st::FILE_SHARED != 0 { v.fdflags } else { None };
+    (v.start, v.end, pgoff, v.shmid, v.flags & !(libc::MAP_LOCKED as u32), v.status, mode)
 }
 
 /// Makes mappings of one task.

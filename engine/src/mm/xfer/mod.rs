@@ -17,4 +17,4 @@ mod wire;
 pub use conn::{Conn, Listener};
 pub use link::Link;
 pub use receive::receive;
-pub use wire::Object;
+pub use wire::{Command, LEN as MESSAGE_LEN, Message, Object, strange};

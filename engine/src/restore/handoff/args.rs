@@ -34,6 +34,7 @@ pub struct Facts<'a> {
     own_securebits: u32,
     exe: u32,
     last_pid: u32,
+    uffd: u32,
     close: Vec<[u32; 2]>,
     late: Vec<Late>,
     kernel: &'a Kernel,
@@ -57,6 +58,10 @@ impl<'a> Facts<'a> {
         let same = same_file(&leftovers.exe, "/proc/self/exe")?;
         let exe = give(leftovers.exe);
         close.push([exe; 2]);
+        let uffd = leftovers.uffd.map_or(NONE, |offer| give(offer.0));
+        if uffd != NONE {
+            close.push([uffd; 2]);
+        }
         let mut cores = (0..image.threads.len()).filter_map(|i| image.thread_core(i)?.thread_core.as_ref());
         let seccomp = if cores.any(|t| t.seccomp_mode == Some(pb::SeccompMode::Filter as i32)) {
             cx.snapshot.dir.read_one(ImageKind::Seccomp, 0)?
@@ -74,6 +79,7 @@ impl<'a> Facts<'a> {
             own_securebits: securebits()?,
             exe: if same { NONE } else { exe },
             last_pid,
+            uffd,
             close,
             late: leftovers.late,
             kernel: cx.kernel,
@@ -118,6 +124,7 @@ pub fn fill(facts: &Facts<'_>, arena: &mut Arena) -> Result<TaskArgs> {
         membarrier: tc.membarrier_registration_mask.unwrap_or(0),
         dumpable: mm.dumpable.map_or(NONE, i32::cast_unsigned),
         last_pid_fd: facts.last_pid,
+        uffd: facts.uffd,
         actions: arena.table(&sigaction::restore(&tc.sigactions)?),
         limits: arena.table(&limits),
         queued: arena.table(&sigqueue::restore(tc.signals_s.as_ref())?),
@@ -135,6 +142,8 @@ fn flags(facts: &Facts<'_>) -> u32 {
         (facts.kernel.clone3_set_tid, flag::CLONE3),
         (facts.kernel.timer_cr_ids, flag::TIMER_IDS),
         (facts.mm.thp_disabled.unwrap_or(false), flag::THP_DISABLED),
+        // Whatever it was for the engine, which is what the task would have without late memory.
+        (facts.uffd != NONE && !facts.mm.thp_disabled.unwrap_or(false), flag::THP_BACK),
         (facts.image.tc.child_subreaper.unwrap_or(false), flag::SUBREAPER),
     ]
     .iter()

@@ -52,6 +52,7 @@ pub fn operate(
         Action::Dedup => run::dedup(&folders.images).map(|()| ExitCode::SUCCESS),
         Action::Restore => restore(raw, &folders, words, &inherited),
         Action::PageServer => crate::servers::page_server(raw, &folders),
+        Action::LazyPages => crate::servers::lazy_pages(raw, &folders),
         Action::Service => crate::service::listen(raw, configuration),
         other => Err(Error::bug(format!("nobody serves {}", other.name()))),
     }

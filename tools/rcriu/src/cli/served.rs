@@ -10,7 +10,7 @@ use super::actions::Action::{self, *};
 use super::raw::Raw;
 
 /// Actions not served at all.
-const ACTIONS: &[Action] = &[LazyPages, CpuinfoDump, CpuinfoCheck];
+const ACTIONS: &[Action] = &[CpuinfoDump, CpuinfoCheck];
 
 const DUMP: &[Action] = &[Dump, PreDump];
 const RESTORE: &[Action] = &[Restore];
@@ -21,7 +21,7 @@ const OPTIONS: &[(&str, &[Action])] = &[
     ("libdir", BOTH),
     ("unprivileged", BOTH),
     ("auto-dedup", &[Restore, PageServer]),
-    ("lazy-pages", &[Dump, PreDump, Restore, PageServer]),
+    ("lazy-pages", &[Dump, PreDump, PageServer]),
     ("stream", BOTH),
     ("force-irmap", BOTH),
     ("irmap-scan-path", DUMP),

@@ -1,0 +1,352 @@
+//! The server of late pages: first whoever waits, then the rest.
+//!
+//! One thread, one epoll set. A round reads what all address spaces have to say, answers faults, takes what a page
+//! server has sent, and, once the tasks run and nothing else is to be done, fills one more stretch.
+
+use std::{
+    collections::HashMap,
+    io::IoSliceMut,
+    os::fd::{AsFd, AsRawFd, OwnedFd},
+};
+
+use nix::{
+    cmsg_space,
+    errno::Errno,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags, EpollTimeout},
+        socket::{ControlMessageOwned, MsgFlags, recv, recvmsg},
+    },
+};
+use rcriu_images::pagemap::PAGE_SIZE;
+
+use super::{
+    FINISHED, Late,
+    missing::{Missing, Piece},
+    source::{Asked, Source},
+    space::{Placed, Space},
+};
+use crate::{
+    error::{Context, Error, Result, SysContext},
+    interrupt,
+    process::take_descriptor,
+    pstree::VirtPid,
+    restore::Snapshot,
+};
+
+/// Bytes brought at once for a thread that waits: neighbours are often touched next.
+const CLUSTER: u64 = 16 * PAGE_SIZE;
+/// Bytes filled at once in between: a thread that faults meanwhile waits this long.
+const STRETCH: u64 = 256 << 10;
+/// Stretches that a page server is asked for ahead.
+const AHEAD: usize = 4;
+
+/// Keys in the epoll set; spaces count up from there.
+const CLIENT: u64 = 0;
+const SERVER: u64 = 1;
+const FIRST_SPACE: u64 = 2;
+
+/// What was served.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Count {
+    /// Pages placed.
+    pub pages: u64,
+    /// Threads that waited for one.
+    pub faults: u64,
+}
+
+/// Serves the restore at the other end of `client` until every address space has all its memory.
+///
+/// # Errors
+/// A restore that fails, pages that cannot be had. What is lacking then is poisoned: touching it is SIGBUS, not
+/// zeroes.
+pub fn serve(client: OwnedFd, snapshot: &Snapshot, late: &Late, source: Source) -> Result<Count> {
+    let mut server = Server {
+        epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).call("epoll_create1")?,
+        client: Some(client),
+        source,
+        spaces: HashMap::new(),
+        next: FIRST_SPACE,
+        turn: FIRST_SPACE,
+        running: false,
+        buf: Vec::new(),
+        count: Count::default(),
+    };
+    let served = server.prepare(snapshot, late).and_then(|()| server.run());
+    if served.is_err() {
+        server.spaces.values_mut().for_each(Space::poison);
+    }
+    served?;
+    log::info!("All memory is in place: {} pages, {} faults", server.count.pages, server.count.faults);
+    if let Some(remote) = server.source.remote.take() {
+        remote.finish()?;
+    }
+    Ok(server.count)
+}
+
+struct Server {
+    epoll: Epoll,
+    /// The restore; none once it has said that the tasks run.
+    client: Option<OwnedFd>,
+    source: Source,
+    spaces: HashMap<u64, Space>,
+    next: u64,
+    /// The space that is filled next.
+    turn: u64,
+    running: bool,
+    buf: Vec<u8>,
+    count: Count,
+}
+
+impl Server {
+    /// Receives an address space of every task.
+    fn prepare(&mut self, snapshot: &Snapshot, late: &Late) -> Result<()> {
+        let alive: HashMap<VirtPid, _> = snapshot.alive().map(|(_, task)| (task.pid, task)).collect();
+        for _ in 0..snapshot.all().count() {
+            let Some((pid, fd)) = self.hello()? else { continue };
+            let task = alive
+                .get(&pid)
+                .ok_or_else(|| Error::host(format!("the restore named the unknown task {pid}")))?;
+            let number = u64::from(pid.0.unsigned_abs());
+            let mut missing = Missing::default();
+            if let Some(reader) = self.source.reader(number)? {
+                for vma in task.mm.iter().flat_map(|mm| &mm.vmas) {
+                    let of = late.of(pid, vma);
+                    for run in reader.runs(vma.start, vma.end).iter().filter(|run| of.is_late(run)) {
+                        missing.insert(Piece {
+                            start: run.vaddr,
+                            end: run.vaddr + run.len,
+                            image: run.vaddr,
+                        });
+                    }
+                }
+            }
+            log::debug!("task {pid}: {} pages come late", missing.bytes() / PAGE_SIZE);
+            self.add(Space::new(number, fd, missing))?;
+        }
+        if let Some(client) = &self.client {
+            self.epoll.add(client, EpollEvent::new(EpollFlags::EPOLLIN, CLIENT)).call("epoll_ctl")?;
+        }
+        if let Some(remote) = &self.source.remote {
+            self.epoll.add(remote.conn(), EpollEvent::new(EpollFlags::EPOLLIN, SERVER)).call("epoll_ctl")?;
+        }
+        Ok(())
+    }
+
+    /// One message of the restore: a task and its userfaultfd; `None` for a task that has ended.
+    fn hello(&mut self) -> Result<Option<(VirtPid, OwnedFd)>> {
+        let client = self.client.as_ref().ok_or_else(|| Error::bug("no restore to listen to"))?;
+        let pid = word(client)?.ok_or_else(gone)?;
+        if pid < 0 {
+            return Ok(None);
+        }
+        interrupt::wait_readable(client.as_fd())?;
+        let mut byte = [0];
+        let mut room = cmsg_space!([std::os::fd::RawFd; 1]);
+        let mut iov = [IoSliceMut::new(&mut byte)];
+        let flags = MsgFlags::MSG_CMSG_CLOEXEC;
+        let message = recvmsg::<()>(client.as_raw_fd(), &mut iov, Some(&mut room), flags).call("recvmsg")?;
+        let fds = message.cmsgs().call("recvmsg")?.find_map(|c| match c {
+            ControlMessageOwned::ScmRights(fds) => fds.first().copied(),
+            _ => None,
+        });
+        let fd = fds.ok_or_else(|| Error::host("the restore sent no userfaultfd"))?;
+        Ok(Some((VirtPid(pid), take_descriptor(fd)?)))
+    }
+
+    fn add(&mut self, space: Space) -> Result<()> {
+        self.epoll.add(&space, EpollEvent::new(EpollFlags::EPOLLIN, self.next)).call("epoll_ctl")?;
+        self.spaces.insert(self.next, space);
+        self.next += 1;
+        Ok(())
+    }
+
+    fn run(&mut self) -> Result<()> {
+        let mut ready = vec![EpollEvent::empty(); 64];
+        loop {
+            interrupt::check()?;
+            if self.running {
+                self.let_go();
+                if self.spaces.is_empty() {
+                    return Ok(());
+                }
+            }
+            let timeout = if self.has_work() { EpollTimeout::ZERO } else { EpollTimeout::from(1000u16) };
+            let n = match self.epoll.wait(&mut ready, timeout) {
+                Ok(n) => n,
+                Err(Errno::EINTR) => 0,
+                Err(e) => return Err(Error::sys("epoll_wait", e as i32)),
+            };
+            for event in &ready[..n] {
+                match event.data() {
+                    CLIENT => self.restore_speaks()?,
+                    SERVER => self.take_answer()?,
+                    space => self.listen(space)?,
+                }
+            }
+            while self.source.remote.as_mut().is_some_and(|r| r.waiting() > 0 && r.holds_data()) {
+                self.take_answer()?;
+            }
+            // Faults that could not be answered because the space was changing.
+            let waiting = self.spaces.iter().filter(|(_, s)| !s.faults.is_empty()).map(|(key, _)| *key);
+            for key in waiting.collect::<Vec<_>>() {
+                self.listen(key)?;
+            }
+            if n == 0 && self.running {
+                self.fill()?;
+            }
+        }
+    }
+
+    /// Whether there is something to do without anybody saying anything.
+    fn has_work(&mut self) -> bool {
+        let ahead = self.source.remote.as_ref().map_or(0, |r| r.waiting());
+        let waits = self.spaces.values().any(|s| !s.faults.is_empty());
+        waits || (self.running && ahead < AHEAD && self.spaces.values().any(|s| !s.missing.is_empty()))
+    }
+
+    /// Address spaces that have everything are left alone.
+    fn let_go(&mut self) {
+        let count = &mut self.count;
+        self.spaces.retain(|_, space| {
+            // Threads that wait are answered first; events that come now are of no interest.
+            let keep = !space.is_complete() || (!space.gone && !space.faults.is_empty());
+            if !keep {
+                count.pages += space.placed / PAGE_SIZE;
+            }
+            keep
+        });
+    }
+
+    /// The restore says that the tasks run, or fails.
+    fn restore_speaks(&mut self) -> Result<()> {
+        let Some(client) = &self.client else { return Ok(()) };
+        match word(client)? {
+            Some(word) if word.cast_unsigned() == FINISHED => {
+                log::debug!("the tasks run");
+                self.epoll.delete(client).call("epoll_ctl")?;
+                self.client = None;
+                self.running = true;
+                Ok(())
+            }
+            Some(word) => Err(Error::host(format!("the restore sent {word:#x}, which means nothing"))),
+            None => Err(gone()),
+        }
+    }
+
+    /// Reads the events of a space and answers its faults.
+    fn listen(&mut self, key: u64) -> Result<()> {
+        let Some(space) = self.spaces.get_mut(&key) else { return Ok(()) };
+        let children = space.events()?;
+        for child in children {
+            self.add(child)?;
+        }
+        let Some(space) = self.spaces.get_mut(&key) else { return Ok(()) };
+        for _ in 0..space.faults.len() {
+            let Some(address) = space.faults.pop_front() else { break };
+            self.count.faults += 1;
+            if let Some(piece) = space.missing.find(address) {
+                let end = piece.end.min(address + CLUSTER);
+                let piece = space.missing.take(address, end).first().copied();
+                let piece = piece.ok_or_else(|| Error::bug("a piece vanished"))?;
+                if !bring(&mut self.source, &mut self.buf, key, space, piece)? {
+                    space.faults.push_back(address);
+                    break;
+                }
+            } else if space.flight.find(address).is_none() && !space.zero(address)? {
+                space.faults.push_back(address);
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Fills a stretch of the space whose turn it is.
+    fn fill(&mut self) -> Result<()> {
+        if self.source.remote.as_ref().is_some_and(|r| r.waiting() >= AHEAD) {
+            return Ok(());
+        }
+        let lacks = |(_, s): &(&u64, &Space)| !s.missing.is_empty();
+        let keys = self.spaces.iter().filter(lacks).map(|(key, _)| *key);
+        // The next one in turn, or the first of all.
+        let turn = self.turn;
+        let Some(key) = keys.min_by_key(|key| (*key < turn, *key)) else { return Ok(()) };
+        self.turn = key + 1;
+        let Some(space) = self.spaces.get_mut(&key) else { return Ok(()) };
+        let mut left = STRETCH;
+        while left > 0 {
+            let Some(first) = space.missing.first() else { break };
+            let piece = space.missing.take(first.start, first.end.min(first.start + left)).first().copied();
+            let Some(piece) = piece else { break };
+            left -= piece.len();
+            if !bring(&mut self.source, &mut self.buf, key, space, piece)? {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Places what the page server has sent.
+    fn take_answer(&mut self) -> Result<()> {
+        let Some(remote) = &mut self.source.remote else { return Ok(()) };
+        let asked = remote.answer(&mut self.buf)?;
+        // The process may have ended meanwhile.
+        let Some(space) = self.spaces.get_mut(&asked.space) else { return Ok(()) };
+        let got = self.buf.len() as u64;
+        for piece in space.flight.take_images(asked.image, asked.image + asked.len) {
+            let from = piece.image - asked.image;
+            let have = got.saturating_sub(from).min(piece.len());
+            let (now, later) = (piece.start + have, piece.end);
+            space.missing.insert(Piece { start: now, end: later, image: piece.image + have });
+            if have > 0 {
+                let data = &self.buf[from as usize..(from + have) as usize];
+                let piece = Piece { end: now, ..piece };
+                if let Placed::Busy(rest) = space.place(piece, data)? {
+                    space.missing.insert(rest);
+                    // Whoever waits for it asks again when the space has said what changes.
+                    space.faults.extend((rest.start..rest.end).step_by(PAGE_SIZE as usize).take(1));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Brings a piece that was taken out of what `space` lacks. False if the space is changing and it has to be tried
+/// again; then it lacks the rest of the piece.
+fn bring(source: &mut Source, buf: &mut Vec<u8>, key: u64, space: &mut Space, piece: Piece) -> Result<bool> {
+    if let Some(remote) = &mut source.remote {
+        space.flight.insert(piece);
+        let asked = Asked { space: key, task: space.task, image: piece.image, len: piece.len() };
+        remote.ask(asked)?;
+        return Ok(true);
+    }
+    buf.resize(piece.len() as usize, 0);
+    if let Err(e) = source.read(space.task, piece.image, buf) {
+        space.missing.insert(piece);
+        return Err(e);
+    }
+    match space.place(piece, buf)? {
+        Placed::All => Ok(true),
+        Placed::Busy(rest) => {
+            space.missing.insert(rest);
+            Ok(false)
+        }
+    }
+}
+
+/// Four bytes of the restore; `None` if it is gone.
+fn word(client: &OwnedFd) -> Result<Option<i32>> {
+    interrupt::wait_readable(client.as_fd())?;
+    let mut bytes = [0; 4];
+    match recv(client.as_raw_fd(), &mut bytes, MsgFlags::MSG_WAITALL)
+        .call("recv")
+        .during(|| "restore".into())?
+    {
+        4 => Ok(Some(i32::from_ne_bytes(bytes))),
+        _ => Ok(None),
+    }
+}
+
+fn gone() -> Error {
+    Error::host("the restore ended without saying that the tasks run").remedy("its log says why")
+}
