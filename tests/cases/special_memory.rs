@@ -7,7 +7,10 @@ use rcriu_tests::{Case, Cycle, Images, Program, runner::skip};
 
 use crate::kinds::{Kind, all, kind};
 
-const KINDS: &[Kind] = &[kind("rings of asynchronous I/O keep their events and go on", "aio", &[])];
+const KINDS: &[Kind] = &[
+    kind("rings of asynchronous I/O keep their events and go on", "aio", &[]),
+    kind("shared anonymous memory open as a file stays one", "shared-memory-as-file", &[]),
+];
 
 /// A setting of the system, put back at the end.
 struct Setting {

@@ -89,6 +89,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("rseq", robust::rseq),
     ("sessions", sessions::run),
     ("shared-memory", shared_memory::run),
+    ("shared-memory-as-file", shared_memory::as_file),
     ("sharing", sharing::run),
     ("shared-folders", sharing::folders),
     ("sigactions", sigactions::run),

@@ -65,3 +65,32 @@ pub fn run(_: &[String]) -> Check {
     same("what the child wrote to a hole", word(holes, 0), 4343)?;
     same("what the child wrote to /dev/zero", word(by_device, 0), 4444)
 }
+
+/// Shared anonymous memory that is a file as well: opened through /proc, mapped as private from there.
+pub fn as_file(_: &[String]) -> Check {
+    let area = shared(5 * PAGE)?;
+    (0..3).for_each(|p| _ = area.pages(p, 1).fill(p as u64));
+    let path = format!("/proc/self/map_files/{:x}-{:x}", area.at, area.at + area.len);
+    let file = OpenOptions::new().read(true).write(true).open(&path).with_context(|| path)?;
+    let rw = libc::PROT_READ | libc::PROT_WRITE;
+    let private = map(5 * PAGE, rw, libc::MAP_PRIVATE, Some((&file, PAGE)))?;
+    let again = map(3 * PAGE, rw, libc::MAP_SHARED, Some((&file, 2 * PAGE)))?;
+    private.pages(1, 1).fill(22);
+    let child = member(move || {
+        rest()?;
+        area.pages(4, 1).fill(44);
+        again.pages(1, 1).fill(33);
+        Ok(())
+    })?;
+    rest()?;
+    private.pages(1, 1).check("private page", 22)?;
+    private.pages(0, 1).check("page of the file seen by the private mapping", 1)?;
+    again.pages(0, 1).check("second mapping", 2)?;
+    child.verify()?;
+    area.pages(3, 1).check("what the child wrote to the second mapping", 33)?;
+    private.pages(2, 1).check("the same by the private mapping", 33)?;
+    again.pages(2, 1).check("what the child wrote to the first mapping", 44)?;
+    let mut bytes = vec![0; PAGE];
+    std::os::unix::fs::FileExt::read_exact_at(&file, &mut bytes, 4 * PAGE as u64).context("read")?;
+    same("the file", &bytes[..], area.pages(4, 1).bytes())
+}

@@ -8,6 +8,7 @@
 //! Until the last line everything is undone by guards: tasks are cured and let go as they were found, files
 //! created so far are removed.
 
+mod anonymous;
 pub mod collect;
 mod core;
 mod finish;
@@ -26,7 +27,7 @@ use rcriu_images::ImageDir;
 
 use crate::{
     arch::Layout,
-    error::{Error, Result, SysContext},
+    error::{Result, SysContext},
     files::FilesOut,
     interrupt,
     kernel::Kernel,
@@ -121,13 +122,8 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
         interrupt::check()?;
         task::dump(&tree, at, &mut frozen, &mut cx)?;
     }
-    // Needs: every mapping of every task known.
-    if let Some(ino) = cx.shmem.inodes().find(|ino| cx.files.is_open_memory(*ino)) {
-        return Err(Error::unsupported(format!(
-            "anonymous shared memory (inode {ino}) is also open as a file, through /proc/PID/map_files"
-        ))
-        .remedy("mapping and file would come apart; close the file before the dump"));
-    }
+    // Needs: every mapping and descriptor of every task known.
+    anonymous::as_files(&tree, &mut cx)?;
     cx.shmem.dump(&cx.pages)?;
     let mut stats = std::mem::take(&mut cx.stats);
     stats.shpages_scanned = cx.pages.counts().shmem_scanned.load(Ordering::Relaxed);

@@ -58,6 +58,11 @@ impl SharedOut {
         self.0.keys().copied()
     }
 
+    /// Gives memory `ino` up: somebody else writes it.
+    pub fn take(&mut self, ino: u64) -> Option<OwnedFd> {
+        self.0.remove(&ino).map(|object| object.file)
+    }
+
     /// Writes all of it.
     pub fn dump(&self, store: &PageStore) -> Result<()> {
         self.0.iter().try_for_each(|(ino, object)| dump(store, &object.file, *ino, object.size))

@@ -256,9 +256,6 @@ fn open_file(
         files.shared(fd, stat.st_ino);
         return Ok(Opened { backing: Some(Backing::Shared(stat.st_ino)), size_bits: 0 });
     }
-    if shmem && map.name == b"/dev/zero (deleted)" {
-        return Err(Error::unsupported("mapping anonymous shared memory as private is not supported"));
-    }
     let id = files.mapped(fd)?;
     let backing = if shmem { Backing::Memfd(id) } else { Backing::File(id) };
     Ok(Opened { backing: Some(backing), size_bits: 0 })
