@@ -7,27 +7,21 @@
 use std::{
     collections::HashMap,
     ffi::CString,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsRawFd, BorrowedFd, OwnedFd},
 };
 
-use nix::{
-    fcntl::{OFlag, open, readlink},
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::stat::{Mode, major, minor, stat},
-    unistd::read,
-};
+use nix::unistd::read;
 use rcriu_images::pb;
 
-use super::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, PlanFiles, RestoredFile, pipe};
+use super::{
+    DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, PlanFiles, RestoredFile, pipe,
+    watch::{self, Fields, Inode, Mounts},
+};
 use crate::{
-    error::{Context, Error, Result, SysContext},
-    procfs::{self, mountinfo},
+    error::{Context, Error, Result},
     pstree::FileId,
     sys::{handle, inotify},
 };
-
-/// Words of a handle in images, always as many.
-const HANDLE_WORDS: usize = 16;
 
 /// The kind.
 #[derive(Debug)]
@@ -42,18 +36,17 @@ impl FileKind for InotifyKind {
         fd.anonymous("inotify") || fd.anonymous("[inotify]")
     }
 
-    fn dump(&self, fd: &DrainedFd, id: FileId, _: &mut FilesOut<'_>) -> Result<pb::FileEntry> {
-        let mut ready = [PollFd::new(fd.file.as_fd(), PollFlags::POLLIN)];
-        if poll(&mut ready, PollTimeout::ZERO).call("poll")? > 0 {
+    fn dump(&self, fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<pb::FileEntry> {
+        if watch::has_events(fd)? {
             log::warn!("{}: inotify events that nobody has read are lost", fd.probe.place());
         }
         let info = &fd.probe.info;
         let mut wd = Vec::new();
         let lines = info.rest.iter().filter(|line| line.starts_with(b"inotify wd:"));
-        let mut mounts = Mounts::default();
         for line in lines {
             let mut watch = parse(line).ok_or_else(|| fd.probe.strange())?;
-            watch.f_handle.path = mounts.path_of(&watch).during(|| {
+            let inode = Inode { dev: watch.s_dev, ino: watch.i_ino };
+            watch.f_handle.path = out.inodes.path_of(inode, &watch.f_handle).during(|| {
                 format!("watch {} on inode {} of device {:#x}", watch.wd, watch.i_ino, watch.s_dev)
             })?;
             wd.push(watch);
@@ -79,95 +72,16 @@ impl FileKind for InotifyKind {
 
 /// `inotify wd:3 ino:9e7e sdev:800013 mask:800afce ignored_mask:0 fhandle-bytes:8 fhandle-type:1 f_handle:7e9e..`
 fn parse(line: &[u8]) -> Option<pb::InotifyWdEntry> {
-    let text = std::str::from_utf8(line).ok()?;
-    let value = |label: &str| {
-        let rest = text.split_once(&format!(" {label}:"))?.1;
-        rest.split_whitespace().next()
-    };
-    let hex = |label: &str| procfs::hex(value(label)?.as_bytes());
-    let bytes = usize::try_from(hex("fhandle-bytes")?).ok().filter(|n| *n <= handle::MAX)?;
-    let digits = value("f_handle")?.as_bytes();
-    let mut data = [0u8; handle::MAX];
-    for (to, pair) in data[..bytes].iter_mut().zip(digits.chunks(2)) {
-        *to = procfs::hex(pair)? as u8;
-    }
+    let fields = Fields::of(line)?;
     Some(pb::InotifyWdEntry {
         id: 0,
-        i_ino: hex("ino")?,
-        mask: hex("mask")? as u32,
-        ignored_mask: hex("ignored_mask").unwrap_or(0) as u32,
-        s_dev: u32::try_from(hex("sdev")?).ok()?,
-        wd: u32::try_from(hex("wd")?).ok()?,
-        f_handle: pb::FhEntry {
-            bytes: bytes as u32,
-            r#type: hex("fhandle-type")? as u32,
-            handle: words(&data),
-            path: None,
-            mnt_id: None,
-        },
+        i_ino: fields.hex("ino")?,
+        mask: fields.hex("mask")? as u32,
+        ignored_mask: fields.hex("ignored_mask").unwrap_or(0) as u32,
+        s_dev: u32::try_from(fields.hex("sdev")?).ok()?,
+        wd: u32::try_from(fields.hex("wd")?).ok()?,
+        f_handle: fields.handle()?,
     })
-}
-
-fn words(data: &[u8; handle::MAX]) -> Vec<u64> {
-    data.as_chunks::<8>().0.iter().take(HANDLE_WORDS).map(|word| u64::from_ne_bytes(*word)).collect()
-}
-
-fn handle_bytes(entry: &pb::FhEntry) -> Vec<u8> {
-    let mut bytes: Vec<u8> = entry.handle.iter().flat_map(|word| word.to_ne_bytes()).collect();
-    bytes.resize(entry.bytes as usize, 0);
-    bytes
-}
-
-/// Folders through which the files of a device can be opened, found once for each device.
-#[derive(Debug, Default)]
-struct Mounts(HashMap<u32, Vec<OwnedFd>>);
-
-impl Mounts {
-    /// Mounts of a device in the kernel's numbering (major, 20 bits of minor).
-    fn of(&mut self, dev: u32) -> Result<&[OwnedFd]> {
-        use std::collections::hash_map::Entry;
-        Ok(match self.0.entry(dev) {
-            Entry::Occupied(known) => known.into_mut(),
-            Entry::Vacant(free) => {
-                let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-                let mounts = mountinfo::own()?.into_iter();
-                let mounts = mounts.filter(|m| m.dev == (dev >> 20, dev & 0xf_ffff));
-                let folders = mounts.filter_map(|m| open(m.point.as_slice(), flags, Mode::empty()).ok());
-                free.insert(folders.collect())
-            }
-        })
-    }
-
-    /// Opens the inode of a handle.
-    fn open(&mut self, dev: u32, entry: &pb::FhEntry) -> Result<Option<OwnedFd>> {
-        let data = handle_bytes(entry);
-        let kind = entry.r#type.cast_signed();
-        let folders = self.of(dev)?.iter();
-        Ok(folders.filter_map(|folder| handle::open(folder.as_fd(), kind, &data, libc::O_PATH).ok()).next())
-    }
-
-    /// A name of the watched inode, if one can be found.
-    ///
-    /// # Errors
-    /// Nothing leads to the inode: neither its handle nor a name.
-    fn path_of(&mut self, watch: &pb::InotifyWdEntry) -> Result<Option<Vec<u8>>> {
-        let Some(file) = self.open(watch.s_dev, &watch.f_handle)? else {
-            return Err(Error::unsupported("the watched file cannot be opened by its handle")
-                .remedy("its file system has no handles, or is not mounted here"));
-        };
-        let path = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).call("readlink")?;
-        match stat(path.as_os_str()) {
-            Ok(found) if found.st_ino == watch.i_ino && kernel_dev(found.st_dev) == watch.s_dev => {
-                Ok(Some(std::os::unix::ffi::OsStringExt::into_vec(path)))
-            }
-            _ => Ok(None),
-        }
-    }
-}
-
-/// A device number in the form the kernel keeps it.
-pub(super) fn kernel_dev(dev: u64) -> u32 {
-    (major(dev) << 20 | minor(dev)) as u32
 }
 
 /// An inotify instance to be restored.
@@ -214,18 +128,7 @@ impl InotifyFile {
         mounts: &mut Mounts,
         cx: &FilesTask<'_>,
     ) -> Result<()> {
-        let target = match (self.ghosts.get(&watch.wd), &watch.f_handle.path) {
-            (Some(ghost), _) => {
-                let handle = cx.handle(*ghost).ok_or_else(|| Error::bug("a ghost without a handle"))?;
-                handle.try_clone_to_owned().call("dup")?
-            }
-            (None, Some(path)) => {
-                open(path.as_slice(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")?
-            }
-            (None, None) => mounts
-                .open(watch.s_dev, &watch.f_handle)?
-                .ok_or_else(|| Error::host("the watched file is gone"))?,
-        };
+        let target = watch::target(self.ghosts.get(&watch.wd), watch.s_dev, &watch.f_handle, mounts, cx)?;
         let path = CString::new(format!("/proc/self/fd/{}", target.as_raw_fd())).unwrap_or_default();
         let wanted = watch.wd.cast_signed();
         let mask = watch.mask & (libc::IN_ALL_EVENTS | libc::IN_EXCL_UNLINK | libc::IN_ONESHOT);
@@ -251,10 +154,11 @@ impl InotifyFile {
 
 #[cfg(test)]
 mod tests {
-    use std::fs;
+    use std::{fs, os::fd::AsFd};
 
     use super::*;
     use crate::files::roundtrip::{FREE, Trip, at, get};
+    use crate::files::watch::{HANDLE_WORDS, handle_bytes};
 
     fn path(folder: &std::path::Path, name: &str) -> CString {
         CString::new(folder.join(name).into_os_string().into_encoded_bytes()).unwrap()

@@ -28,6 +28,7 @@ use crate::{error::Result, netlock::Connection, options::RestoreOptions, pstree:
 mod build_id;
 mod eventfd;
 mod eventpoll;
+mod fanotify;
 mod fd;
 mod fdpass;
 mod fifo;
@@ -49,6 +50,7 @@ pub(crate) mod sk;
 mod task;
 mod timerfd;
 mod tty;
+mod watch;
 
 pub use fd::{DrainedFd, FdProbe};
 pub use ghost::{Lost, Source};
@@ -199,6 +201,7 @@ static KINDS: &[&dyn FileKind] = &[
     &memfd::Memfd,
     &pidfd::Pidfd,
     &inotify::InotifyKind,
+    &fanotify::FanotifyKind,
     &nsfile::Nsfile,
     &sk::Unix,
     &sk::Inet,

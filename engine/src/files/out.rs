@@ -17,6 +17,7 @@ use super::{
     refuse, reg,
     sk::{self, SocketsOut},
     tty::TtysOut,
+    watch::Inodes,
 };
 use crate::{
     dump::identity::FileIds,
@@ -73,6 +74,7 @@ pub struct FilesOut<'a> {
     pub(super) ttys: TtysOut,
     pub(super) sockets: SocketsOut,
     pub(super) memfds: MemfdsOut,
+    pub(super) inodes: Inodes,
     locks: LocksOut,
     more: ImageWriter,
     /// Numbers of what the task being dumped shares.
@@ -125,6 +127,7 @@ impl<'a> FilesOut<'a> {
             pages,
             shmem_dev,
             memfds: MemfdsOut::new(images),
+            inodes: Inodes::new(opts),
             locks: LocksOut::new(images),
             namespaces: None,
             ids: FileIds::new(kernel),

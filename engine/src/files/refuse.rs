@@ -8,7 +8,6 @@ const ANONYMOUS: &[(&str, &str)] = &[
     ("[perf_event]", "a performance counter (perf_event_open)"),
     ("[io_uring]", "an io_uring"),
     ("[userfaultfd]", "a userfaultfd"),
-    ("[fanotify]", "a fanotify group"),
     ("inotify", "an inotify instance"),
     ("[eventpoll]", "an epoll instance"),
     ("[eventfd]", "an eventfd"),

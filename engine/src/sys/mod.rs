@@ -6,6 +6,7 @@ pub(crate) mod check;
 pub mod clone3;
 pub(crate) mod daemon;
 pub mod errno;
+pub(crate) mod fanotify;
 pub(crate) mod fd;
 pub(crate) mod flock;
 pub(crate) mod fork;

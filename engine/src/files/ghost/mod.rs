@@ -131,7 +131,7 @@ fn write_ghost(fd: &DrainedFd, ghost: u32, images: &ImageDir) -> Result<()> {
         uid: stat.st_uid,
         gid: stat.st_gid,
         mode: stat.st_mode,
-        dev: Some(super::inotify::kernel_dev(stat.st_dev)),
+        dev: Some(super::watch::kernel_dev(stat.st_dev)),
         ino: Some(stat.st_ino),
         rdev: device.then_some(stat.st_rdev as u32),
         atim: time(stat.st_atime, stat.st_atime_nsec),

@@ -23,8 +23,6 @@ const OPTIONS: &[(&str, &[Action])] = &[
     ("auto-dedup", &[Restore, PageServer]),
     ("lazy-pages", &[Dump, PreDump, PageServer]),
     ("stream", BOTH),
-    ("force-irmap", BOTH),
-    ("irmap-scan-path", DUMP),
     ("join-ns", RESTORE),
     ("ext-unix-sk", BOTH),
     ("ext-mount-map", BOTH),
