@@ -245,6 +245,8 @@ pub struct DumpOptions {
     pub ghost_fiemap: bool,
     /// `--track-mem`: start tracking memory changes, for a later dump on top of this one.
     pub track_mem: bool,
+    /// `--background`: memory is copied when the tree runs again.
+    pub background: bool,
     /// `--prev-images-dir`: images to build upon, relative to the images folder.
     pub prev_images_dir: Option<PathBuf>,
     /// `--pre-dump-mode`.
@@ -268,6 +270,7 @@ impl DumpOptions {
             ghost_limit: DEFAULT_GHOST_LIMIT,
             ghost_fiemap: true,
             track_mem: false,
+            background: false,
             prev_images_dir: None,
             pre_dump_mode: PreDumpMode::default(),
             network_lock: NetworkLock::default(),

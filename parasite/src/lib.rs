@@ -21,6 +21,7 @@
 #![cfg_attr(not(test), no_std)]
 
 pub mod aio;
+pub mod copy;
 pub mod fds;
 pub mod rseq;
 pub mod sigactions;
@@ -41,6 +42,7 @@ pub const BUILD: u64 = {
     let mut hash = FINGERPRINT_SEED;
     hash = fingerprint(hash, include_bytes!("lib.rs"));
     hash = fingerprint(hash, include_bytes!("aio.rs"));
+    hash = fingerprint(hash, include_bytes!("copy.rs"));
     hash = fingerprint(hash, include_bytes!("fds.rs"));
     hash = fingerprint(hash, include_bytes!("rseq.rs"));
     hash = fingerprint(hash, include_bytes!("sigactions.rs"));
@@ -117,14 +119,29 @@ pub enum Command {
     /// Where the calling thread, whose FS base is `args[0]`, has registered restartable sequences:
     /// `ret[0]`, see [`rseq::find`].
     Rseq = 12,
+    /// Makes a copy of the process that only holds its memory: `ret[0]` is its pid, see [`copy::make`].
+    Copy = 13,
 }
 
 impl Command {
     /// From the number in the control block.
     pub fn from_word(word: u32) -> Option<Command> {
         use Command::*;
-        let all =
-            [Hello, Panic, Syscall, Task, Thread, Sigactions, Itimers, PosixTimers, SendFds, Tty, Aio, Rseq];
+        let all = [
+            Hello,
+            Panic,
+            Syscall,
+            Task,
+            Thread,
+            Sigactions,
+            Itimers,
+            PosixTimers,
+            SendFds,
+            Tty,
+            Aio,
+            Rseq,
+            Copy,
+        ];
         all.into_iter().find(|c| *c as u32 == word)
     }
 }
@@ -240,6 +257,7 @@ fn command(control: &mut Control) -> Result<()> {
             Command::Tty => *control.data_one()? = tty::read(control.args[0] as i32)?,
             Command::Rseq => control.ret[0] = rseq::find(control.args[0]),
             Command::Aio => *control.data_one()? = aio::read(control.args[0]),
+            Command::Copy => control.ret[0] = copy::make()?,
         }
     }
     Ok(())

@@ -2,6 +2,7 @@
 //!
 //! Environment: RCRIU_BIN names another binary to test; CRIU_BIN names a CRIU 4.2 binary for `interop`.
 
+mod background;
 mod cgroups;
 mod clocks;
 mod failures;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         files::cases,
         pages::cases,
         cgroups::cases,
+        background::cases,
         options::cases,
         log_format::cases,
         refusals::cases,

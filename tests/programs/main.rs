@@ -43,6 +43,7 @@ mod tree;
 mod unlinked;
 mod unsupported;
 mod vfork;
+mod writer;
 mod zombies;
 
 use std::process::ExitCode;
@@ -107,6 +108,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("unlinked", unlinked::run),
     ("unsupported", unsupported::run),
     ("vfork", vfork::run),
+    ("writer", writer::run),
     ("zombies", zombies::run),
 ];
 

@@ -59,24 +59,35 @@ fn entry(task: &Task, parent: i32) -> pb::PstreeEntry {
     }
 }
 
-/// Everything that is written once all tasks are, up to the inventory.
+/// What is left to do when all images but the inventory are written: follow changes, let connections go. Dropped,
+/// connections go on.
+pub struct Ready {
+    pub track: Tracker,
+    pub connections: Connections,
+    pub inventory: pb::InventoryEntry,
+}
+
+/// Everything that is written once all tasks are, but the inventory.
 ///
-/// `stays` says that the tree goes on: names made only for the images are then removed. What is left to do is to
-/// follow changes, and to let connections go.
-pub fn seal(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<(Tracker, Connections)> {
+/// `stays` says that the tree goes on: names made only for the images are then removed.
+pub fn whole_tree(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<Ready> {
     zombies(tree, cx.images)?;
     pstree(tree, cx.images)?;
     let mut connections = cx.files.finish(stays)?;
     one(cx.images, ImageKind::Seccomp, 0, cx.seccomp.entry())?;
     cx.cgroups.write(cx.images, &cx.opts.common.cgroup)?;
     clocks(tree, cx.images)?;
-    cx.images.check_written()?;
     cx.track.write(cx.images)?;
     let mut inventory = inventory(cx.opts, tree.own);
     cx.track.sign(&mut inventory)?;
     connections.sign(&mut inventory);
-    one(cx.images, ImageKind::Inventory, 0, &inventory)?;
-    Ok((cx.track, connections))
+    Ok(Ready { track: cx.track, connections, inventory })
+}
+
+/// The inventory, the last image: no inventory, no snapshot.
+pub fn seal(images: &ImageDir, inventory: &pb::InventoryEntry) -> Result<()> {
+    images.check_written()?;
+    one(images, ImageKind::Inventory, 0, inventory)
 }
 
 /// Clocks of the tree at the time of the dump: a restore makes them go on from here. `timens-0.img` for a tree

@@ -9,6 +9,7 @@
 //! created so far are removed.
 
 mod anonymous;
+mod background;
 pub mod collect;
 mod core;
 mod finish;
@@ -23,6 +24,8 @@ mod task;
 
 use std::sync::atomic::Ordering;
 
+use background::Background;
+use finish::Ready;
 use rcriu_images::ImageDir;
 
 use crate::{
@@ -58,6 +61,7 @@ pub struct DumpCx<'a> {
     pub uprobes: bool,
     /// What changed since the parent images, and following it from here on.
     pub track: Tracker,
+    pub background: Background,
 }
 
 impl<'a> DumpCx<'a> {
@@ -84,6 +88,7 @@ impl<'a> DumpCx<'a> {
             shmem: SharedOut::default(),
             uprobes: false,
             track,
+            background: Background::new(opts),
         })
     }
 }
@@ -93,6 +98,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let root = RealPid(opts.pid);
     log::info!("Dumping processes (pid: {root})");
     let notify = |stage| opts.common.notifier.notify(stage, Some(root));
+    background::check(opts)?;
     notify(Stage::PreDump)?;
     let images = opts.common.images_dir.images()?;
     let created = Created::new(&images);
@@ -128,27 +134,41 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let mut stats = std::mem::take(&mut cx.stats);
     stats.shpages_scanned = cx.pages.counts().shmem_scanned.load(Ordering::Relaxed);
     stats.shpages_written = cx.pages.counts().shmem_written.load(Ordering::Relaxed);
-    cx.pages.finish()?;
-    // The inventory is the last image: no inventory, no snapshot. Dropped, connections go on.
-    let (mut track, mut connections) = finish::seal(cx, &tree, opts.afterwards != Afterwards::Kill)?;
-    // Needs: all pages read, and nothing that can still fail and leave the parent as the newest images.
-    track.mark();
-    // A complete set stays, also if somebody objects to ending the tree.
-    created.keep();
-    track.commit();
-    if opts.common.auto_dedup && opts.prev_images_dir.is_some() {
-        dedup::parents(&images)?;
-    }
-    notify(Stage::PostDump)?;
-    if opts.afterwards == Afterwards::Kill {
-        connections.settle()?;
-        frozen.finish(opts.afterwards)?;
-        connections.gone();
-    } else {
+    let (pages, background) = (cx.pages.clone(), std::mem::take(&mut cx.background));
+    let ready = finish::whole_tree(cx, &tree, opts.afterwards != Afterwards::Kill)?;
+    let Ready { mut track, mut connections, inventory } = ready;
+    if !background.is_empty() {
+        // Needs: all but memory read. From here on the tree runs, whatever becomes of the dump.
+        notify(Stage::PostDump)?;
         drop(connections);
         frozen.finish(opts.afterwards)?;
+        stats.frozen.stop();
+        background.finish(&pages, kernel, &mut stats)?;
+        pages.finish()?;
+        finish::seal(&images, &inventory)?;
+        created.keep();
+    } else {
+        pages.finish()?;
+        finish::seal(&images, &inventory)?;
+        // Needs: all pages read, and nothing that can still fail and leave the parent as the newest images.
+        track.mark();
+        // A complete set stays, also if somebody objects to ending the tree.
+        created.keep();
+        track.commit();
+        if opts.common.auto_dedup && opts.prev_images_dir.is_some() {
+            dedup::parents(&images)?;
+        }
+        notify(Stage::PostDump)?;
+        if opts.afterwards == Afterwards::Kill {
+            connections.settle()?;
+            frozen.finish(opts.afterwards)?;
+            connections.gone();
+        } else {
+            drop(connections);
+            frozen.finish(opts.afterwards)?;
+        }
+        stats.frozen.stop();
     }
-    stats.frozen.stop();
     stats.write(&opts.common.work_dir)?;
     log::info!("Dumping finished successfully");
     Ok(())

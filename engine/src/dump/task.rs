@@ -8,6 +8,7 @@ use rcriu_images::{ImageKind, pb};
 
 use super::{
     DumpCx,
+    background::MemoryCopy,
     collect::{Pstree, Task},
     core,
     finish::one,
@@ -38,6 +39,8 @@ pub(super) struct Asked {
     pub threads: Vec<ThreadInfo>,
     pub sigactions: Vec<pb::SaEntry>,
     pub timers: pb::TaskTimersEntry,
+    /// Its memory as it is now, to be read when the task runs again.
+    pub copy: Option<MemoryCopy>,
     /// Address of a `syscall` instruction in the task.
     pub syscall: u64,
 }
@@ -70,14 +73,17 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
     cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");
     let mut mapped = Mapped { task: task.dir.pid(), files: &mut cx.files, shmem: &mut cx.shmem };
     let vmas = vma::collect(dir, &maps, cx.rules, &mut mapped)?;
-    drop(maps);
     cx.shmem.mapped(&vmas);
     let vmas = with_guards(vmas, dir, cx)?;
     let rings = Rings::look(dir.pid(), &vmas)?;
 
-    let asked = ask(task, stopped, &mut track, cx)?;
+    let mut asked = ask(task, stopped, &maps, &statuses, &mut track, cx)?;
+    drop(maps);
 
-    pages(task, stopped, &vmas, &track, cx)?;
+    match asked.copy.take() {
+        Some(copy) => cx.background.push(copy, task.virt, &vmas, stacks(stopped)),
+        None => pages(task, stopped, &vmas, &track, cx)?,
+    }
     rings.check_still()?;
     track.look(&vmas);
     cx.track.keep(track);
@@ -113,7 +119,14 @@ fn signals(stopped: &StoppedTask, statuses: &[Status]) -> Result<Signals> {
 }
 
 /// Asks the task itself what nobody else can tell, and takes its descriptors. It is cured on the way out.
-fn ask(task: &Task, stopped: &StoppedTask, track: &mut TaskTrack, cx: &mut DumpCx<'_>) -> Result<Asked> {
+fn ask(
+    task: &Task,
+    stopped: &StoppedTask,
+    maps: &[maps::Map],
+    statuses: &[Status],
+    track: &mut TaskTrack,
+    cx: &mut DumpCx<'_>,
+) -> Result<Asked> {
     let timers = timers::read(&task.dir)?;
     let infected = Infected::new(stopped, cx.kernel)?;
     let info = infected.task_info()?;
@@ -129,12 +142,15 @@ fn ask(task: &Task, stopped: &StoppedTask, track: &mut TaskTrack, cx: &mut DumpC
     // After its descriptors were listed: this takes one for a moment.
     cx.track.enter(track, &infected);
     let syscall = infected.syscall_instruction();
+    let adopts = info.child_subreaper > 0;
+    let copy = cx.background.copy(&infected, maps, statuses, adopts, cx.kernel)?;
     infected.cure()?;
     Ok(Asked {
         task: info,
         threads,
         sigactions: sigaction::dump(&sigactions),
         timers: crate::task::timers::dump(intervals, &timers, &left)?,
+        copy,
         syscall,
     })
 }

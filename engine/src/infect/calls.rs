@@ -69,6 +69,14 @@ impl Infected<'_> {
         self.one()
     }
 
+    /// Has the process make a copy of itself that only holds its memory; its pid in the process's pid namespace.
+    ///
+    /// # Errors
+    /// EAGAIN, ENOMEM: a limit forbids it. Filters of the process may kill whoever makes the copy.
+    pub fn copy_memory(&self) -> Result<u64> {
+        Ok(self.call(Command::Copy, [0; 6], &[])?.ret[0])
+    }
+
     /// Finds the areas for restartable sequences on a kernel that does not tell a tracer. A section that
     /// was interrupted in the thread that is asked first goes unnoticed; the others' are guessed from it.
     pub(super) fn find_rseq(&self) -> Result<()> {

@@ -51,6 +51,7 @@ pub struct Raw {
     pub json: bool,
 
     pub track_mem: bool,
+    pub background: bool,
     pub prev_images_dir: Option<PathBuf>,
     pub auto_dedup: bool,
     pub pre_dump_mode: PreDumpMode,
@@ -132,6 +133,7 @@ impl Default for Raw {
             dry_run: false,
             json: false,
             track_mem: false,
+            background: false,
             prev_images_dir: None,
             auto_dedup: false,
             pre_dump_mode: PreDumpMode::default(),

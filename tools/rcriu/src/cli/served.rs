@@ -12,7 +12,6 @@ use super::raw::Raw;
 /// Actions not served at all.
 const ACTIONS: &[Action] = &[CpuinfoDump, CpuinfoCheck];
 
-const DUMP: &[Action] = &[Dump, PreDump];
 const RESTORE: &[Action] = &[Restore];
 const BOTH: &[Action] = &[Dump, PreDump, Restore];
 

@@ -5,6 +5,7 @@ use rcriu_engine::options::PreDumpMode;
 
 pub const OPTIONS: &[&Opt] = &[
     &TRACK_MEM,
+    &BACKGROUND,
     &PREV_IMAGES_DIR,
     &AUTO_DEDUP,
     &PRE_DUMP_MODE,
@@ -33,6 +34,21 @@ static TRACK_MEM: Opt = Opt {
     more: "A later dump with --prev-images-dir then writes only that.",
     apply: |raw, v| {
         raw.track_mem = v.on();
+        Ok(())
+    },
+};
+
+static BACKGROUND: Opt = Opt {
+    long: "background",
+    short: None,
+    takes: Takes::Switch,
+    group: Group::Memory,
+    on: &[Action::Dump],
+    help: "Copy memory when the tree runs again",
+    more: "With --leave-running: the tree is frozen only while its other state is read; the images are of that \
+           moment. While memory is copied, what the tree changes needs room twice.",
+    apply: |raw, v| {
+        raw.background = v.on();
         Ok(())
     },
 };

@@ -1,0 +1,116 @@
+//! Dumps whose memory is copied while the tree runs again (`--background`).
+
+use anyhow::{Context, Result, ensure};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use rcriu_tests::cycle::compare;
+use rcriu_tests::events::{PATIENCE, PidFd, wait_file};
+use rcriu_tests::program::wait_gone;
+use rcriu_tests::state::processes;
+use rcriu_tests::{Case, Cycle, Engine, Images, Program};
+
+const BACKGROUND: &[&str] = &["--leave-running", "--background"];
+
+/// The program goes on unharmed, and so does what is restored once it is gone.
+fn both_go_on(kind: &'static str, args: &'static [&'static str], steady: bool) -> Result<()> {
+    let (program, images, cycle) = (Program::start(kind, args)?, Images::new()?, Cycle::new()?);
+    let before = program.state()?;
+    let all = processes()?.len();
+    cycle.try_dump(program.pid(), &images, BACKGROUND)?.ok()?;
+    if steady {
+        compare(&before, &program.state()?).context("the dump changed the tree that it left running")?;
+    }
+    no_copies(all)?;
+    let tree = program.tree()?;
+    tree.iter().for_each(|t| t.kill(Signal::SIGKILL));
+    wait_gone(&tree)?;
+    cycle.restore(&images)?;
+    program.verify()
+}
+
+/// As many processes as before: no copy is left. One that has just ended is reaped by whoever adopts orphans.
+fn no_copies(before: usize) -> Result<()> {
+    let deadline = std::time::Instant::now() + PATIENCE;
+    loop {
+        let now = processes()?.len();
+        if now <= before {
+            return Ok(());
+        }
+        while nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG))
+            .is_ok_and(|s| s != nix::sys::wait::WaitStatus::StillAlive)
+        {}
+        ensure!(std::time::Instant::now() < deadline, "{now} processes instead of {before}");
+        std::thread::yield_now();
+    }
+}
+
+fn the_original_is_unharmed() -> Result<()> {
+    let (program, images) = (Program::start("writer", &["64"])?, Images::new()?);
+    let cycle = Cycle::new()?;
+    for _ in 0..5 {
+        cycle.try_dump(program.pid(), &images, BACKGROUND)?.ok()?;
+    }
+    program.verify()
+}
+
+/// The dumping process is killed while it copies: the program goes on, the copies end.
+fn killed_while_copying() -> Result<()> {
+    let (program, images) = (Program::start("writer", &["200"])?, Images::new()?);
+    let all = processes()?.len();
+    let pid = program.pid().to_string();
+    let mut args = vec!["dump", "-t", &pid, "-D", images.as_str()?, "-v4", "-o", "dump.log"];
+    args.extend(BACKGROUND);
+    let mut child = Engine::rcriu()?.command(&args).spawn().context("starting the dump")?;
+    let pidfd = PidFd::open(Pid::from_raw(child.id() as i32)).context("pidfd_open")?;
+    let writing = || images.names().is_ok_and(|n| n.iter().any(|n| n.starts_with("pages-")));
+    ensure!(wait_file(images.path(), Some(&pidfd), PATIENCE, writing)?, "the dump ended too early");
+    pidfd.kill(Signal::SIGKILL);
+    child.wait()?;
+    no_copies(all)?;
+    ensure!(!images.file("inventory.img").exists(), "an unfinished set has an inventory");
+    program.verify()
+}
+
+fn needs_a_running_tree() -> Result<()> {
+    let (program, images) = (Program::start("sleeper", &[])?, Images::new()?);
+    let cycle = Cycle::new()?;
+    cycle.try_dump(program.pid(), &images, &["--background"])?.refused()?.says(&["--leave-running"])?;
+    let track: Vec<&str> = BACKGROUND.iter().copied().chain(["--track-mem"]).collect();
+    cycle.try_dump(program.pid(), &images, &track)?.refused()?.says(&["--track-mem"])?;
+    program.verify()
+}
+
+/// What cannot be copied by a fork is copied while the tree is frozen, and the log says why.
+fn what_cannot_fork() -> Result<()> {
+    let (program, images) = (Program::start("private-memory", &[])?, Images::new()?);
+    Cycle::new()?.try_dump(program.pid(), &images, BACKGROUND)?.ok()?;
+    let log = std::fs::read_to_string(images.file("dump.log"))?;
+    ensure!(log.contains("not inherited by children"), "the log does not say what was copied frozen: {log}");
+    program.verify()
+}
+
+pub fn cases() -> Vec<Case> {
+    let kinds: &[(&str, &[&str], bool)] = &[
+        ("writer", &["64"], false),
+        ("threads", &["12"], true),
+        ("tree", &["3", "3"], true),
+        ("private-memory", &[], true),
+        ("file-memory", &[], true),
+        ("shared-memory", &[], true),
+        ("regular-files", &[], true),
+        ("pipes", &[], true),
+    ];
+    let goes_on = kinds.iter().map(|(kind, args, steady)| {
+        Case::new(format!("background: {kind} goes on, and what is restored too"), move || {
+            both_go_on(kind, args, *steady)
+        })
+    });
+    goes_on
+        .chain([
+            Case::new("background: a writer is dumped again and again", the_original_is_unharmed),
+            Case::new("background: a kill while memory is copied does no harm", killed_while_copying),
+            Case::new("background: options that do not fit are refused", needs_a_running_tree),
+            Case::new("background: memory that no child inherits is copied at once", what_cannot_fork),
+        ])
+        .collect()
+}
