@@ -83,3 +83,4 @@ pub const IRMAP_CACHE: u32 = 0x57004059;
 /// Of images only this project writes; the words are unused by the format.
 pub const RCRIU_FILES: u32 = 0x52435246;
 pub const RCRIU_TRACKING: u32 = 0x5243_5254;
+pub const RCRIU_TASKS: u32 = 0x5243_5253;

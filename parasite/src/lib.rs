@@ -23,6 +23,7 @@
 pub mod aio;
 pub mod copy;
 pub mod fds;
+pub mod policies;
 pub mod rseq;
 pub mod sigactions;
 pub mod task;
@@ -44,6 +45,7 @@ pub const BUILD: u64 = {
     hash = fingerprint(hash, include_bytes!("aio.rs"));
     hash = fingerprint(hash, include_bytes!("copy.rs"));
     hash = fingerprint(hash, include_bytes!("fds.rs"));
+    hash = fingerprint(hash, include_bytes!("policies.rs"));
     hash = fingerprint(hash, include_bytes!("rseq.rs"));
     hash = fingerprint(hash, include_bytes!("sigactions.rs"));
     hash = fingerprint(hash, include_bytes!("task.rs"));
@@ -121,6 +123,8 @@ pub enum Command {
     Rseq = 12,
     /// Makes a copy of the process that only holds its memory: `ret[0]` is its pid, see [`copy::make`].
     Copy = 13,
+    /// Replaces `args[0]` addresses in the data area by the modes of memory policies, see [`policies::read`].
+    Policies = 14,
 }
 
 impl Command {
@@ -141,6 +145,7 @@ impl Command {
             Aio,
             Rseq,
             Copy,
+            Policies,
         ];
         all.into_iter().find(|c| *c as u32 == word)
     }
@@ -249,13 +254,14 @@ fn command(control: &mut Control) -> Result<()> {
                 control.ret[0] = syscall6_raw(nr, [a, b, c, d, e, 0]) as u64;
             }
             Command::Task => *control.data_one()? = task::read(),
-            Command::Thread => *control.data_one()? = thread::read(),
+            Command::Thread => *control.data_one()? = thread::read(control.args[0], control.args[1] != 0),
             Command::Sigactions => sigactions::read(control.data_mut(sigactions::SIGNALS)?)?,
             Command::Itimers => timers::read_itimers(control.data_mut(timers::ITIMERS)?)?,
             Command::PosixTimers => timers::read_posix(control)?,
             Command::SendFds => fds::send(control)?,
             Command::Tty => *control.data_one()? = tty::read(control.args[0] as i32)?,
             Command::Rseq => control.ret[0] = rseq::find(control.args[0]),
+            Command::Policies => policies::read(control)?,
             Command::Aio => *control.data_one()? = aio::read(control.args[0]),
             Command::Copy => control.ret[0] = copy::make()?,
         }

@@ -4,14 +4,14 @@
 //! Read-only calls with addresses of locals, except for umask, which can only be read by setting it:
 //! it is set back by the next instruction.
 
-use blobrt::syscall::{nr, syscall1, syscall2, syscall5};
+use blobrt::syscall::{Errno, nr, syscall1, syscall2, syscall3, syscall4, syscall5};
 
 use crate::plain;
 
 plain! {
     /// The process as it sees itself. Fields that are `i64` hold a negative error number where the
     /// kernel has no such call.
-    pub struct TaskInfo[96] {
+    pub struct TaskInfo[112] {
         /// Its pid in its own pid namespace.
         pub pid: i32,
         /// Parent's pid there, 0 if the parent is outside.
@@ -38,8 +38,12 @@ plain! {
         pub membarrier: i64,
         /// `ARCH_GET_XCOMP_PERM`: processor state components that were asked for (Linux 5.16).
         pub xcomp_perm: i64,
-        /// `ARCH_GET_CPUID`: 0 if CPUID faults.
-        pub cpuid_allowed: i64,
+        /// Bytes of local segment descriptors that modify_ldt(2) tells; 0 for none.
+        pub ldt: i64,
+        /// Memory protection keys that are allocated, as a bit mask; 0 on a processor without.
+        pub pkeys: i64,
+        /// Whether new memory is locked (MCL_FUTURE of mlockall(2)): -EBUSY if so, 0 if not.
+        pub own_memory: i64,
     }
 }
 
@@ -49,7 +53,11 @@ const PR_GET_THP_DISABLE: usize = 42;
 const PR_GET_MDWE: usize = 66;
 const PR_GET_MEMORY_MERGE: usize = 68;
 const MEMBARRIER_CMD_GET_REGISTRATIONS: usize = 1 << 9;
-const ARCH_GET_CPUID: usize = 0x1011;
+const MS_INVALIDATE: usize = 2;
+const MODIFY_LDT_READ: usize = 0;
+/// Keys that x86 has, and what asking for one that is not allocated gives.
+const PKEYS: usize = 16;
+const ENOMEM: i32 = 12;
 const ARCH_GET_XCOMP_PERM: usize = 0x1022;
 
 /// The raw answer of a read-only prctl without further arguments.
@@ -74,6 +82,20 @@ pub(crate) fn value(r: blobrt::syscall::Result<usize>) -> i64 {
         Ok(v) => v as i64,
         Err(e) => -i64::from(e.0),
     }
+}
+
+/// Which protection keys are allocated. The kernel looks at the key before it looks for the mapping: where
+/// nothing can be mapped, an allocated key gets ENOMEM, another one EINVAL.
+fn pkeys() -> i64 {
+    /// Inside the kernel's half.
+    const NOWHERE: usize = 0xffff_ffff_ffff_d000;
+    (1..PKEYS).fold(0, |mask, key| {
+        // SAFETY: no user mapping can be there.
+        match unsafe { syscall4(nr::PKEY_MPROTECT, NOWHERE, 4096, 0, key) } {
+            Err(Errno(ENOMEM)) => mask | 1 << key,
+            _ => mask,
+        }
+    })
 }
 
 /// Asks everything.
@@ -101,7 +123,10 @@ pub fn read() -> TaskInfo {
             memory_merge: prctl(PR_GET_MEMORY_MERGE),
             membarrier: value(syscall2(nr::MEMBARRIER, MEMBARRIER_CMD_GET_REGISTRATIONS, 0)),
             xcomp_perm,
-            cpuid_allowed: value(syscall2(nr::ARCH_PRCTL, ARCH_GET_CPUID, 0)),
+            ldt: value(syscall3(nr::MODIFY_LDT, MODIFY_LDT_READ, (&raw mut xcomp) as usize, 8)),
+            pkeys: pkeys(),
+            // Our own stack was mapped just now; pages that are locked are not given up.
+            own_memory: value(syscall3(nr::MSYNC, (&raw mut xcomp) as usize & !0xfff, 0x1000, MS_INVALIDATE)),
         }
     }
 }

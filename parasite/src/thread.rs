@@ -3,7 +3,7 @@
 //! # Safety
 //! Read-only calls with addresses of locals.
 
-use blobrt::syscall::{nr, syscall0, syscall2, syscall5};
+use blobrt::syscall::{nr, syscall0, syscall2, syscall3, syscall5};
 
 use crate::{
     plain,
@@ -13,7 +13,7 @@ use crate::{
 plain! {
     /// The calling thread. Fields that are `i64` hold a negative error number where the kernel has no
     /// such call.
-    pub struct ThreadInfo[152] {
+    pub struct ThreadInfo[328] {
         /// Its id in its own pid namespace.
         pub tid: i64,
         /// `PR_GET_TID_ADDRESS`: word cleared and woken at its end; 0 for none. `u64::MAX` where the
@@ -45,10 +45,24 @@ plain! {
         pub shadow_stack: i64,
         /// `PR_GET_KEEPCAPS`.
         pub keep_caps: i64,
+        /// `ARCH_GET_CPUID`: 0 if CPUID faults.
+        pub cpuid_allowed: i64,
+        /// `MPOL_*` with `MPOL_F_*` of the thread's own memory policy.
+        pub policy: i64,
+        /// Its nodes.
+        pub nodes: [u64; NODE_WORDS],
+        /// Serial numbers of the thread's, the process's and, if it was asked for, the session's keyring;
+        /// -ENOKEY for none.
+        pub keyrings: [i64; 3],
+        /// What kcmp(2) said about the process it was told to look at: 0, or -EPERM if it may not.
+        pub inspection: i64,
         /// Name, padded with zeroes.
         pub name: [u8; 16],
     }
 }
+
+/// Words of a set of NUMA nodes: the most that a kernel can be built for.
+pub const NODE_WORDS: usize = 16;
 
 const PR_GET_PDEATHSIG: usize = 2;
 const PR_GET_KEEPCAPS: usize = 7;
@@ -60,11 +74,22 @@ const PR_MCE_KILL_GET: usize = 34;
 const PR_GET_NO_NEW_PRIVS: usize = 39;
 const PR_GET_TID_ADDRESS: usize = 40;
 const PR_GET_SPECULATION_CTRL: usize = 52;
+const ARCH_GET_CPUID: usize = 0x1011;
+const KEYCTL_GET_KEYRING_ID: usize = 0;
+const KCMP_VM: usize = 1;
+const ENOKEY: i64 = 126;
 const PR_GET_IO_FLUSHER: usize = 58;
 const ARCH_SHSTK_STATUS: usize = 0x5005;
 
-/// Asks everything.
-pub fn read() -> ThreadInfo {
+/// Asks everything. `other` is the process to inspect, 0 for none; `session` says that the session's keyring is
+/// to be told: asking gives a thread without one that of its user.
+pub fn read(other: u64, session: bool) -> ThreadInfo {
+    let mut nodes = [0u64; NODE_WORDS];
+    let mut mode = 0i32;
+    let keyring = |which: i32| {
+        // SAFETY: numbers only; no keyring is made.
+        value(unsafe { syscall3(nr::KEYCTL, KEYCTL_GET_KEYRING_ID, which as usize, 0) })
+    };
     let mut altstack = [0u64; 3];
     let mut clear_tid = 0u64;
     let mut name = [0u8; 16];
@@ -102,6 +127,24 @@ pub fn read() -> ThreadInfo {
             speculation: [speculation(0), speculation(1), speculation(2)],
             shadow_stack,
             keep_caps: prctl(PR_GET_KEEPCAPS),
+            cpuid_allowed: value(syscall2(nr::ARCH_PRCTL, ARCH_GET_CPUID, 0)),
+            policy: match syscall5(
+                nr::GET_MEMPOLICY,
+                (&raw mut mode) as usize,
+                nodes.as_mut_ptr() as usize,
+                64 * NODE_WORDS,
+                0,
+                0,
+            ) {
+                Ok(_) => i64::from(mode),
+                Err(e) => -i64::from(e.0),
+            },
+            nodes,
+            keyrings: [keyring(-1), keyring(-2), if session { keyring(-3) } else { -ENOKEY }],
+            inspection: match other as usize {
+                0 => 0,
+                pid => value(syscall5(nr::KCMP, pid, pid, KCMP_VM, 0, 0)),
+            },
             name,
         }
     }
@@ -118,6 +161,7 @@ mod tests {
             .name("seen".into())
             .spawn(|| {
                 let mut bench = Bench::new(Command::Thread);
+                bench.control.args[0] = u64::from(std::process::id());
                 assert_eq!(bench.run(), 0);
                 bench.read::<ThreadInfo>(0)
             })
@@ -132,5 +176,8 @@ mod tests {
         // glibc and musl both have the kernel clear a word at the end of a thread.
         assert_ne!(info.clear_tid, 0);
         assert!(info.timer_slack > 0);
+        assert_eq!(info.inspection, 0);
+        assert!(info.policy <= 0, "the default policy, or no NUMA");
+        assert_eq!(info.nodes, [0; NODE_WORDS]);
     }
 }

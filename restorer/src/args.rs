@@ -293,6 +293,8 @@ pub struct ThreadArgs {
     pub pdeath_sig: u32,
     /// Padding.
     pub pad: u32,
+    /// Settings of its own, made while it still has every right.
+    pub settings: Table<Setting>,
 }
 
 /// A system call on a descriptor with a small structure: what must come when nothing else is opened or closed.
@@ -307,6 +309,35 @@ pub struct Late {
     pub arg: u64,
     /// What the third argument points to.
     pub data: [u64; 4],
+}
+
+/// A system call of a thread for a setting that only it can make.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Setting {
+    /// Number of the call.
+    pub call: u32,
+    /// Bit N says that argument N is not a number but a place in the arena.
+    pub places: u32,
+    /// Arguments.
+    pub args: [u64; 5],
+}
+
+impl Setting {
+    /// System call `number`.
+    pub fn call(number: i64, args: [u64; 5]) -> Setting {
+        Setting { call: number as u32, places: 0, args }
+    }
+
+    /// `prctl(2)`.
+    pub fn prctl(option: u64, [a, b, c, d]: [u64; 4]) -> Setting {
+        Setting { call: blobrt::syscall::nr::PRCTL as u32, places: 0, args: [option, a, b, c, d] }
+    }
+
+    /// The same with argument `n` as a place in the arena.
+    pub fn pointing(self, n: u32) -> Setting {
+        Setting { places: self.places | 1 << n, ..self }
+    }
 }
 
 /// Bits of [`TaskArgs::flags`].
@@ -382,6 +413,8 @@ pub struct TaskArgs {
     pub filters: Table<Filter>,
     /// Threads, the leader first.
     pub threads: Table<ThreadArgs>,
+    /// What the leader does at the very end: one-way settings.
+    pub last: Table<Setting>,
 }
 
 const _: () = {
@@ -395,8 +428,9 @@ const _: () = {
     assert!(size_of::<Siginfo>() == 128);
     assert!(size_of::<Creds>() == 104);
     assert!(size_of::<Filter>() == 24);
-    assert!(size_of::<ThreadArgs>() == 176);
-    assert!(size_of::<TaskArgs>() == 480);
+    assert!(size_of::<Setting>() == 48);
+    assert!(size_of::<ThreadArgs>() == 192);
+    assert!(size_of::<TaskArgs>() == 496);
     assert!(align_of::<TaskArgs>() == 8 && align_of::<ThreadArgs>() == 8);
 };
 

@@ -20,6 +20,8 @@ mod process;
 #[cfg(blob)]
 mod seccomp;
 #[cfg(blob)]
+mod settings;
+#[cfg(blob)]
 mod signals;
 #[cfg(blob)]
 mod threads;
@@ -33,7 +35,7 @@ mod image {
     use crate::{
         creds,
         fail::{Failed, end, fail},
-        leave, memory, process, seccomp, signals, threads, timers,
+        leave, memory, process, seccomp, settings, signals, threads, timers,
     };
 
     blobrt::entry!(restorer_entry, run, "ud2");
@@ -114,6 +116,7 @@ mod image {
         pass(task, Stage::RestoreSigchld, Stage::RestoreCreds);
         // The engine has attached to every thread and suspended seccomp. Filters need the rights that
         // the credentials below may take away.
+        settings::apply(task, me.settings)?;
         threads::schedule(me)?;
         if leader {
             process::limits(task)?;
@@ -123,6 +126,10 @@ mod image {
         // Changing credentials resets both.
         process::dumpable(task)?;
         threads::parent_death_signal(me)?;
+        if leader {
+            // What forbids things from now on: nothing may be left to do that it forbids.
+            settings::apply(task, task.args.last)?;
+        }
         pass(task, Stage::RestoreCreds, Stage::Complete);
         Ok(())
     }

@@ -38,6 +38,7 @@ codes! {
         SetThreadArea = "set_thread_area", MapShadowStack = "map_shadow_stack", Build = "build number",
         Gettid = "gettid", Kill = "kill", IoSetup = "io_setup", Wait = "wait4",
         Fcntl = "fcntl", Ioctl = "ioctl", TimerfdSettime = "timerfd_settime",
+        SetMempolicy = "set_mempolicy", Mlockall = "mlockall", Other = "a system call",
     }
 }
 
@@ -84,6 +85,8 @@ codes! {
         Altstack = "the alternate signal stack",
         /// The `prctl` option and its argument.
         Prctl = "the process attribute",
+        /// The first two arguments.
+        Setting = "the setting",
         /// Address.
         Segment = "the segment base",
         /// Address.

@@ -16,6 +16,7 @@ mod options;
 mod pages;
 mod real_programs;
 mod refusals;
+mod silent;
 mod special_memory;
 mod tasks;
 
@@ -27,6 +28,7 @@ fn main() -> ExitCode {
         clocks::cases,
         memory::cases,
         special_memory::cases,
+        silent::cases,
         files::cases,
         pages::cases,
         cgroups::cases,

@@ -20,6 +20,7 @@ mod fifos;
 mod file_memory;
 mod huge_memory;
 mod identity;
+mod kept;
 mod kit;
 mod late_memory;
 mod pipes;
@@ -67,6 +68,31 @@ const KINDS: &[(&str, Kind)] = &[
     ("credentials", credentials::run),
     ("devices", devices::run),
     ("directories", directories::run),
+    ("kept-affinity", kept::scheduling::affinity),
+    ("kept-autogroup", kept::scheduling::autogroup),
+    ("kept-clamps", kept::scheduling::clamps),
+    ("kept-coredump-filter", kept::process::coredump_filter),
+    ("kept-cpuid", kept::attributes::cpuid),
+    ("kept-deadline", kept::scheduling::deadline),
+    ("kept-dispatch", kept::dispatch::run),
+    ("kept-huge-pages", kept::process::huge_pages),
+    ("kept-io-flusher", kept::attributes::io_flusher),
+    ("kept-io-priority", kept::scheduling::io_priority),
+    ("kept-lock-on-fault", kept::mappings::lock_on_fault),
+    ("kept-locking", kept::memory::locking),
+    ("kept-machine-check", kept::attributes::machine_check),
+    ("kept-merging", kept::memory::merging),
+    ("kept-names", kept::mappings::names),
+    ("kept-personality", kept::process::personality),
+    ("kept-range-policies", kept::mappings::range_policies),
+    ("kept-seals", kept::mappings::seals),
+    ("kept-slice", kept::scheduling::slice),
+    ("kept-speculation", kept::attributes::speculation),
+    ("kept-thread-policies", kept::mappings::thread_policies),
+    ("kept-timer-slack", kept::attributes::timer_slack),
+    ("kept-trap", kept::process::ignored_trap),
+    ("kept-tsc", kept::attributes::tsc),
+    ("kept-write-or-execute", kept::memory::write_or_execute),
     ("epoll", epoll::run),
     ("epoll-closed-target", epoll::closed_target),
     ("eventfd", eventfd::run),

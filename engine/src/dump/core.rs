@@ -111,9 +111,6 @@ fn thread_core(
     if call == Interrupted::Unknown {
         log::warn!("Will restore {tid} with interrupted system call");
     }
-    if thread.syscall_user_dispatch().mode != 0 {
-        return Err(Error::unsupported("syscall user dispatch is on, which cannot be kept yet"));
-    }
     let (fpregs, leftovers) = thread.xsave().to_image(&cx.layout)?;
     if let Some(left) = leftovers.first() {
         return Err(Error::unsupported(format!(

@@ -76,6 +76,7 @@ pub fn whole_tree(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<Ready> {
     let mut connections = cx.files.finish(stays)?;
     one(cx.images, ImageKind::Seccomp, 0, cx.seccomp.entry())?;
     cx.cgroups.write(cx.images, &cx.opts.common.cgroup)?;
+    cx.more.finish()?;
     clocks(tree, cx.images)?;
     cx.track.write(cx.images)?;
     let mut inventory = inventory(cx.opts, tree.own);

@@ -39,7 +39,7 @@ use crate::{
     pstree::RealPid,
     scripts::Stage,
     stats::DumpStats,
-    task::{cgroup::Sets, seccomp::Filters},
+    task::{cgroup::Sets, more::MoreOut, seccomp::Filters},
 };
 
 /// What a dump carries from task to task.
@@ -51,6 +51,8 @@ pub struct DumpCx<'a> {
     pub pages: PageStore,
     pub seccomp: Filters,
     pub cgroups: Sets,
+    /// What the format has no place for.
+    pub more: MoreOut,
     pub stats: DumpStats,
     /// Where this processor keeps its state.
     pub layout: Layout,
@@ -82,6 +84,7 @@ impl<'a> DumpCx<'a> {
             pages,
             seccomp: Filters::default(),
             cgroups: Sets::new(&opts.common.cgroup)?,
+            more: MoreOut::new(images),
             stats: DumpStats::default(),
             layout: Layout::host(),
             rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev },

@@ -21,6 +21,7 @@ use crate::{
     infect::{self, Infected, StoppedTask},
     mm::{
         aio::Rings,
+        more,
         pagemap::Scanner,
         pages::{Copier, Written},
         shmem::SharedOut,
@@ -30,7 +31,7 @@ use crate::{
     },
     procfs::{ProcDir, maps, stat::Stat, status::Status, timers},
     pstree::{FileId, RealPid},
-    task::{fs, misc, sigaction, sigqueue},
+    task::{fs, misc, more::Seen, numa, sigaction, sigqueue},
 };
 
 /// What is asked from inside.
@@ -43,6 +44,10 @@ pub(super) struct Asked {
     pub copy: Option<MemoryCopy>,
     /// Address of a `syscall` instruction in the task.
     pub syscall: u64,
+    /// Memory policies of mappings, by their start.
+    pub policies: Vec<(u64, pb::RcriuPolicyEntry)>,
+    /// `MCL_FUTURE` and `MCL_ONFAULT` of mlockall(2).
+    pub lock_future: u32,
 }
 
 /// Dumps the task at position `at` of the tree. One that has ended has only what [`super::finish`] writes.
@@ -73,12 +78,25 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
     cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");
     let mut mapped = Mapped { task: task.dir.pid(), files: &mut cx.files, shmem: &mut cx.shmem };
     let vmas = vma::collect(dir, &maps, cx.rules, &mut mapped)?;
+    let mut mapping = more::collect(&maps);
     cx.shmem.mapped(&vmas);
     let vmas = with_guards(vmas, dir, cx)?;
     let rings = Rings::look(dir.pid(), &vmas)?;
 
-    let mut asked = ask(task, stopped, &maps, &statuses, &mut track, cx)?;
+    let mut asked = ask(task, stopped, &maps, &vmas, &statuses, &mut track, cx)?;
     drop(maps);
+    more::add_policies(&mut mapping, &vmas, asked.policies.iter().cloned());
+    cx.more.task(Seen {
+        pid: task.virt,
+        dir,
+        stat: &task.stat,
+        stopped,
+        statuses: &statuses,
+        info: &asked.task,
+        threads: &asked.threads,
+        lock_future: asked.lock_future,
+        mapping,
+    })?;
 
     match asked.copy.take() {
         Some(copy) => cx.background.push(copy, task.virt, &vmas, stacks(stopped)),
@@ -123,6 +141,7 @@ fn ask(
     task: &Task,
     stopped: &StoppedTask,
     maps: &[maps::Map],
+    vmas: &[Vma],
     statuses: &[Status],
     track: &mut TaskTrack,
     cx: &mut DumpCx<'_>,
@@ -141,6 +160,9 @@ fn ask(
     cx.files.task_fds(task.dir.pid(), &task.ids, &task.dir, &mut |fd| infected.take_fd(fd))?;
     // After its descriptors were listed: this takes one for a moment.
     cx.track.enter(track, &infected);
+    let policies = infected.policies(&more::starts(vmas))?.into_iter();
+    let policies = policies.filter_map(|(at, mode, nodes)| Some((at, numa::dump(mode, &nodes)?))).collect();
+    let lock_future = more::lock_future(&info, &task.dir, infected.range().start)?;
     let syscall = infected.syscall_instruction();
     let adopts = info.child_subreaper > 0;
     let copy = cx.background.copy(&infected, maps, statuses, adopts, cx.kernel)?;
@@ -152,6 +174,8 @@ fn ask(
         timers: crate::task::timers::dump(intervals, &timers, &left)?,
         copy,
         syscall,
+        policies,
+        lock_future,
     })
 }
 

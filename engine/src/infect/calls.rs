@@ -3,10 +3,10 @@
 use parasite::{
     Command, DATA_LEN,
     aio::AioRing,
-    rseq,
+    policies, rseq,
     sigactions::{SIGNALS, Sigaction},
     task::TaskInfo,
-    thread::ThreadInfo,
+    thread::{NODE_WORDS, ThreadInfo},
     timers::{ITIMERS, Itimer, MAX_POSIX, PosixTimer},
     tty::TtyInfo,
 };
@@ -17,6 +17,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result},
+    pstree::RealPid,
     sys::ptrace::RseqConfig,
 };
 
@@ -29,8 +30,47 @@ impl Infected<'_> {
 
     /// What only the thread itself can be asked.
     pub fn thread_info(&self, thread: &StoppedThread) -> Result<ThreadInfo> {
-        self.call_in(thread, Command::Thread, [0; 6], &[])?;
+        self.thread_info_and(thread, RealPid(0), false)
+    }
+
+    /// The same and more. `inspect` is a process whose inspection it is to try, 0 for
+    /// none; `session` says that the keyring of its session is to be told too.
+    pub fn thread_info_and(
+        &self,
+        thread: &StoppedThread,
+        inspect: RealPid,
+        session: bool,
+    ) -> Result<ThreadInfo> {
+        let inspect = u64::from(inspect.0.cast_unsigned());
+        self.call_in(thread, Command::Thread, [inspect, session.into(), 0, 0, 0, 0], &[])?;
         self.one()
+    }
+
+    /// The memory policy of each mapping that has one of its own, by an address in it: mode and nodes.
+    pub fn policies(&self, addresses: &[u64]) -> Result<Vec<(u64, i64, Vec<u64>)>> {
+        let mut found = Vec::new();
+        for part in addresses.chunks(policies::MAX) {
+            let bytes: Vec<u8> = part.iter().flat_map(|at| at.to_ne_bytes()).collect();
+            self.call(Command::Policies, [part.len() as u64, 0, 0, 0, 0, 0], &bytes)?;
+            let modes: Vec<u64> = self.answer(part.len())?;
+            for (at, mode) in part.iter().zip(modes) {
+                match mode as i64 {
+                    // A kernel without NUMA.
+                    mode if mode == -i64::from(libc::ENOSYS) => return Ok(found),
+                    mode if mode > 0 => found.push((*at, mode, self.policy_nodes(*at)?)),
+                    _ => {}
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Nodes of the policy of the mapping at `address`.
+    fn policy_nodes(&self, address: u64) -> Result<Vec<u64>> {
+        let bits = NODE_WORDS as u64 * 64;
+        let args = [0, self.data_address(), bits, address, policies::MPOL_F_ADDR as u64];
+        self.syscall("get_mempolicy", libc::SYS_get_mempolicy as u64, args, &[0; NODE_WORDS * 8])?;
+        self.answer(NODE_WORDS)
     }
 
     /// Actions of signals 1 to 64, in order; zero for SIGKILL and SIGSTOP.

@@ -18,6 +18,7 @@ pub mod aio;
 pub mod dedup;
 pub mod hugetlb;
 pub mod lazy;
+pub mod more;
 pub mod pagemap;
 pub mod pages;
 pub mod restore;

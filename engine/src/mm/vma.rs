@@ -394,12 +394,6 @@ fn check_flags(map: &Map, status: u32) -> Result<()> {
     if map.pkey != 0 {
         return Err(Error::unsupported(format!("memory protection key {} cannot be kept", map.pkey)));
     }
-    if map.flags.any(VmFlags::SEALED) && !kernels {
-        log::warn!("Mapping {:x}-{:x} is sealed (mseal); the seal is not kept", map.start, map.end);
-    }
-    if map.flags.any(VmFlags::LOCK_ON_FAULT) {
-        log::warn!("Mapping {:x}-{:x} is locked on fault; it will be locked at once", map.start, map.end);
-    }
     Ok(())
 }
 

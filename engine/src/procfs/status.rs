@@ -38,6 +38,12 @@ pub struct Status {
     pub no_new_privs: bool,
     /// 0 off, 1 strict, 2 filter.
     pub seccomp: u32,
+    /// CPUs it may run on, those that are offline too: bit 0 of byte 0 is CPU 0. No zero bytes at the end.
+    pub cpus: Vec<u8>,
+    /// NUMA nodes its control group allows, in the same form.
+    pub nodes: Vec<u8>,
+    /// Address bits that count (linear address masking, Linux 6.4); `None` where the kernel does not tell.
+    pub untag_mask: Option<u64>,
     /// `x86_Thread_features`: names of user shadow stack features that are on.
     pub thread_features: Vec<String>,
 }
@@ -84,6 +90,12 @@ impl Status {
                 b"CapAmb" => status.cap_amb = super::hex(word)?,
                 b"NoNewPrivs" => status.no_new_privs = word == b"1",
                 b"Seccomp" => status.seccomp = number(word)?,
+                b"Cpus_allowed" => status.cpus = bits(word)?,
+                b"Mems_allowed" => status.nodes = bits(word)?,
+                b"untag_mask" => {
+                    let digits = std::str::from_utf8(word).ok()?.strip_prefix("0x")?;
+                    status.untag_mask = Some(u64::from_str_radix(digits, 16).ok()?);
+                }
                 b"x86_Thread_features" => {
                     status.thread_features =
                         words(value).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
@@ -101,6 +113,17 @@ impl Status {
     pub fn is_zombie(&self) -> bool {
         matches!(self.state, b'Z' | b'X')
     }
+}
+
+/// A mask as the kernel prints it: words of 32 bits in hexadecimal, the highest first, commas between.
+fn bits(word: &[u8]) -> Option<Vec<u8>> {
+    let words: Option<Vec<u32>> =
+        word.rsplit(|c| *c == b',').map(|w| u32::try_from(super::hex(w)?).ok()).collect();
+    let mut bytes: Vec<u8> = words?.into_iter().flat_map(u32::to_le_bytes).collect();
+    while bytes.last() == Some(&0) {
+        bytes.pop();
+    }
+    Some(bytes)
 }
 
 fn list<T: std::str::FromStr>(value: &[u8]) -> Option<Vec<T>> {
@@ -123,6 +146,7 @@ mod tests {
         SigCgt:\t0000000180004202\nCapInh:\t0000000000000000\nCapPrm:\t000001ffff00003f\n\
         CapEff:\t000001ffff00003f\nCapBnd:\t000001ffffffffff\nCapAmb:\t0000000000000000\nNoNewPrivs:\t1\n\
         Seccomp:\t2\nSeccomp_filters:\t3\nSpeculation_Store_Bypass:\tthread vulnerable\n\
+        untag_mask:\t0xffffffffffffffff\nCpus_allowed:\t00000000,000000f1,00000003\n\
         x86_Thread_features:\tshstk wrss \nx86_Thread_features_locked:\t\n";
 
     #[test]
@@ -136,6 +160,8 @@ mod tests {
         assert!(s.no_new_privs && !s.kthread);
         assert_eq!((s.seccomp, s.threads), (2, 2));
         assert_eq!(s.thread_features, ["shstk", "wrss"]);
+        assert_eq!((s.cpus.as_slice(), s.nodes.len()), (&[3, 0, 0, 0, 0xf1][..], 0));
+        assert_eq!(s.untag_mask, Some(u64::MAX));
     }
 
     #[test]

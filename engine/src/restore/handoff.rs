@@ -28,7 +28,7 @@ use crate::infect::blob::{RESTORER, RESTORER_ENTRY};
 use crate::mm::{lazy::Offer, restore::Prepared};
 use crate::restore::TaskCx;
 use crate::sys::map::{Mapping, Region};
-use crate::task::{misc, rseq};
+use crate::task::{coredump, misc, rseq};
 
 const PAGE: u64 = 4096;
 /// Stack of a thread in the restorer, which needs less than a page of it.
@@ -101,6 +101,7 @@ pub fn jump(
     slot.gadget.store(hole.start() + gadget()?, Ordering::Release);
     slot.hole_len.store(hole.len(), Ordering::Release);
     misc::restore(&image.tc)?;
+    coredump::restore(image.more.as_ref().and_then(|more| more.coredump_filter))?;
     last()?;
     log::debug!("Jumps into the restorer at {:#x}, {} bytes", hole.start(), hole.len());
     rseq::forget_own()?;

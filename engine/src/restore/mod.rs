@@ -32,6 +32,7 @@ use crate::pstree::RealPid;
 use crate::scripts::Stage as Moment;
 use crate::stats::RestoreStats;
 use crate::sys::clone3::Side;
+use crate::task::autogroup;
 use crate::task::cgroup::Groups;
 
 use finish::Attached;
@@ -135,6 +136,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     attached.others()?;
     attached.enter_groups(&groups)?;
     groups.settle()?;
+    autogroup::restore(&snapshot, &plan)?;
     faults::point("restore-seized")?;
 
     let go_on = || {
@@ -174,6 +176,7 @@ fn resume(
     let area = forked.area();
     area.open(Stage::RestoreCreds, threads)?;
     area.await_all(Stage::RestoreCreds, || forked.watch())?;
+    attached.schedule()?;
     stats.restore.stop();
     // Every thread waits for the last stage: stop it there, so that its way out can be followed.
     attached.step_by_calls()?;

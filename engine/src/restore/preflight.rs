@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 use serde::Serialize;
 
 use crate::arch::Layout;
-use crate::error::{Error, Kind, Result, SysContext};
+use crate::error::{Context, Error, Kind, Result, SysContext};
 use crate::files;
 use crate::kernel::Kernel;
 use crate::mm::{hugetlb, status};
@@ -19,6 +19,8 @@ use crate::procfs::stat::Stat;
 use crate::pstree::{FileId, RealPid, VirtPid};
 use crate::restore::plan::Plan;
 use crate::restore::read::Snapshot;
+use crate::sys::attributes;
+use crate::task::affinity;
 
 /// How long a number may still be held by a process that has ended and is not yet reaped: a restore often
 /// follows right after the tasks were killed.
@@ -116,6 +118,7 @@ impl Preflight {
             .problems
             .extend(problems.into_iter().map(|e| Problem { area: Area::File, text: e.to_string() }));
         check_cpu(&mut found, snapshot);
+        check_more(&mut found, snapshot);
         check_kernel(&mut found, kernel);
         check_limits(&mut found, snapshot, plan)?;
         found.add(Area::Limit, hugetlb::check(snapshot));
@@ -170,6 +173,23 @@ fn check_cpu(found: &mut Preflight, snapshot: &Snapshot) {
                 return found.add(Area::Cpu, Err(e));
             }
         }
+    }
+}
+
+/// What only images of ours tell.
+fn check_more(found: &mut Preflight, snapshot: &Snapshot) {
+    let online = affinity::online();
+    let mut seals = false;
+    for (_, task) in snapshot.alive() {
+        let Some(more) = &task.more else { continue };
+        found.add(Area::Cpu, affinity::check(more, &online).during(|| task.name()));
+        seals |= more.has_seals();
+    }
+    if seals && !attributes::can_seal() {
+        found.add(
+            Area::Kernel,
+            Err(Error::host("memory is sealed (mseal), for which this kernel is too old")),
+        );
     }
 }
 

@@ -14,6 +14,7 @@ use crate::error::{Context, Error, Result, SysContext};
 use crate::interrupt;
 use crate::ns::{self, time::Clocks};
 use crate::pstree::{FileId, TaskState, VirtPid};
+use crate::task::more::More;
 
 /// Largest pid Linux can be configured to give (`PID_MAX_LIMIT`).
 const PID_MAX_LIMIT: u32 = 4 << 20;
@@ -47,6 +48,8 @@ pub struct Snapshot {
     pub clocks: Option<Clocks>,
     /// Descriptor tables by `files_id`, each sorted by descriptor.
     pub fd_tables: BTreeMap<u32, Vec<pb::FdinfoEntry>>,
+    /// Some task has a NUMA memory policy.
+    pub memory_policies: bool,
     by_pid: HashMap<VirtPid, TaskIx>,
 }
 
@@ -77,6 +80,8 @@ pub struct TaskImage {
     pub mm: Option<pb::MmEntry>,
     /// Working folder, root folder, umask; there for all living tasks.
     pub fs: Option<pb::FsEntry>,
+    /// What only images of ours tell.
+    pub more: Option<More>,
 }
 
 impl TaskImage {
@@ -115,10 +120,13 @@ impl Snapshot {
         let entries: Vec<pb::PstreeEntry> = dir.require(ImageKind::Pstree, 0)?.all()?;
         let by_pid = check_tree(&entries)?;
         let mut tasks: Vec<TaskImage> = Vec::with_capacity(entries.len());
+        let mut more = More::read(dir)?;
+        let memory_policies = more.values().any(More::has_memory_policy);
         for entry in &entries {
             interrupt::check()?;
-            let task =
+            let mut task =
                 read_task(dir, entry, &tasks, &by_pid).during(|| format!("images of task {}", entry.pid))?;
+            task.more = more.remove(&entry.pid);
             tasks.push(task);
         }
         let host = inventory.root_ids.as_ref();
@@ -138,6 +146,7 @@ impl Snapshot {
             tasks,
             files: read_files(dir)?,
             fd_tables: BTreeMap::new(),
+            memory_policies,
             by_pid,
         };
         snapshot.read_fd_tables()?;
@@ -319,6 +328,7 @@ fn read_task(
         thread_cores: Vec::new(),
         mm: None,
         fs: None,
+        more: None,
     };
     if !state.is_alive() {
         if task.threads.len() > 1 {

@@ -37,7 +37,7 @@ use crate::restore::tree::{Group, Make, Node, Role};
 use crate::sys::clone3::Side;
 use crate::task::{
     cgroup::{self, Groups},
-    fs,
+    fs, more,
 };
 
 /// What a task being rebuilt may touch. Everything was there before the fork and is the task's own copy, but
@@ -221,6 +221,8 @@ fn prepare_memory(cx: &TaskCx<'_>, inherited: Prepared) -> Result<Prepared> {
         // A huge page would bring neighbours along that are to come late.
         nix::sys::prctl::set_thp_disable(true).call("prctl(PR_SET_THP_DISABLE)")?;
     }
+    // Before memory is taken: pages are to come from where they were.
+    more::enter(cx.snapshot, cx.image()?)?;
     let mut files = cx.files_task()?;
     let mut open = |id: FileId, flags: i32| files.open_path(id, OpenHow { flags });
     let memory = mm::restore::prepare(cx.snapshot, cx.image()?, inherited, cx.giver, &mut open)?;

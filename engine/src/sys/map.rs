@@ -167,11 +167,17 @@ impl Region {
         errno::check(unsafe { libc::madvise(at as *mut _, len as usize, advice) }.into(), "madvise").map(drop)
     }
 
-    /// mlock(2) on all of it.
-    pub fn lock(&self) -> Result<()> {
+    /// mlock2(2) on all of it: pages are brought in, or with `on_fault` locked as they come.
+    pub fn lock(&self, on_fault: bool) -> Result<()> {
+        let (start, len) = (self.start as *const libc::c_void, self.len as usize);
         // SAFETY: no effect on contents.
-        errno::check(unsafe { libc::mlock(self.start as *const _, self.len as usize) }.into(), "mlock")
-            .map(drop)
+        let ret = unsafe {
+            match on_fault {
+                true => libc::mlock2(start, len, libc::MLOCK_ONFAULT),
+                false => libc::mlock(start, len),
+            }
+        };
+        errno::check(ret.into(), "mlock").map(drop)
     }
 
     /// Reads from `file` at `offset` into `pieces` (address and length) of the region, one after the other.

@@ -2,6 +2,7 @@
 
 pub(crate) mod aio;
 pub(crate) mod anon;
+pub mod attributes;
 pub(crate) mod check;
 pub mod clone3;
 pub(crate) mod daemon;

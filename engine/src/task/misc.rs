@@ -4,7 +4,7 @@ use rcriu_images::pb;
 
 use crate::{
     error::{Error, Result, SysContext},
-    procfs::ProcDir,
+    procfs::{ProcDir, hex, trim},
 };
 
 /// Execution domain, personality(2). The file holds hexadecimal digits; images of this format hold the number
@@ -13,6 +13,13 @@ pub fn personality(dir: &ProcDir) -> Result<u32> {
     let bytes = dir.read("personality")?;
     let digits = bytes.iter().take_while(|c| c.is_ascii_digit());
     Ok(digits.fold(0u32, |n, c| n.wrapping_mul(10).wrapping_add(u32::from(c - b'0'))))
+}
+
+/// The same number exactly.
+pub fn exact_personality(dir: &ProcDir) -> Result<u32> {
+    let bytes = dir.read("personality")?;
+    let value = hex(trim(&bytes)).and_then(|value| u32::try_from(value).ok());
+    value.ok_or_else(|| dir.strange("personality", &bytes))
 }
 
 /// Login uid of the audit system; `None` where the kernel has none.

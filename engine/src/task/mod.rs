@@ -1,9 +1,17 @@
 //! State of a task or thread besides memory and files: one kind per file, dump and restore side by side.
 
+pub mod affinity;
+pub mod attributes;
+pub mod autogroup;
 pub mod cgroup;
+pub mod coredump;
 pub mod creds;
+pub mod dispatch;
 pub mod fs;
+pub mod ioprio;
 pub mod misc;
+pub mod more;
+pub mod numa;
 pub mod rlimits;
 pub mod rseq;
 pub mod sched;

@@ -1,14 +1,14 @@
 //! The last things done to memory before the restorer takes over: what children must not inherit, and what
 //! would be in the way while pages are filled.
 
-use rcriu_images::pagemap::PageReader;
+use rcriu_images::{pagemap::PageReader, pb};
 use restorer::args::{Move, Span};
 
 use super::{Class, HIDDEN, Placed, Prepared, Range, Ranges, TABLE, entry, vmas};
 use crate::error::{Context, Error, Result};
-use crate::mm::{aio, status as st};
+use crate::mm::{aio, more, status as st};
 use crate::restore::TaskImage;
-use crate::sys::map::Region;
+use crate::sys::{attributes, map::Region};
 
 /// `MADV_GUARD_INSTALL` (Linux 6.13).
 const MADV_GUARD_INSTALL: i32 = 102;
@@ -24,8 +24,14 @@ const ADVICE: [i32; 8] = [
     libc::MADV_WIPEONFORK,
 ];
 
-fn settle(at: &mut Placed) -> Result<()> {
+/// Whether the kernel would merge pages of the mapping; others take the advice without effect.
+fn can_merge(vma: &pb::VmaEntry) -> bool {
+    vma.flags & libc::MAP_SHARED as u32 == 0
+}
+
+fn settle(at: &mut Placed, told: Option<&pb::RcriuMappingEntry>, merge_any: bool) -> Result<()> {
     let region = &at.region;
+    more::set_name(region, told)?;
     if at.prot != at.vma.prot {
         region.protect(region.start(), region.len(), at.vma.prot)?;
         at.prot = at.vma.prot;
@@ -34,8 +40,13 @@ fn settle(at: &mut Placed) -> Result<()> {
     for code in ADVICE.into_iter().filter(|code| advice >> code & 1 != 0) {
         region.advise(region.start(), region.len(), code)?;
     }
+    if merge_any && advice >> libc::MADV_MERGEABLE & 1 == 0 && can_merge(&at.vma) {
+        // Was made so with all others.
+        region.advise(region.start(), region.len(), libc::MADV_UNMERGEABLE)?;
+    }
     if at.vma.flags & libc::MAP_LOCKED as u32 != 0 {
-        match region.lock() {
+        let on_fault = told.is_some_and(pb::RcriuMappingEntry::lock_on_fault);
+        match region.lock(on_fault) {
             // Locked all the same, but there is nothing to bring in.
             Err(e) if e.errno() == Some(libc::ENOMEM) && at.vma.prot == 0 => {}
             other => other?,
@@ -49,8 +60,14 @@ impl Prepared {
     ///
     /// Precondition: all children are forked and all pages filled.
     pub fn settle(&mut self, task: &TaskImage, pages: Option<&PageReader>) -> Result<()> {
+        let told = more::Told::new(task.more.as_deref());
+        let merge_any = task.more.as_ref().is_some_and(|more| more.merge_any());
+        if merge_any {
+            attributes::set_memory_merge(true)?;
+        }
         for at in &mut self.placed {
-            settle(at).during(|| entry::name(&at.vma))?;
+            let of = told.of(at.vma.start, at.vma.end);
+            settle(at, of, merge_any).during(|| entry::name(&at.vma))?;
         }
         self.guards(task)?;
         self.rings(task, pages)
@@ -70,7 +87,7 @@ impl Prepared {
                 let region = self.room.map(vma.start, len, HIDDEN)?;
                 let entry = task.mm.iter().flat_map(|mm| &mm.aios).find(|ring| ring.id == vma.start);
                 aio::restore(&region, &content, entry)?;
-                Ok(Placed { vma: *vma, region, prot: vma.prot })
+                Ok(Placed { vma: *vma, region, prot: vma.prot, policy: false })
             })();
             self.placed.push(placed.during(|| entry::name(vma))?);
         }

@@ -32,12 +32,13 @@ use crate::error::{Context, Error, Result};
 use crate::mm::{
     hugetlb,
     lazy::{Giver, OfVma},
-    status as st,
+    more, status as st,
 };
 use crate::procfs::{ProcDir, maps};
 use crate::pstree::{FileId, RealPid};
 use crate::restore::{Snapshot, TaskImage};
 use crate::sys::map::{Mapping, Region};
+use crate::task::numa;
 
 pub use entry::Class;
 pub use ranges::{Range, Ranges};
@@ -77,6 +78,8 @@ struct Placed {
     region: Region,
     /// Protection it has now.
     prot: u32,
+    /// It has a memory policy of its own.
+    policy: bool,
 }
 
 /// The memory of a task so far; children inherit it by fork.
@@ -151,6 +154,7 @@ pub fn prepare(
     let mut placed = Vec::with_capacity(vmas(task).len());
     let mut counts = Pages::default();
     let mut late = Vec::new();
+    let told = more::Told::new(task.more.as_deref());
     for vma in vmas(task) {
         crate::interrupt::check()?;
         let class = entry::classify(vma)?;
@@ -166,6 +170,8 @@ pub fn prepare(
             Some(old) => Placed { vma: *vma, ..old },
             None => maker.make(vma, class, content.is_some()).during(during)?,
         };
+        let of = told.of(vma.start, vma.end);
+        at.policy = more::set_policy(&at.region, of, at.policy, numa::Nodes::own).during(during)?;
         if class == Class::Private && (content.is_some() || !fresh) {
             let rule = giver.map_or(OfVma::Nothing, |giver| giver.of(task.pid, vma));
             if fill::fill(&mut at, pages.as_ref(), fresh, rule, &mut counts).during(during)? {
@@ -236,7 +242,7 @@ impl Maker<'_, '_> {
             Class::SharedAnon => {
                 let region = self.room.map(vma.start, len, HIDDEN)?;
                 region.mirror(region.start(), len, self.shared.address(vma)?)?;
-                return Ok(Placed { vma: *vma, region, prot: READ_WRITE });
+                return Ok(Placed { vma: *vma, region, prot: READ_WRITE, policy: false });
             }
             _ if vma.status & st::ANON_PRIVATE != 0 => {
                 self.room.map_aligned(vma.start, len, align, Mapping { prot, flags, file: None })?
@@ -254,7 +260,7 @@ impl Maker<'_, '_> {
                 self.room.map_aligned(vma.start, len, align, Mapping { prot, flags, file })?
             }
         };
-        Ok(Placed { vma: *vma, region, prot })
+        Ok(Placed { vma: *vma, region, prot, policy: false })
     }
 }
 

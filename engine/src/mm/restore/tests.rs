@@ -18,7 +18,12 @@ fn vma(start: u64, pages: u64, prot: u32) -> pb::VmaEntry {
 
 fn placed(start: u64, pages: u64) -> Placed {
     let vma = vma(start, pages, READ_WRITE);
-    Placed { region: Region::map(start, vma.end - start, ANON).unwrap(), vma, prot: READ_WRITE }
+    Placed {
+        region: Region::map(start, vma.end - start, ANON).unwrap(),
+        vma,
+        prot: READ_WRITE,
+        policy: false,
+    }
 }
 
 /// An image set; `entries` are address, pages and flags, `content` one byte for each stored page.

@@ -149,7 +149,7 @@ impl Prepared {
         let status = st::REGULAR | st::ANON_PRIVATE;
         let vma = pb::VmaEntry { start, end: start + len, prot, flags, status, fd: -1, ..Default::default() };
         let at = self.placed.partition_point(|p| p.vma.start < start);
-        self.placed.insert(at, Placed { vma, region, prot });
+        self.placed.insert(at, Placed { vma, region, prot, policy: false });
         Ok(())
     }
 }

@@ -18,15 +18,15 @@ use stopped::Stopped;
 
 use crate::error::{Context, Error, Kind, Result};
 use crate::interrupt;
-use crate::pstree::{RealPid, TaskState};
+use crate::pstree::{RealPid, TaskState, VirtPid};
 use crate::restore::read::{Snapshot, TaskImage, TaskIx};
 use crate::restore::stages::Area;
 use crate::sys::ptrace;
 use crate::sys::vm::MemFile;
 use crate::sys::wait::{self, Status};
 use crate::task::cgroup::{self, Groups};
-use crate::task::sigqueue;
 use crate::task::stop::News;
+use crate::task::{dispatch, more, sigqueue};
 
 /// Offset of `rseq_cs` in `struct rseq`.
 const RSEQ_CS: u64 = 8;
@@ -95,6 +95,13 @@ impl<'a> Attached<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Gives threads what can be given from outside: CPUs, I/O priority, what sched_setattr(2) sets.
+    ///
+    /// Precondition: the restorer has set policies and priorities.
+    pub fn schedule(&self) -> Result<()> {
+        more::from_outside(self.snapshot)
     }
 
     /// Stops every thread where it waits and lets it go on to its next system call.
@@ -206,6 +213,9 @@ impl<'a> Attached<'a> {
             clean(&mut caught).and_then(|()| caught.done()).during(|| self.name(*leader))?;
             for thread in group {
                 self.give_back_rseq(*thread).during(|| self.name(*thread))?;
+                let more = image.more.as_ref().and_then(|more| more.thread(VirtPid(thread.tid.0)));
+                dispatch::restore(thread.tid, more.and_then(|more| more.dispatch.as_ref()))
+                    .during(|| self.name(*thread))?;
             }
             if image.state != TaskState::Stopped && !leave_stopped {
                 if queues(image).any(sigqueue::stops) {

@@ -6,7 +6,7 @@ use prost::Message;
 use rcriu_images::{ImageKind, pagemap::PageReader, pb};
 use restorer::{
     BUILD, TaskArgs, ThreadArgs,
-    args::{Creds, Filter, Late, MmMap, NONE, Segment, flag},
+    args::{Creds, Filter, Late, MmMap, NONE, Segment, Setting, flag},
 };
 
 use super::{Arena, Leftovers, auxv, give, last_pid_file, same_file, securebits};
@@ -16,7 +16,9 @@ use crate::kernel::Kernel;
 use crate::procfs::{ProcDir, status::Status};
 use crate::pstree::RealPid;
 use crate::restore::{TaskCx, TaskImage};
-use crate::task::{creds, misc, rlimits, rseq, sched, seccomp, sigaction, sigqueue, timers};
+use crate::task::{
+    attributes, creds, misc, more::More, rlimits, rseq, sched, seccomp, sigaction, sigqueue, timers,
+};
 
 /// `CAP_SYS_RESOURCE`.
 const CAP_SYS_RESOURCE: u64 = 1 << 24;
@@ -39,6 +41,7 @@ pub struct Facts<'a> {
     late: Vec<Late>,
     kernel: &'a Kernel,
     seccomp: pb::SeccompEntry,
+    attributes: attributes::Own,
 }
 
 impl<'a> Facts<'a> {
@@ -68,14 +71,17 @@ impl<'a> Facts<'a> {
         } else {
             pb::SeccompEntry::default()
         };
+        let own = Status::read(&me)?;
+        let leader = image.more.as_ref().and_then(|more| more.thread(image.pid));
         Ok(Facts {
+            attributes: attributes::Own::read(own.cap_eff, leader)?,
             image,
             vmas: &mm.vmas,
             pages: PageReader::open(&cx.snapshot.dir, ImageKind::Pagemap, image.pid.0.unsigned_abs().into())?,
             frame_len: SigFrame::most(&layout) as u64,
             mm,
             layout,
-            own: Status::read(&me)?,
+            own,
             own_securebits: securebits()?,
             exe: if same { NONE } else { exe },
             last_pid,
@@ -111,6 +117,7 @@ pub fn fill(facts: &Facts<'_>, arena: &mut Arena) -> Result<TaskArgs> {
         }
         None => Vec::new(),
     };
+    let more = facts.image.more.as_ref();
     let mut head = TaskArgs {
         build: BUILD,
         pid: facts.image.pid.0,
@@ -120,7 +127,8 @@ pub fn fill(facts: &Facts<'_>, arena: &mut Arena) -> Result<TaskArgs> {
         auxv: arena.table(auxv(&mm.mm_saved_auxv)),
         close: arena.table(&facts.close),
         late: arena.table(&facts.late),
-        personality: misc::restore_personality(tc.personality),
+        personality: more
+            .map_or_else(|| misc::restore_personality(tc.personality), |more| more.personality()),
         membarrier: tc.membarrier_registration_mask.unwrap_or(0),
         dumpable: mm.dumpable.map_or(NONE, i32::cast_unsigned),
         last_pid_fd: facts.last_pid,
@@ -128,6 +136,7 @@ pub fn fill(facts: &Facts<'_>, arena: &mut Arena) -> Result<TaskArgs> {
         actions: arena.table(&sigaction::restore(&tc.sigactions)?),
         limits: arena.table(&limits),
         queued: arena.table(&sigqueue::restore(tc.signals_s.as_ref())?),
+        last: arena.table(&more.map(More::last).unwrap_or_default()),
         ..TaskArgs::default()
     };
     if let Some(entry) = &tc.timers {
@@ -195,7 +204,9 @@ fn thread(facts: &Facts<'_>, i: usize, tables: &mut Tables, arena: &mut Arena) -
     }
     let (policy, priority, nice) = sched::restore(core);
     let regs = &info.gpregs;
+    let settings = settings(facts, i, policy, arena)?;
     Ok(ThreadArgs {
+        settings: arena.table(&settings),
         creds: tables.creds(core.creds.as_ref(), facts, arena)?,
         fs_base: regs.fs_base,
         gs_base: regs.gs_base,
@@ -215,6 +226,18 @@ fn thread(facts: &Facts<'_>, i: usize, tables: &mut Tables, arena: &mut Arena) -
         pdeath_sig: core.pdeath_sig.unwrap_or(0),
         ..ThreadArgs::default()
     })
+}
+
+/// What the thread sets for itself, the leader also for the process.
+fn settings(facts: &Facts<'_>, i: usize, policy: u32, arena: &mut Arena) -> Result<Vec<Setting>> {
+    // Images that do not tell leave what threads have from us.
+    let Some(more) = &facts.image.more else { return Ok(Vec::new()) };
+    let tid = facts.image.threads.get(i).copied().unwrap_or(facts.image.pid);
+    let real_time = sched::is_real_time(policy);
+    let words = |words: &[u64]| arena.table(words).offset;
+    let mut settings = if i == 0 { more.for_process() } else { Vec::new() };
+    settings.extend(attributes::restore(tid.0, more.thread(tid), &facts.attributes, real_time, words)?);
+    Ok(settings)
 }
 
 /// What threads mostly have in common; each different one is stored once.

@@ -1,0 +1,8 @@
+//! State that CRIU 4.2 loses without a word: one program for each row of the support table.
+
+pub mod attributes;
+pub mod dispatch;
+pub mod mappings;
+pub mod memory;
+pub mod process;
+pub mod scheduling;
