@@ -8,6 +8,7 @@ mod clocks;
 mod failures;
 mod faults;
 mod files;
+mod incremental;
 mod interop;
 mod kinds;
 mod log_format;
@@ -30,6 +31,7 @@ fn main() -> ExitCode {
         special_memory::cases,
         silent::cases,
         files::cases,
+        incremental::cases,
         pages::cases,
         cgroups::cases,
         background::cases,

@@ -9,6 +9,7 @@
 
 mod aio;
 mod blocked;
+mod changing;
 mod clock;
 mod cow;
 mod credentials;
@@ -63,6 +64,8 @@ const KINDS: &[(&str, Kind)] = &[
     ("blocked-locks", blocked::locks),
     ("blocked-resumed", blocked::resumed),
     ("blocked-timed", blocked::timed),
+    ("changing-memory", changing::run),
+    ("changing-program", changing::executes),
     ("clock", clock::run),
     ("cow", cow::run),
     ("credentials", credentials::run),

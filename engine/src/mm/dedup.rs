@@ -138,6 +138,16 @@ impl Restored {
     }
 }
 
+/// Frees all pages of shared memory in `images` and its parents, after they have been read.
+pub fn shared(images: &ImageDir) -> Result<()> {
+    for (kind, id) in images.images()?.into_iter().filter(|(kind, _)| *kind == ImageKind::ShmemPagemap) {
+        let Some(pages) = PageReader::open(images, kind, id)? else { continue };
+        let end = pages.pagemap(0).and_then(|map| map.regions.last()).map_or(0, |last| last.end());
+        Restored::open(images, &pages)?.free(&pages.runs(0, end)).during(|| kind.file_name(id))?;
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::MetadataExt;

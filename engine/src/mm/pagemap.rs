@@ -9,9 +9,12 @@ use std::{fs::File, os::unix::fs::FileExt};
 use nix::fcntl::OFlag;
 use rcriu_images::pagemap::PAGE_SIZE;
 
-use super::vma::{TASK_SIZE, Vma};
+use super::{
+    status as st,
+    vma::{TASK_SIZE, Vma},
+};
 use crate::{
-    error::{Context, Error, Result, SysContext},
+    error::{Context, Result, SysContext},
     kernel::Kernel,
     procfs::ProcDir,
     sys::pagemap_scan::{self, Category, Query, Region},
@@ -187,11 +190,14 @@ impl Scanner {
             {
                 looked += (region.end - region.start) / PAGE_SIZE;
                 let unchanged = unchanged == Some(region.categories() & telling);
+                // A page of a file's private mapping that was dropped leaves a mark which looks like swap.
+                let real = region.categories().intersects(Category::PRESENT);
                 split(&mut rest, region.start, region.end, &mut |vma: &Vma, from, to| {
-                    found(vma, from, to, unchanged && vma.can_be_tracked())
+                    let told = vma.can_be_tracked() && (real || vma.is(st::ANON_PRIVATE));
+                    found(vma, from, to, unchanged && told)
                 })?;
             }
-            at = next(at, walked, &self.regions[..count])?;
+            at = pagemap_scan::next(at, walked, &self.regions[..count])?;
         }
         Ok(looked)
     }
@@ -236,17 +242,10 @@ impl Scanner {
                     _ => all.push((region.start, region.end)),
                 }
             }
-            at = next(at, walked, &self.regions[..count])?;
+            at = pagemap_scan::next(at, walked, &self.regions[..count])?;
         }
         Ok(all)
     }
-}
-
-/// Where the next scan starts. The kernel reports an end of the walk that may lie before the last region, when
-/// its own buffer was emptied in between; it has been past all regions then.
-fn next(at: u64, walked: u64, regions: &[Region]) -> Result<u64> {
-    let next = regions.last().map_or(walked, |last| walked.max(last.end));
-    if next <= at { Err(Error::bug("PAGEMAP_SCAN does not advance")) } else { Ok(next) }
 }
 
 fn wanted(vma: &Vma) -> bool {

@@ -90,6 +90,10 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     let files = prepare_files(&mut snapshot, &plan, opts, kernel)?;
     let memory = Prepared::new(&snapshot)?;
     let giver = late_memory(opts, &files)?;
+    if opts.common.auto_dedup {
+        // Shared memory has been read by now, that of memfds too.
+        crate::mm::dedup::shared(&snapshot.dir)?;
+    }
     fork::check_single_threaded()?;
     // Lives longer than the tasks: groups can only be taken back when nobody is in them.
     let mut groups = Groups::prepare(&snapshot.dir, own_groups(&snapshot), &opts.common.cgroup)?;

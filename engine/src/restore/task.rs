@@ -225,7 +225,9 @@ fn prepare_memory(cx: &TaskCx<'_>, inherited: Prepared) -> Result<Prepared> {
     more::enter(cx.snapshot, cx.image()?)?;
     let mut files = cx.files_task()?;
     let mut open = |id: FileId, flags: i32| files.open_path(id, OpenHow { flags });
-    let memory = mm::restore::prepare(cx.snapshot, cx.image()?, inherited, cx.giver, &mut open)?;
+    // Pages that come late are still to be read.
+    let free = cx.opts.common.auto_dedup && cx.giver.is_none();
+    let memory = mm::restore::prepare(cx.snapshot, cx.image()?, inherited, cx.giver, &mut open, free)?;
     let pages = memory.pages;
     cx.area.count_pages([pages.compared, pages.shared, pages.restored]);
     Ok(memory)

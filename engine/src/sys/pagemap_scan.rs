@@ -102,8 +102,10 @@ const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610_u32 as libc::Ioctl;
 const _: () = assert!(size_of::<ScanArg>() == 0x60 && size_of::<Region>() == 24);
 
 /// Fills `regions` with matching runs in `[start, end)`, both page aligned; gives how many there are
-/// and the address where the walk ended. If that is less than `end`, scan again from there. Without room for
-/// regions none are reported: of use with [`Flags::WP_MATCHING`].
+/// and the address where the walk ended. If that is less than `end`, scan again from there.
+///
+/// Precondition: there is room for a region. Without any, the kernel write-protects all pages of the range, also
+/// those that do not match and those that were never touched.
 ///
 /// # Errors
 /// ENOTTY before Linux 6.7; EPERM with `CHECK_WPASYNC` on a range without it; EINVAL for categories
@@ -115,12 +117,15 @@ pub fn scan(
     query: &Query,
     regions: &mut [Region],
 ) -> Result<(usize, u64)> {
+    if regions.is_empty() {
+        return Err(Error::bug("PAGEMAP_SCAN without room for an answer"));
+    }
     let mut arg = ScanArg {
         size: size_of::<ScanArg>() as u64,
         flags: query.flags.bits(),
         start,
         end,
-        vec: if regions.is_empty() { 0 } else { regions.as_mut_ptr().expose_provenance() as u64 },
+        vec: regions.as_mut_ptr().expose_provenance() as u64,
         vec_len: regions.len() as u64,
         category_inverted: query.inverted.bits(),
         category_mask: query.all_of.bits(),
@@ -135,6 +140,13 @@ pub fn scan(
         return Err(Error::bug(format!("PAGEMAP_SCAN gave {count} of {} regions", regions.len())));
     }
     Ok((count, arg.walk_end))
+}
+
+/// Where the next scan starts. The kernel reports an end of the walk that may lie before the last region, when
+/// its own buffer was emptied in between; it has been past all regions then.
+pub fn next(at: u64, walked: u64, regions: &[Region]) -> Result<u64> {
+    let next = regions.last().map_or(walked, |last| walked.max(last.end));
+    if next <= at { Err(Error::bug("PAGEMAP_SCAN does not advance")) } else { Ok(next) }
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ use rcriu_images::{ImageKind, pagemap::PageReader, pb};
 
 use crate::error::{Context, Error, Result};
 use crate::mm::{
-    hugetlb,
+    dedup, hugetlb,
     lazy::{Giver, OfVma},
     more, status as st,
 };
@@ -131,7 +131,7 @@ fn vmas(task: &TaskImage) -> &[pb::VmaEntry] {
 }
 
 /// Makes the memory of `task` out of what its parent had (`before`). `open` gives the files; what `giver` says
-/// comes late is left out.
+/// comes late is left out. With `free`, pages go from the images as soon as they are in memory.
 ///
 /// Precondition: runs in the task, before it forks its children.
 ///
@@ -143,11 +143,16 @@ pub fn prepare(
     before: Prepared,
     giver: Option<&Giver>,
     open: &mut OpenFile<'_>,
+    free: bool,
 ) -> Result<Prepared> {
     let pages = PageReader::open(&snapshot.dir, ImageKind::Pagemap, u64::from(task.pid.0 as u32))?;
     if let Some(reader) = &pages {
         fill::check_covered(reader, vmas(task))?;
     }
+    let freed = match &pages {
+        Some(pages) if free => Some(dedup::Restored::open(&snapshot.dir, pages)?),
+        _ => None,
+    };
     let Prepared { placed: old, mut room, shared, vdso, .. } = before;
     let mut kept = keep(old, vmas(task))?;
     let mut maker = Maker { room: &mut room, shared: &shared, files: HashMap::new(), open };
@@ -176,6 +181,8 @@ pub fn prepare(
             let rule = giver.map_or(OfVma::Nothing, |giver| giver.of(task.pid, vma));
             if fill::fill(&mut at, pages.as_ref(), fresh, rule, &mut counts).during(during)? {
                 late.push((vma.start, vma.end));
+            } else if let (Some(freed), Some(pages)) = (&freed, content) {
+                freed.free(&pages.runs(vma.start, vma.end)).during(during)?;
             }
         }
         placed.push(at);

@@ -10,7 +10,7 @@ use rcriu_images::{
 
 use super::{Tracker, kept::Kept};
 use crate::{
-    error::{Context, Error, Result, SysContext},
+    error::{Context, Result, SysContext},
     infect::Infected,
     mm::{
         pagemap::Marks,
@@ -23,10 +23,13 @@ use crate::{
     },
     pstree::{RealPid, VirtPid},
     sys::{
-        pagemap_scan::{self, Category, Flags, Query},
+        pagemap_scan::{self, Category, Flags, Query, Region},
         userfaultfd::{self, Features, Mode},
     },
 };
+
+/// Regions that are told at once; what they are is of no interest.
+const REGIONS: usize = 1024;
 
 /// A frozen task, between looking at it and marking it.
 #[derive(Debug)]
@@ -255,13 +258,11 @@ impl TaskTrack {
             ..Query::default()
         };
         let pagemap = self.dir.file("pagemap", OFlag::O_RDONLY)?;
+        let mut regions = vec![Region::default(); REGIONS];
         let mut at = 0;
         while at < TASK_SIZE {
-            let (_, walked) = pagemap_scan::scan(&pagemap, at, TASK_SIZE, &query, &mut [])?;
-            if walked <= at {
-                return Err(Error::bug("PAGEMAP_SCAN does not advance"));
-            }
-            at = walked;
+            let (count, walked) = pagemap_scan::scan(&pagemap, at, TASK_SIZE, &query, &mut regions)?;
+            at = pagemap_scan::next(at, walked, &regions[..count])?;
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ const BOTH: &[Action] = &[Dump, PreDump, Restore];
 const OPTIONS: &[(&str, &[Action])] = &[
     ("libdir", BOTH),
     ("unprivileged", BOTH),
-    ("auto-dedup", &[Restore, PageServer]),
+    ("auto-dedup", &[PageServer]),
     ("lazy-pages", &[Dump, PreDump, PageServer]),
     ("stream", BOTH),
     ("join-ns", RESTORE),
