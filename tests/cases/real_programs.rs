@@ -12,6 +12,8 @@ use rcriu_tests::cycle::compare;
 use rcriu_tests::events::{PATIENCE, wait_file};
 use rcriu_tests::{Case, Cycle, Engine, Images, Program, skip};
 
+use crate::interop::crit_reads;
+
 /// The path of an installed program, or a skip that names the package.
 fn installed(name: &str, package: &str) -> Result<String> {
     // Tests of the distribution's own build: a version manager's shim is a shell script that execs later.
@@ -168,7 +170,7 @@ pub fn cases() -> Vec<Case> {
     cases
 }
 
-/// The same programs between the two engines.
+/// The same programs between the two engines; crit reads every image of ours.
 pub fn interchange() -> Vec<Case> {
     let both = |(name, run): &(&'static str, Run)| {
         let (name, run) = (*name, *run);
@@ -176,7 +178,8 @@ pub fn interchange() -> Vec<Case> {
             Case::new(format!("interop: {name}, {how}"), move || {
                 let (ours, criu) = (Engine::rcriu()?, Engine::criu()?);
                 let (dumper, restorer) = if ours_dumps { (ours, criu) } else { (criu, ours) };
-                run(&Cycle::between(dumper, restorer))
+                let cycle = Cycle::between(dumper, restorer);
+                run(&if ours_dumps { cycle.checking(crit_reads) } else { cycle })
             })
             .alone()
             .within(Duration::from_secs(300))

@@ -51,6 +51,8 @@ pub struct Cycle {
     pub restorer: Engine,
     pub dump_args: Vec<String>,
     pub restore_args: Vec<String>,
+    /// Looks at the images of each dump.
+    pub check: Option<fn(&Images) -> Result<()>>,
 }
 
 impl Cycle {
@@ -62,7 +64,7 @@ impl Cycle {
 
     /// One binary dumps, another restores.
     pub fn between(dumper: Engine, restorer: Engine) -> Cycle {
-        Cycle { dumper, restorer, dump_args: vec![], restore_args: vec![] }
+        Cycle { dumper, restorer, dump_args: vec![], restore_args: vec![], check: None }
     }
 
     /// Arguments for both commands.
@@ -81,6 +83,12 @@ impl Cycle {
     /// Arguments for the restore alone.
     pub fn with_restore(mut self, args: &[&str]) -> Cycle {
         self.restore_args.extend(args.iter().map(|a| a.to_string()));
+        self
+    }
+
+    /// Has `check` look at the images of each dump.
+    pub fn checking(mut self, check: fn(&Images) -> Result<()>) -> Cycle {
+        self.check = Some(check);
         self
     }
 
@@ -105,7 +113,8 @@ impl Cycle {
     pub fn dump(&self, program: &Program, images: &Images) -> Result<()> {
         let tree = program.tree()?;
         self.try_dump(program.pid(), images, &[])?.ok()?;
-        wait_gone(&tree)
+        wait_gone(&tree)?;
+        self.check.map_or(Ok(()), |check| check(images))
     }
 
     /// Restores what was dumped from `program`, under the same pids.
