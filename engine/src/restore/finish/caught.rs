@@ -16,7 +16,7 @@ use crate::sys::vm::MemFile;
 use crate::sys::wait::{self, Status};
 
 /// Signal mask with everything blocked.
-const ALL_BLOCKED: u64 = u64::MAX;
+pub(super) const ALL_BLOCKED: u64 = u64::MAX;
 
 /// A thread with its own registers and mask saved; [`Caught::done`] puts them back.
 #[derive(Debug)]

@@ -131,6 +131,12 @@ impl<'a> Attached<'a> {
                     }
                 }
                 Status::EventStop(_) => {}
+                // Somebody's signal, which the restorer does not block. Blocked when the stop ends it goes back
+                // into the queue, and the thread gets it with its own mask.
+                Status::Signal(signal) => {
+                    ptrace::set_sigmask(thread.tid, caught::ALL_BLOCKED)?;
+                    return ptrace::syscall(thread.tid, signal).map(|()| false);
+                }
                 other => return Err(strange(other)),
             }
             ptrace::syscall(thread.tid, 0).map(|()| false)
