@@ -1,6 +1,7 @@
 //! System calls that nix lacks: each file small, documented, the only door to the kernel for its area.
 
 pub(crate) mod aio;
+pub(crate) mod alarm;
 pub(crate) mod anon;
 pub mod attributes;
 pub(crate) mod check;

@@ -1,9 +1,7 @@
 //! Waiting for threads that we trace, with a deadline.
 //!
 //! nix's waitpid cannot be used: it fails on a stop for a real-time signal. The kernel offers no wait
-//! with a timeout, and a signal that interrupts a blocking wait would need process-wide settings that
-//! a library must not touch; so this polls, yielding the processor first (injected calls take
-//! microseconds) and sleeping longer and longer afterwards.
+//! with a timeout: an [`Alarm`] ends it.
 //!
 //! # Safety
 //! waitpid(2) writes to one local integer.
@@ -14,6 +12,7 @@ use std::time::{Duration, Instant};
 use crate::{
     error::{Error, Kind, Result},
     pstree::RealPid,
+    sys::alarm::Alarm,
     sys::errno,
     sys::ptrace::EVENT_STOP,
 };
@@ -97,14 +96,53 @@ pub fn end(pid: RealPid) {
 
 /// The next change of state of `tid`, or `None` when `deadline` passes first.
 pub fn until(tid: RealPid, deadline: Instant) -> Result<Option<Status>> {
-    const YIELDS: u32 = 64;
-    const LONGEST: Duration = Duration::from_millis(2);
-    for _ in 0..YIELDS {
+    /// Most injected calls take no longer than so many looks.
+    const LOOKS: u32 = 8;
+    for _ in 0..LOOKS {
         if let Some(status) = poll(tid)? {
             return Ok(Some(status));
         }
-        std::thread::yield_now();
+        std::hint::spin_loop();
     }
+    let Some(_alarm) = Alarm::at(deadline) else { return nap_until(tid, deadline) };
+    let mut raw = 0;
+    loop {
+        // SAFETY: raw is a local of the right type.
+        match unsafe { libc::waitpid(tid.0, &mut raw, libc::__WALL) } {
+            r if r > 0 => return Ok(Some(Status::from_raw(raw))),
+            _ => match errno::last() {
+                libc::EINTR if Instant::now() >= deadline => return poll(tid),
+                libc::EINTR => {}
+                libc::ECHILD => return Err(Error::new(Kind::TaskDied(tid.0))),
+                e => return Err(Error::sys("waitpid", e)),
+            },
+        }
+    }
+}
+
+/// Waits until any child or tracee has news, which are left for [`poll`], or until `deadline`. Says whether there
+/// are any; they may be somebody's whom the caller does not mean.
+pub fn any(deadline: Instant) -> bool {
+    let Some(_alarm) = Alarm::at(deadline) else {
+        std::thread::sleep(Duration::from_micros(50));
+        return false;
+    };
+    loop {
+        // SAFETY: all fields are integers, for which zero bytes are a value.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let options = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL;
+        // SAFETY: the structure is a local.
+        match unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) } {
+            0 => return true,
+            _ if errno::last() == libc::EINTR && Instant::now() < deadline => {}
+            _ => return false,
+        }
+    }
+}
+
+/// The same where no alarm can be had: looks seldom and more seldom.
+fn nap_until(tid: RealPid, deadline: Instant) -> Result<Option<Status>> {
+    const LONGEST: Duration = Duration::from_millis(2);
     let mut nap = Duration::from_micros(20);
     loop {
         if let Some(status) = poll(tid)? {

@@ -9,7 +9,7 @@ mod caught;
 mod stopped;
 
 use std::collections::{HashMap, HashSet};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rcriu_images::pb;
 
@@ -30,6 +30,11 @@ use crate::task::{dispatch, more, sigqueue};
 
 /// Offset of `rseq_cs` in `struct rseq`.
 const RSEQ_CS: u64 = 8;
+
+/// How often it is looked whether the restore must stop, while nothing happens.
+const LOOK: Duration = Duration::from_millis(20);
+/// How long to wait where waiting for news is of no use.
+const NAP: Duration = Duration::from_micros(200);
 
 /// A thread we trace.
 #[derive(Clone, Copy, Debug)]
@@ -149,7 +154,7 @@ impl<'a> Attached<'a> {
     /// round in which at least one moved.
     fn each_stop(&self, mut f: impl FnMut(Thread, Status) -> Result<bool>) -> Result<()> {
         let mut open: Vec<Thread> = self.threads.clone();
-        let mut nap = Duration::ZERO;
+        let mut idle = 0;
         while !open.is_empty() {
             let mut moved = false;
             let mut rest = Vec::with_capacity(open.len());
@@ -167,15 +172,20 @@ impl<'a> Attached<'a> {
             }
             open = rest;
             if moved || open.is_empty() {
-                nap = Duration::ZERO;
+                idle = 0;
                 continue;
             }
             interrupt::check()?;
             if self.area.failed() {
                 return Err(self.area.failure());
             }
-            std::thread::sleep(nap);
-            nap = (nap * 2).clamp(Duration::from_micros(20), Duration::from_millis(2));
+            // News of somebody else's would end each wait at once.
+            if wait::any(Instant::now() + LOOK) {
+                idle += 1;
+            }
+            if idle > 1 {
+                std::thread::sleep(NAP);
+            }
         }
         Ok(())
     }
