@@ -5,6 +5,7 @@
 mod background;
 mod cgroups;
 mod clocks;
+mod damage;
 mod failures;
 mod faults;
 mod files;
@@ -40,6 +41,7 @@ fn main() -> ExitCode {
         refusals::cases,
         failures::cases,
         faults::cases,
+        damage::cases,
         real_programs::cases,
         interop::cases,
     ];
