@@ -28,6 +28,7 @@ pub const POINTS: &[&str] = &[
     "restore-rebuilt",
     "restore-seized",
     "restore-caught",
+    "restore-ready",
 ];
 
 /// Fails here if the environment says so.

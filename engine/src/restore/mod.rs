@@ -195,7 +195,9 @@ fn resume(
     if let Err(e) = stats.write(&opts.common.work_dir) {
         log::warn!("stats-restore was not written: {e}");
     }
+    let guardian = attached.guard()?;
     attached.clean(opts.leave_stopped)?;
+    attached.keep(guardian)?;
     // The network is open: what fails from here on may lose data.
     go_on();
     attached

@@ -6,6 +6,7 @@
 //! memory is done from outside, in one thread of each task.
 
 mod caught;
+mod guardian;
 mod stopped;
 
 use std::collections::{HashMap, HashSet};
@@ -14,9 +15,11 @@ use std::time::{Duration, Instant};
 use rcriu_images::pb;
 
 use caught::{Caught, regs, strange};
+use guardian::Guardian;
 use stopped::Stopped;
 
 use crate::error::{Context, Error, Kind, Result};
+use crate::faults;
 use crate::interrupt;
 use crate::pstree::{RealPid, TaskState, VirtPid};
 use crate::restore::read::{Snapshot, TaskImage, TaskIx};
@@ -75,10 +78,7 @@ impl<'a> Attached<'a> {
 
     fn attach(&mut self, which: impl Fn(usize) -> bool) -> Result<()> {
         for (task, image) in self.snapshot.alive() {
-            let mut options = ptrace::O_TRACESYSGOOD | ptrace::O_EXITKILL;
-            if uses_seccomp(image) {
-                options |= ptrace::O_SUSPEND_SECCOMP;
-            }
+            let options = options(image) | ptrace::O_EXITKILL;
             for (at, tid) in image.threads.iter().enumerate().filter(|(at, _)| which(*at)) {
                 let tid = RealPid(tid.0);
                 ptrace::seize(tid, options).during(|| format!("thread {tid}")).during(|| image.name())?;
@@ -267,6 +267,27 @@ impl<'a> Attached<'a> {
         MemFile::open(thread.tid)?.write(at, &cs.to_ne_bytes())
     }
 
+    /// Forks the process that kills all tasks should we be killed before [`Attached::keep`].
+    ///
+    /// Precondition: all threads are caught, none was let go yet.
+    pub fn guard(&self) -> Result<Guardian> {
+        let leaders = self.threads.iter().filter(|t| t.at == 0);
+        Guardian::start(&leaders.map(|t| t.tid).collect::<Vec<_>>())
+    }
+
+    /// From here on all tasks stay, even if we are killed.
+    pub fn keep(&self, guardian: Guardian) -> Result<()> {
+        if guardian.is_there() {
+            for thread in &self.threads {
+                let image = self.snapshot.get(thread.task).ok_or_else(|| Error::bug("a thread of no task"))?;
+                ptrace::set_options(thread.tid, options(image)).during(|| self.name(*thread))?;
+            }
+        }
+        faults::point("restore-ready")?;
+        guardian.keep();
+        Ok(())
+    }
+
     /// Lets all go that do not stand still already.
     ///
     /// # Errors
@@ -289,6 +310,11 @@ impl<'a> Attached<'a> {
 fn queues(image: &TaskImage) -> impl Iterator<Item = &pb::SignalQueueEntry> {
     let threads = (0..image.threads.len()).filter_map(|i| image.thread_core(i)?.thread_core.as_ref());
     image.tc.signals_s.iter().chain(threads.filter_map(|t| t.signals_p.as_ref()))
+}
+
+/// Options for the threads of a task, while they are attached.
+fn options(image: &TaskImage) -> u64 {
+    ptrace::O_TRACESYSGOOD | if uses_seccomp(image) { ptrace::O_SUSPEND_SECCOMP } else { 0 }
 }
 
 fn uses_seccomp(image: &TaskImage) -> bool {
