@@ -7,10 +7,11 @@ use std::fs;
 
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
-use rcriu_tests::program::wait_gone;
+use nix::unistd::Pid;
+use rcriu_tests::events::PidFd;
 use rcriu_tests::{Case, Cycle, Images, Program};
 
-use crate::failures::nothing_left;
+use crate::failures::{below, nothing_left};
 
 /// splitmix64.
 struct Dice(u64);
@@ -60,7 +61,7 @@ fn damage(bytes: &mut Vec<u8>, dice: &mut Dice) -> String {
 }
 
 /// Restores `images` as they are, whatever may come of it.
-fn survives(program: &Program, images: &Images) -> Result<()> {
+fn survives(images: &Images) -> Result<()> {
     let finished = Cycle::new()?.try_restore(images, &[])?;
     let Some(code) = finished.code else { bail!("it died of a signal; stderr: {}", finished.stderr) };
     let said = format!("{}{}", finished.stderr, finished.log);
@@ -69,10 +70,14 @@ fn survives(program: &Program, images: &Images) -> Result<()> {
         "it is a mistake of ours: {said}"
     );
     if code == 0 {
-        // What was damaged does not matter to a restore; perhaps to the program.
-        let tree = program.tree()?;
-        tree.iter().for_each(|task| task.kill(Signal::SIGKILL));
-        return wait_gone(&tree);
+        // What was damaged does not matter to a restore; perhaps to the program, whose first process may be gone
+        // already and its children be ours.
+        for pid in below()? {
+            if let Ok(task) = PidFd::open(Pid::from_raw(pid)) {
+                task.kill(Signal::SIGKILL);
+            }
+        }
+        return nothing_left("the killed program");
     }
     let lines: Vec<&str> = finished.stderr.lines().collect();
     ensure!(
@@ -99,7 +104,7 @@ fn damaged(kind: &str, args: &[&str]) -> Result<()> {
         let mut bytes = whole.clone();
         let how = damage(&mut bytes, &mut dice);
         fs::write(&path, bytes).context("writing the damaged image")?;
-        survives(&program, &images).with_context(|| format!("turn {turn}, {name}: {how}"))?;
+        survives(&images).with_context(|| format!("turn {turn}, {name}: {how}"))?;
         fs::write(&path, whole).context("mending the image")?;
     }
     Cycle::new()?.restore(&images)?;

@@ -304,7 +304,7 @@ fn dumped(kind: &str, args: &[&str]) -> Result<(Program, Images)> {
 }
 
 /// Live processes below this one.
-fn below() -> Result<Vec<i32>> {
+pub fn below() -> Result<Vec<i32>> {
     let all = processes()?;
     let me = std::process::id() as i32;
     let alive = |pid: &i32| all.iter().any(|p| p.pid == *pid && p.state != 'Z');

@@ -279,7 +279,8 @@ impl<'a> Attached<'a> {
     pub fn keep(&self, guardian: Guardian) -> Result<()> {
         if guardian.is_there() {
             for thread in &self.threads {
-                let image = self.snapshot.get(thread.task).ok_or_else(|| Error::bug("a thread of no task"))?;
+                let image =
+                    self.snapshot.get(thread.task).ok_or_else(|| Error::bug("a thread of no task"))?;
                 ptrace::set_options(thread.tid, options(image)).during(|| self.name(*thread))?;
             }
         }
