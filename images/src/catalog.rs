@@ -180,6 +180,7 @@ catalog! {
     StatsDump "STATS" "stats-dump" No "" Service magic::STATS, "stats_entry" None;
     StatsRestore "STATS" "stats-restore" No "" Service magic::STATS, "stats_entry" None;
     RcriuTracking "RCRIU_TRACKING" "rcriu-tracking" No "" Common magic::RCRIU_TRACKING, "rcriu_tracking_entry" None;
+    RcriuSegments "RCRIU_SEGMENTS" "rcriu-segments" No "" Common magic::RCRIU_SEGMENTS, "rcriu_segment_entry" None;
     RcriuFiles "RCRIU_FILES" "rcriu-files" No "" Common magic::RCRIU_FILES, "rcriu_file_entry" None;
     RcriuTasks "RCRIU_TASKS" "rcriu-tasks" No "" Common magic::RCRIU_TASKS, "rcriu_task_entry" None;
     IrmapCache "IRMAP_CACHE" "irmap-cache" No "" Service magic::IRMAP_CACHE, "irmap_cache_entry" None;

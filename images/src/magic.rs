@@ -82,5 +82,7 @@ pub const STATS: u32 = 0x57093306;
 pub const IRMAP_CACHE: u32 = 0x57004059;
 /// Of images only this project writes; the words are unused by the format.
 pub const RCRIU_FILES: u32 = 0x52435246;
+/// System V shared memory of the host's ipc namespace.
+pub const RCRIU_SEGMENTS: u32 = 0x5243_5253;
 pub const RCRIU_TRACKING: u32 = 0x5243_5254;
 pub const RCRIU_TASKS: u32 = 0x5243_5253;

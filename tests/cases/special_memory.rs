@@ -6,9 +6,11 @@ use anyhow::{Context, Result};
 use rcriu_tests::{Case, Cycle, Images, Program, runner::skip};
 
 use crate::kinds::{Kind, all, kind};
+use crate::refusals::refused;
 
 const KINDS: &[Kind] = &[
     kind("rings of asynchronous I/O keep their events and go on", "aio", &[]),
+    kind("System V shared memory keeps content, key and users", "sysv", &[]).beyond_criu(),
     kind("shared anonymous memory open as a file stays one", "shared-memory-as-file", &[]),
 ];
 
@@ -86,6 +88,27 @@ pub fn cases() -> Vec<Case> {
         named("huge pages of 1 GiB keep content, size and sharing", || huge(30, false, 1)),
         named("a pool of huge pages that is too small is named", too_few_huge_pages),
     ];
+    cases.extend([
+        named("System V memory attached outside of the tree is refused by name", || {
+            let key = (0x5244_0000 | std::process::id() & 0xffff).to_string();
+            let (program, outside) =
+                (Program::start("sysv-holder", &[&key])?, Program::start("sysv-holder", &[&key])?);
+            refused(&program, &[], &["System V shared memory", "outside of the tree"])?;
+            outside.verify()
+        }),
+        named("System V memory that somebody uses is named by a restore", || {
+            let key = (0x5245_0000 | std::process::id() & 0xffff).to_string();
+            let program = Program::start("sysv-holder", &[&key])?;
+            let (cycle, images) = (Cycle::new()?, Images::new()?);
+            cycle.dump(&program, &images)?;
+            let other = Program::start("sysv-holder", &[&key])?;
+            cycle.try_restore(&images, &[])?.refused()?.says(&["System V shared memory", "in use"])?;
+            other.verify()?;
+            // Its user has removed it: it is made again.
+            cycle.restore(&images)?;
+            program.verify()
+        }),
+    ]);
     cases.extend(all("memory", KINDS));
     cases
 }

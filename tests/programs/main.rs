@@ -37,6 +37,7 @@ mod signalfd;
 mod signals;
 mod socketpair;
 mod stack;
+mod sysv;
 mod terminal;
 mod threads;
 mod timerfd;
@@ -128,6 +129,8 @@ const KINDS: &[(&str, Kind)] = &[
     ("socketpair", socketpair::run),
     ("stack", stack::run),
     ("stopped", signals::stopped),
+    ("sysv", sysv::run),
+    ("sysv-holder", sysv::holder),
     ("terminal", terminal::run),
     ("threads", threads::run),
     ("timerfd", timerfd::run),

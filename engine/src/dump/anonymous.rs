@@ -36,7 +36,8 @@ pub(super) fn as_files(tree: &Pstree, cx: &mut DumpCx<'_>) -> Result<()> {
         let id = task.virt.0.cast_unsigned().into();
         let mut mm: pb::MmEntry = cx.images.read_one(ImageKind::Mm, id)?;
         let mut changed = false;
-        for vma in mm.vmas.iter_mut().filter(|v| v.status & st::ANON_SHARED != 0) {
+        let plain = |v: &&mut pb::VmaEntry| v.status & (st::ANON_SHARED | st::SYSVIPC) == st::ANON_SHARED;
+        for vma in mm.vmas.iter_mut().filter(plain) {
             let Some(file) = files.get(&vma.shmid) else { continue };
             vma.status = vma.status & !st::ANON_SHARED | st::FILE_SHARED | st::MEMFD;
             vma.flags &= !(libc::MAP_ANONYMOUS as u32);

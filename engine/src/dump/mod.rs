@@ -34,7 +34,10 @@ use crate::{
     files::FilesOut,
     interrupt,
     kernel::Kernel,
-    mm::{dedup, pages::PageStore, shmem::SharedOut, track::Tracker, vma::VmaRules, xfer::Link},
+    mm::{
+        dedup, pages::PageStore, shmem::SharedOut, sysv::SegmentsOut, track::Tracker, vma::VmaRules,
+        xfer::Link,
+    },
     options::{Afterwards, DumpOptions},
     pstree::RealPid,
     scripts::Stage,
@@ -59,6 +62,7 @@ pub struct DumpCx<'a> {
     /// What decides about mappings.
     pub rules: VmaRules,
     pub shmem: SharedOut,
+    pub segments: SegmentsOut,
     /// A mapping of uprobes was left out.
     pub uprobes: bool,
     /// What changed since the parent images, and following it from here on.
@@ -89,6 +93,7 @@ impl<'a> DumpCx<'a> {
             layout: Layout::host(),
             rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev },
             shmem: SharedOut::default(),
+            segments: SegmentsOut::default(),
             uprobes: false,
             track,
             background: Background::new(opts),
@@ -134,6 +139,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     // Needs: every mapping and descriptor of every task known.
     anonymous::as_files(&tree, &mut cx)?;
     cx.shmem.dump(&cx.pages)?;
+    cx.segments.dump(cx.images, &cx.pages)?;
     let mut stats = std::mem::take(&mut cx.stats);
     stats.shpages_scanned = cx.pages.counts().shmem_scanned.load(Ordering::Relaxed);
     stats.shpages_written = cx.pages.counts().shmem_written.load(Ordering::Relaxed);

@@ -183,4 +183,6 @@ impl MappedFiles for Unnumbered {
     }
 
     fn shared(&mut self, _: OwnedFd, _: u64) {}
+
+    fn segment(&mut self, _: OwnedFd, _: i32) {}
 }

@@ -26,6 +26,7 @@ use crate::{
         pages::{Copier, Written},
         shmem::SharedOut,
         status as st,
+        sysv::{self, SegmentsOut},
         track::TaskTrack,
         vma::{self, MappedFiles, Vma},
     },
@@ -76,10 +77,17 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
     let signals = signals(stopped, &statuses)?;
     let mut track = cx.track.task((task.pid, task.virt), dir, &maps)?;
     cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");
-    let mut mapped = Mapped { task: task.dir.pid(), files: &mut cx.files, shmem: &mut cx.shmem };
+    let mut mapped = Mapped {
+        task: task.dir.pid(),
+        files: &mut cx.files,
+        shmem: &mut cx.shmem,
+        segments: &mut cx.segments,
+    };
     let vmas = vma::collect(dir, &maps, cx.rules, &mut mapped)?;
     let mut mapping = more::collect(&maps);
     cx.shmem.mapped(&vmas);
+    cx.segments.mapped(&vmas);
+    sysv::warn_of_undo(task.pid);
     let vmas = with_guards(vmas, dir, cx)?;
     let rings = Rings::look(dir.pid(), &vmas)?;
 
@@ -184,6 +192,7 @@ struct Mapped<'a, 'b> {
     task: RealPid,
     files: &'a mut FilesOut<'b>,
     shmem: &'a mut SharedOut,
+    segments: &'a mut SegmentsOut,
 }
 
 impl MappedFiles for Mapped<'_, '_> {
@@ -193,6 +202,10 @@ impl MappedFiles for Mapped<'_, '_> {
 
     fn shared(&mut self, fd: OwnedFd, ino: u64) {
         self.shmem.add(fd, ino);
+    }
+
+    fn segment(&mut self, fd: OwnedFd, id: i32) {
+        self.segments.add(fd, id);
     }
 }
 

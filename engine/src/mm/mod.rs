@@ -11,6 +11,7 @@
 //! track    which pages changed since the dump before
 //! dedup    freeing pages of parent images
 //! lazy     memory that comes after the tasks run again
+//! sysv     System V shared memory of the host
 //! shmem    content of shared memory files, once each
 //! ```
 
@@ -25,6 +26,7 @@ pub mod restore;
 pub mod shmem;
 pub mod sink;
 pub mod status;
+pub mod sysv;
 pub mod track;
 pub mod vma;
 pub mod xfer;

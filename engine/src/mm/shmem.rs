@@ -46,7 +46,7 @@ impl SharedOut {
 
     /// Takes note of what a task maps.
     pub fn mapped(&mut self, vmas: &[Vma]) {
-        for vma in vmas.iter().filter(|v| v.is(st::ANON_SHARED)) {
+        for vma in vmas.iter().filter(|v| v.is(st::ANON_SHARED) && !v.is(st::SYSVIPC)) {
             if let Some(object) = self.0.get_mut(&vma.entry.shmid) {
                 object.size = object.size.max(vma.entry.pgoff + (vma.entry.end - vma.entry.start));
             }
@@ -74,11 +74,17 @@ impl SharedOut {
 ///
 /// `file` may be an O_PATH descriptor: it is opened again for reading.
 pub fn dump(store: &PageStore, file: impl AsFd, shmid: u64, size: u64) -> Result<()> {
+    dump_with_tail(store, file, shmid, size, &[])
+}
+
+/// As [`dump`] for a `size` of whole pages, followed by `tail`, a last page that only a mapping shows whole.
+pub fn dump_with_tail(store: &PageStore, file: impl AsFd, shmid: u64, size: u64, tail: &[u8]) -> Result<()> {
     let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
     let file = File::open(&path).call("open").during(|| format!("shared memory {shmid}"))?;
     let mut out = store.create(ImageKind::ShmemPagemap, shmid)?;
     copy(&file, size, |at, bytes| out.add_nonzero(at, bytes, false))
         .during(|| format!("shared memory {shmid}"))?;
+    out.add_nonzero(size, tail, false)?;
     let written = out.finish()?.written;
     let counts = store.counts();
     counts.shmem_scanned.fetch_add(size.div_ceil(PAGE_SIZE), Ordering::Relaxed);

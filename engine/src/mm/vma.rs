@@ -110,6 +110,8 @@ pub enum Backing {
     Shared(u64),
     /// Ring of a context for asynchronous I/O.
     AioRing,
+    /// System V shared memory, by its number.
+    Segment(i32),
 }
 
 /// What opening the file of a mapping told.
@@ -128,6 +130,9 @@ pub trait MappedFiles {
 
     /// Takes note of anonymous shared memory `ino`; `fd` was opened with O_PATH.
     fn shared(&mut self, fd: OwnedFd, ino: u64);
+
+    /// Takes note of System V shared memory `id`; `fd` was opened with O_PATH.
+    fn segment(&mut self, fd: OwnedFd, id: i32);
 }
 
 /// Options that decide about mappings.
@@ -227,10 +232,13 @@ fn open_file(
         return Ok(Opened { backing: Some(Backing::AioRing), size_bits: 0 });
     }
     if shmem && map.name.starts_with(b"/SYSV") {
-        return Err(Error::unsupported(
-            "System V shared memory of the host's ipc namespace cannot be restored with the same key and id",
-        )
-        .remedy("run the program in an ipc namespace of its own"));
+        if !map.shared {
+            return Err(Error::unsupported("mapping System V shared memory as private is not supported"));
+        }
+        // The inode has the number of the segment.
+        let id = stat.st_ino as i32;
+        files.segment(fd, id);
+        return Ok(Opened { backing: Some(Backing::Segment(id)), size_bits: 0 });
     }
     if map.flags.any(VmFlags::HUGETLB) {
         return hugetlb::open(fd, &stat, map, files);
@@ -288,6 +296,11 @@ pub fn classify(
             status |= st::ANON_SHARED;
             flags |= libc::MAP_ANONYMOUS;
             shmid = ino;
+        }
+        Some(Backing::Segment(id)) => {
+            status |= st::ANON_SHARED | st::SYSVIPC;
+            flags |= libc::MAP_ANONYMOUS;
+            shmid = id.cast_unsigned().into();
         }
         Some(Backing::AioRing) => status = st::AIO_RING,
         Some(Backing::File(id)) => {

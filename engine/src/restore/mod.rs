@@ -26,7 +26,7 @@ use crate::faults;
 use crate::files::FilesShared;
 use crate::interrupt;
 use crate::kernel::Kernel;
-use crate::mm::{lazy::Giver, restore::Prepared};
+use crate::mm::{lazy::Giver, restore::Prepared, sysv::Segments};
 use crate::options::RestoreOptions;
 use crate::pstree::RealPid;
 use crate::scripts::Stage as Moment;
@@ -88,6 +88,8 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     // Needs: nothing; from here on connections are made, and no packet may meet one that is not whole.
     let network = Network::lock(&snapshot, &plan)?;
     let files = prepare_files(&mut snapshot, &plan, opts, kernel)?;
+    // What it has made is removed on failure.
+    let segments = Segments::make(&snapshot)?;
     let memory = Prepared::new(&snapshot)?;
     let giver = late_memory(opts, &files)?;
     if opts.common.auto_dedup {
@@ -129,6 +131,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     area.open(Stage::Restore, threads)?;
     area.await_all(Stage::Restore, watch)?;
     files.mapped()?;
+    segments.attached()?;
     drop(placeholders);
     area.open(Stage::RestoreSigchld, threads)?;
     area.await_all(Stage::RestoreSigchld, watch)?;
@@ -153,6 +156,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         giver.finished()?;
     }
     forked.keep();
+    segments.keep();
     pidfile.keep();
     files.finished();
     log::info!("Restore finished successfully. Tasks resumed.");

@@ -12,7 +12,7 @@ use crate::arch::Layout;
 use crate::error::{Context, Error, Kind, Result, SysContext};
 use crate::files;
 use crate::kernel::Kernel;
-use crate::mm::{hugetlb, status};
+use crate::mm::{hugetlb, status, sysv};
 use crate::options::RestoreOptions;
 use crate::procfs::ProcDir;
 use crate::procfs::stat::Stat;
@@ -43,6 +43,8 @@ pub enum Area {
     Kernel,
     /// A limit is too low.
     Limit,
+    /// Shared memory is in use.
+    Memory,
 }
 
 /// One reason why the restore would fail.
@@ -122,6 +124,7 @@ impl Preflight {
         check_kernel(&mut found, kernel);
         check_limits(&mut found, snapshot, plan)?;
         found.add(Area::Limit, hugetlb::check(snapshot));
+        found.add(Area::Memory, sysv::check(snapshot));
         Ok(found)
     }
 }

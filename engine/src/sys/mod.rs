@@ -30,6 +30,7 @@ pub(crate) mod shared;
 pub(crate) mod signal;
 pub(crate) mod sock_diag;
 pub(crate) mod sockopt;
+pub mod sysv;
 pub(crate) mod tty;
 pub mod userfaultfd;
 pub mod vm;

@@ -28,6 +28,8 @@ pub enum Class {
     Guard,
     /// Ring of a context for asynchronous I/O.
     AioRing,
+    /// System V shared memory number `shmid`.
+    Segment,
     /// Left to the kernel.
     Kernel,
 }
@@ -54,7 +56,7 @@ pub fn classify(vma: &pb::VmaEntry) -> Result<Class> {
         return Ok(Class::AioRing);
     }
     if has(st::SYSVIPC) {
-        return refuse("System V shared memory");
+        return Ok(Class::Segment);
     }
     if has(st::SOCKET) {
         return refuse("the ring of a packet socket");
@@ -157,7 +159,8 @@ mod tests {
         assert_eq!(class(st::REGULAR | st::VDSO | st::ANON_PRIVATE), Ok(Class::Vdso));
         assert_eq!(class(st::VSYSCALL | st::ANON_PRIVATE), Ok(Class::Kernel));
         assert_eq!(class(st::AIO_RING), Ok(Class::AioRing));
-        assert!(class(st::REGULAR | st::SYSVIPC).unwrap_err().contains("System V"));
+        assert_eq!(class(st::REGULAR | st::SYSVIPC | st::ANON_SHARED), Ok(Class::Segment));
+        assert!(class(st::REGULAR | st::SOCKET).unwrap_err().contains("packet socket"));
         assert!(class(st::REGULAR | st::ANON_PRIVATE | st::FILE_SHARED).is_err());
         assert!(class(0).is_err());
     }

@@ -24,7 +24,11 @@ mod ranges;
 mod shared;
 mod vdso;
 
-use std::{collections::HashMap, os::fd::AsFd, os::fd::OwnedFd, rc::Rc};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    os::fd::{AsFd, OwnedFd},
+    rc::Rc,
+};
 
 use rcriu_images::{ImageKind, pagemap::PageReader, pb};
 
@@ -32,7 +36,7 @@ use crate::error::{Context, Error, Result};
 use crate::mm::{
     dedup, hugetlb,
     lazy::{Giver, OfVma},
-    more, status as st,
+    more, status as st, sysv,
 };
 use crate::procfs::{ProcDir, maps};
 use crate::pstree::{FileId, RealPid};
@@ -155,7 +159,8 @@ pub fn prepare(
     };
     let Prepared { placed: old, mut room, shared, vdso, .. } = before;
     let mut kept = keep(old, vmas(task))?;
-    let mut maker = Maker { room: &mut room, shared: &shared, files: HashMap::new(), open };
+    let mut maker =
+        Maker { room: &mut room, shared: &shared, files: HashMap::new(), segments: HashMap::new(), open };
     let mut placed = Vec::with_capacity(vmas(task).len());
     let mut counts = Pages::default();
     let mut late = Vec::new();
@@ -163,7 +168,7 @@ pub fn prepare(
     for vma in vmas(task) {
         crate::interrupt::check()?;
         let class = entry::classify(vma)?;
-        if !matches!(class, Class::Private | Class::SharedFile | Class::SharedAnon) {
+        if !matches!(class, Class::Private | Class::SharedFile | Class::SharedAnon | Class::Segment) {
             continue;
         }
         let during = || entry::name(vma);
@@ -186,6 +191,9 @@ pub fn prepare(
             }
         }
         placed.push(at);
+    }
+    for whole in std::mem::take(&mut maker.segments).into_values() {
+        whole.unmap()?;
     }
     log::debug!(
         "Restored {} pages; compared {}, of which {} stay shared",
@@ -233,6 +241,8 @@ struct Maker<'a, 'b> {
     shared: &'a SharedAnon,
     /// Files are often mapped in a row of pieces; kept open meanwhile.
     files: HashMap<(FileId, i32), OwnedFd>,
+    /// Whole segments of System V memory that parts are mapped from, by number and whether only to be read.
+    segments: HashMap<(u64, bool), Region>,
     open: &'a mut OpenFile<'b>,
 }
 
@@ -246,6 +256,20 @@ impl Maker<'_, '_> {
         let flags = entry::map_flags(vma);
         let align = hugetlb::alignment(vma).max(TABLE);
         let region = match class {
+            Class::Segment => {
+                let read_only = vma.fdflags.is_some_and(|f| f as i32 & libc::O_ACCMODE == libc::O_RDONLY);
+                let whole = match self.segments.entry((vma.shmid, read_only)) {
+                    Entry::Occupied(known) => known.into_mut(),
+                    Entry::Vacant(free) => free.insert(sysv::attach_for(vma.shmid, read_only)?),
+                };
+                if vma.pgoff.checked_add(len).is_none_or(|end| end > whole.len()) {
+                    return Err(Error::image("it ends behind its System V shared memory"));
+                }
+                let region = self.room.map(vma.start, len, HIDDEN)?;
+                region.mirror(region.start(), len, whole.start() + vma.pgoff)?;
+                let prot = if read_only { libc::PROT_READ as u32 } else { READ_WRITE };
+                return Ok(Placed { vma: *vma, region, prot });
+            }
             Class::SharedAnon => {
                 let region = self.room.map(vma.start, len, HIDDEN)?;
                 region.mirror(region.start(), len, self.shared.address(vma)?)?;

@@ -98,6 +98,9 @@ fn our_own_mappings_have_classes_and_each_file_is_opened_once() {
             self.0.push((stat.st_dev, stat.st_ino));
             Ok(FileId(self.0.len() as u32))
         }
+        fn segment(&mut self, _: OwnedFd, id: i32) {
+            panic!("we have no System V shared memory {id}");
+        }
         fn shared(&mut self, fd: OwnedFd, ino: u64) {
             let stat = nix::sys::stat::fstat(&fd).unwrap();
             assert_eq!(stat.st_ino, ino);
