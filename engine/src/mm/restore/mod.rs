@@ -268,7 +268,7 @@ impl Maker<'_, '_> {
                 let region = self.room.map(vma.start, len, HIDDEN)?;
                 region.mirror(region.start(), len, whole.start() + vma.pgoff)?;
                 let prot = if read_only { libc::PROT_READ as u32 } else { READ_WRITE };
-                return Ok(Placed { vma: *vma, region, prot });
+                return Ok(Placed { vma: *vma, region, prot, policy: false });
             }
             Class::SharedAnon => {
                 let region = self.room.map(vma.start, len, HIDDEN)?;
