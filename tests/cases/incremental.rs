@@ -143,6 +143,21 @@ fn three_pre_dumps(modes: [&str; 3]) -> Result<()> {
     program.verify()
 }
 
+/// CRIU restores what was dumped in pieces.
+fn restored_by_criu() -> Result<()> {
+    let criu = Engine::criu()?;
+    let (program, chain) = (Program::start("changing-memory", &[])?, Chain::new()?);
+    for n in 1..=3 {
+        chain.pre_dump(&program, n, &[])?;
+        step(&program, n)?;
+    }
+    chain.dump(&program, 4, &["--track-mem"])?;
+    let dir = chain.dir(4);
+    criu.run(&["restore", "-d", "-D", dir.to_str().context("name")?, "-v4", "-o", "restore.log"])?.ok()?;
+    step(&program, 4)?;
+    program.verify()
+}
+
 /// Whole dumps on top of each other, the tree left running.
 fn snapshots() -> Result<()> {
     let (program, chain) = (Program::start("changing-memory", &[])?, Chain::new()?);
@@ -419,5 +434,6 @@ pub fn cases() -> Vec<Case> {
         case("dedup frees what is stored again", freed_by_command),
         case("chains are shown and checked", shown),
         case("a dump that fails leaves the chain as it was", failed_between),
+        Case::new("interop: a chain of dumps by rcriu, restored by CRIU", restored_by_criu),
     ]
 }

@@ -19,7 +19,7 @@ use super::{
     refuse, seize,
 };
 use crate::{
-    error::{Context, Error, Result},
+    error::{Context, Error, Kind, Result},
     infect::{Infected, StoppedTask},
     interrupt,
     kernel::Kernel,
@@ -71,8 +71,11 @@ pub fn pre_dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
         let task = &frozen.tasks()[at];
         let Some(stopped) = task.stopped.as_ref() else { continue };
         let pid = task.pid;
-        let ahead = look(pid, stopped, rules, (opts, kernel), &mut track, &mut stats);
-        tasks.push(ahead.during(|| refuse::name(pid))?);
+        match look(pid, stopped, rules, (opts, kernel), &mut track, &mut stats) {
+            // Killed meanwhile: whoever it was needs no images.
+            Err(e) if *e.kind() == Kind::TaskDied(pid.0) => log::info!("Task {pid} has ended"),
+            ahead => tasks.push(ahead.during(|| refuse::name(pid))?),
+        }
     }
     // Needs: all tasks known to be fit for it, and none has run since its pages were looked at.
     track.mark();
@@ -168,7 +171,7 @@ fn write(task: &Ahead, store: &PageStore) -> Result<Written> {
             }
             copier.flush()?;
         }
-        Err(e) if task.dir.read("stat").is_err() => log::info!("Task {} has ended: {e}", task.pid),
+        Err(e) if matches!(e.kind(), Kind::TaskDied(_)) => log::info!("Task {} has ended", task.pid),
         Err(e) => return Err(e),
     }
     out.finish()
