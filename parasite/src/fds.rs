@@ -1,9 +1,9 @@
-//! Handing descriptors to the engine through a socket: for kernels without pidfd_getfd(2).
+//! Descriptors through sockets: to the engine on kernels without pidfd_getfd(2), from the engine always.
 //!
 //! # Safety
 //! System calls over structures on this stack that follow the kernel's layout.
 
-use blobrt::syscall::{Result, nr, syscall1, syscall3};
+use blobrt::syscall::{Errno, Result, nr, syscall1, syscall3};
 
 use crate::{Control, EINVAL};
 
@@ -12,6 +12,9 @@ pub const MAX_FDS: usize = 253;
 
 const AF_UNIX: usize = 1;
 const SOCK_DGRAM_CLOEXEC: usize = 2 | 0o2000000;
+const SOCK_STREAM_CLOEXEC: usize = 1 | 0o2000000;
+const MSG_CMSG_CLOEXEC: usize = 0x4000_0000;
+const EMFILE: Errno = Errno(24);
 const SOL_SOCKET: u64 = 1;
 const SCM_RIGHTS: u64 = 1;
 /// A `struct sockaddr_un` is no longer than this.
@@ -78,8 +81,54 @@ pub unsafe fn send(control: &mut Control) -> Result<()> {
     }
 }
 
+/// Takes a descriptor, close-on-exec, from who listens at the address.
+///
+/// # Safety
+/// `address_len` bytes at `address` are readable.
+pub unsafe fn fetch(address: u64, address_len: u64) -> Result<usize> {
+    // SAFETY: as the caller says; the socket is gone at the end, whatever happens.
+    unsafe {
+        let socket = syscall3(nr::SOCKET, AF_UNIX, SOCK_STREAM_CLOEXEC, 0)?;
+        let fd = syscall3(nr::CONNECT, socket, address as usize, address_len as usize)
+            .and_then(|_| receive(socket));
+        let _ = syscall1(nr::CLOSE, socket);
+        fd
+    }
+}
+
+/// Takes the descriptor that comes through `socket`, close-on-exec.
+///
+/// # Safety
+/// `socket` is a socket of ours.
+unsafe fn receive(socket: usize) -> Result<usize> {
+    let mut byte = [0u8; 1];
+    let iov = [(&raw mut byte) as u64, 1];
+    let mut rights = Rights { len: 0, level_and_type: 0, fds: [-1; MAX_FDS] };
+    let mut message = Msghdr {
+        name: 0,
+        name_len: 0,
+        iov: (&raw const iov) as u64,
+        iov_len: 1,
+        control: (&raw mut rights) as u64,
+        // Room for one.
+        control_len: 24,
+        flags: 0,
+    };
+    // SAFETY: the structures live on this stack until the call returns.
+    unsafe { syscall3(nr::RECVMSG, socket, (&raw mut message) as usize, MSG_CMSG_CLOEXEC) }?;
+    match rights {
+        Rights { len: 20, level_and_type, fds: [fd, ..] }
+            if level_and_type == SOL_SOCKET | SCM_RIGHTS << 32 && fd >= 0 =>
+        {
+            Ok(fd as usize)
+        }
+        // Without room in its table the process gets the message, but not the descriptor.
+        _ => Err(EMFILE),
+    }
+}
+
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::{Command, tests::Bench};
 
@@ -91,6 +140,39 @@ mod tests {
             bench.control.args[1] = address;
             assert_eq!(bench.run(), -22, "{count} {address}");
         }
+    }
+
+    #[test]
+    fn descriptors_are_taken() {
+        use std::os::fd::AsRawFd;
+        let (here, there) = std::os::unix::net::UnixDatagram::pair().unwrap();
+        // SAFETY: a socket of ours.
+        let receive = || unsafe { receive(there.as_raw_fd() as usize) };
+        here.send(b"x").unwrap();
+        assert_eq!(receive(), Err(EMFILE), "no descriptor in it");
+        give(here.as_raw_fd(), here.as_raw_fd());
+        let taken = receive().unwrap();
+        let name = |fd: usize| std::fs::read_link(format!("/proc/self/fd/{fd}")).unwrap();
+        assert_eq!(name(taken), name(here.as_raw_fd() as usize));
+        // SAFETY: closes what was taken.
+        unsafe { syscall1(nr::CLOSE, taken) }.unwrap();
+    }
+
+    /// Sends descriptor `fd` to who reads the other end of `socket`.
+    pub(crate) fn give(socket: i32, fd: i32) {
+        let rights = Rights { len: 20, level_and_type: SOL_SOCKET | SCM_RIGHTS << 32, fds: [fd; MAX_FDS] };
+        let iov = [c"x".as_ptr() as u64, 1];
+        let message = Msghdr {
+            name: 0,
+            name_len: 0,
+            iov: (&raw const iov) as u64,
+            iov_len: 1,
+            control: (&raw const rights) as u64,
+            control_len: 24,
+            flags: 0,
+        };
+        // SAFETY: the structures live until the call returns.
+        unsafe { syscall3(nr::SENDMSG, socket as usize, (&raw const message) as usize, 0) }.unwrap();
     }
 
     #[test]

@@ -23,6 +23,7 @@
 pub mod aio;
 pub mod copy;
 pub mod fds;
+pub mod pages;
 pub mod policies;
 pub mod rseq;
 pub mod sigactions;
@@ -46,6 +47,7 @@ pub const BUILD: u64 = {
     hash = fingerprint(hash, include_bytes!("copy.rs"));
     hash = fingerprint(hash, include_bytes!("fds.rs"));
     hash = fingerprint(hash, include_bytes!("policies.rs"));
+    hash = fingerprint(hash, include_bytes!("pages.rs"));
     hash = fingerprint(hash, include_bytes!("rseq.rs"));
     hash = fingerprint(hash, include_bytes!("sigactions.rs"));
     hash = fingerprint(hash, include_bytes!("task.rs"));
@@ -125,6 +127,8 @@ pub enum Command {
     Copy = 13,
     /// Replaces `args[0]` addresses in the data area by the modes of memory policies, see [`policies::read`].
     Policies = 14,
+    /// Writes `args[0]` pieces of memory to a file of the engine's, see [`pages::write`].
+    WritePages = 15,
 }
 
 impl Command {
@@ -146,6 +150,7 @@ impl Command {
             Rseq,
             Copy,
             Policies,
+            WritePages,
         ];
         all.into_iter().find(|c| *c as u32 == word)
     }
@@ -264,6 +269,7 @@ fn command(control: &mut Control) -> Result<()> {
             Command::Policies => policies::read(control)?,
             Command::Aio => *control.data_one()? = aio::read(control.args[0]),
             Command::Copy => control.ret[0] = copy::make()?,
+            Command::WritePages => pages::write(control)?,
         }
     }
     Ok(())

@@ -15,6 +15,7 @@ mod kinds;
 mod log_format;
 mod memory;
 mod options;
+mod page_path;
 mod pages;
 mod real_programs;
 mod refusals;
@@ -29,6 +30,7 @@ fn main() -> ExitCode {
         tasks::cases,
         clocks::cases,
         memory::cases,
+        page_path::cases,
         special_memory::cases,
         silent::cases,
         files::cases,

@@ -24,6 +24,7 @@ mod identity;
 mod kept;
 mod kit;
 mod late_memory;
+mod page_path;
 mod pipes;
 mod private_memory;
 mod registers;
@@ -108,6 +109,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("limits", credentials::limits),
     ("many-descriptors", regular::many),
     ("many-mappings", private_memory::many),
+    ("page-path", page_path::run),
     ("pending-signals", signals::run),
     ("personality", identity::personality),
     ("pipes", pipes::run),

@@ -91,7 +91,8 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
     let vmas = with_guards(vmas, dir, cx)?;
     let rings = Rings::look(dir.pid(), &vmas)?;
 
-    let mut asked = ask(task, stopped, &maps, &vmas, &statuses, &mut track, cx)?;
+    let infected = Infected::new(stopped, cx.kernel)?;
+    let mut asked = ask(task, &infected, &maps, &vmas, &statuses, &mut track, cx)?;
     drop(maps);
     more::add_policies(&mut mapping, &vmas, asked.policies.iter().cloned());
     cx.more.task(Seen {
@@ -108,8 +109,9 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
 
     match asked.copy.take() {
         Some(copy) => cx.background.push(copy, task.virt, &vmas, stacks(stopped)),
-        None => pages(task, stopped, &vmas, &track, cx)?,
+        None => pages(task, &infected, &vmas, &track, cx)?,
     }
+    infected.cure()?;
     rings.check_still()?;
     track.look(&vmas);
     cx.track.keep(track);
@@ -144,10 +146,10 @@ fn signals(stopped: &StoppedTask, statuses: &[Status]) -> Result<Signals> {
     Ok(Signals { shared, private, stop })
 }
 
-/// Asks the task itself what nobody else can tell, and takes its descriptors. It is cured on the way out.
+/// Asks the task itself what nobody else can tell, and takes its descriptors.
 fn ask(
     task: &Task,
-    stopped: &StoppedTask,
+    infected: &Infected<'_>,
     maps: &[maps::Map],
     vmas: &[Vma],
     statuses: &[Status],
@@ -155,7 +157,7 @@ fn ask(
     cx: &mut DumpCx<'_>,
 ) -> Result<Asked> {
     let timers = timers::read(&task.dir)?;
-    let infected = Infected::new(stopped, cx.kernel)?;
+    let stopped = infected.task();
     let info = infected.task_info()?;
     let mut threads = Vec::with_capacity(stopped.threads().len());
     for thread in stopped.threads() {
@@ -167,14 +169,13 @@ fn ask(
     let left = infected.posix_timers(&ids)?;
     cx.files.task_fds(task.dir.pid(), &task.ids, &task.dir, &mut |fd| infected.take_fd(fd))?;
     // After its descriptors were listed: this takes one for a moment.
-    cx.track.enter(track, &infected);
+    cx.track.enter(track, infected);
     let policies = infected.policies(&more::starts(vmas))?.into_iter();
     let policies = policies.filter_map(|(at, mode, nodes)| Some((at, numa::dump(mode, &nodes)?))).collect();
     let lock_future = more::lock_future(&info, &task.dir, infected.range().start)?;
     let syscall = infected.syscall_instruction();
     let adopts = info.child_subreaper > 0;
-    let copy = cx.background.copy(&infected, maps, statuses, adopts, cx.kernel)?;
-    infected.cure()?;
+    let copy = cx.background.copy(infected, maps, statuses, adopts, cx.kernel)?;
     Ok(Asked {
         task: info,
         threads,
@@ -229,16 +230,16 @@ pub(super) fn stacks(stopped: &StoppedTask) -> Vec<u64> {
 /// `pagemap-PID.img` and its pages.
 fn pages(
     task: &Task,
-    stopped: &StoppedTask,
+    infected: &Infected<'_>,
     vmas: &[Vma],
     track: &TaskTrack,
     cx: &mut DumpCx<'_>,
 ) -> Result<()> {
     log::info!("Dumping pages (pid: {})", task.pid);
     cx.stats.memdump.start();
-    let stacks = stacks(stopped);
+    let stacks = stacks(infected.task());
     let mut out = cx.pages.create(ImageKind::Pagemap, id(task))?;
-    let mut copier = Copier::new(&task.dir, &mut out, &stacks)?;
+    let mut copier = Copier::new(&task.dir, &mut out, &stacks)?.with(infected);
     let mut scanner = Scanner::new(&task.dir, cx.kernel)?;
     let scanned = scanner.pages(vmas, track.marks(), |vma, start, end, unchanged| {
         if !unchanged {

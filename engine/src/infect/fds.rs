@@ -87,12 +87,10 @@ impl Infected<'_> {
     }
 
     fn receive(&self, fds: &[i32]) -> Result<Vec<OwnedFd>> {
-        let name = secret_name()?;
+        let name = Name::new()?;
         let socket = self.bind(&name)?;
         // The socket's address, then the numbers.
-        let mut input = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
-        input.push(0);
-        input.extend_from_slice(&name);
+        let mut input = name.sockaddr();
         let address_len = input.len() as u64;
         input.resize(input.len().next_multiple_of(8), 0);
         input.extend(fds.iter().flat_map(|fd| fd.to_ne_bytes()));
@@ -105,28 +103,28 @@ impl Infected<'_> {
     }
 
     /// A socket under `name` in the target's network namespace.
-    fn bind(&self, name: &[u8]) -> Result<UnixDatagram> {
-        let address = SocketAddr::from_abstract_name(name).call("bind")?;
-        let dir = self.task().live_dir()?;
-        let theirs = File::from(dir.file("ns/net", OFlag::O_RDONLY)?);
-        let bind = || UnixDatagram::bind_addr(&address).call("bind");
-        let socket = if same_file(&theirs, &File::open("/proc/thread-self/ns/net").call("open(ns/net)")?)? {
-            bind()?
-        } else {
-            // setns changes one thread only; ours must stay where it is.
-            std::thread::scope(|s| {
-                let inside = s.spawn(|| {
-                    setns(&theirs, CloneFlags::CLONE_NEWNET).call("setns(CLONE_NEWNET)")?;
-                    bind()
-                });
-                inside
-                    .join()
-                    .unwrap_or_else(|_| Err(Error::bug("the thread in the other namespace panicked")))
-            })?
-        };
+    fn bind(&self, name: &Name) -> Result<UnixDatagram> {
+        let socket = self.in_its_network(|| UnixDatagram::bind_addr(&name.address()?).call("bind"))?;
         setsockopt(&socket, sockopt::PassCred, &true).call("setsockopt(SO_PASSCRED)")?;
         socket.set_read_timeout(Some(PATIENCE)).call("setsockopt(SO_RCVTIMEO)")?;
         Ok(socket)
+    }
+
+    /// Calls `make` in the network namespace of the process, to which abstract names of sockets belong.
+    pub(super) fn in_its_network<T: Send>(&self, make: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let dir = self.task().live_dir()?;
+        let theirs = File::from(dir.file("ns/net", OFlag::O_RDONLY)?);
+        if same_file(&theirs, &File::open("/proc/thread-self/ns/net").call("open(ns/net)")?)? {
+            return make();
+        }
+        // setns changes one thread only; ours must stay where it is.
+        std::thread::scope(|s| {
+            let inside = s.spawn(|| {
+                setns(&theirs, CloneFlags::CLONE_NEWNET).call("setns(CLONE_NEWNET)")?;
+                make()
+            });
+            inside.join().unwrap_or_else(|_| Err(Error::bug("the thread in the other namespace panicked")))
+        })
     }
 
     /// The message that comes from our process, whatever else is sent to the name.
@@ -167,17 +165,34 @@ impl Infected<'_> {
     }
 }
 
-/// A name nobody can guess.
-fn secret_name() -> Result<[u8; 32]> {
-    let mut bytes = [0u8; 16];
-    let source = File::open("/dev/urandom").call("open(/dev/urandom)")?;
-    std::io::Read::read_exact(&mut &source, &mut bytes).call("read(/dev/urandom)")?;
-    let mut name = [0; 32];
-    for (i, to) in name.iter_mut().enumerate() {
-        let nibble = bytes[i / 2] >> (4 * (i % 2)) & 15;
-        *to = b'a' + nibble;
+/// An abstract socket name nobody can guess.
+#[derive(Debug)]
+pub(super) struct Name([u8; 32]);
+
+impl Name {
+    pub(super) fn new() -> Result<Name> {
+        let mut bytes = [0u8; 16];
+        let source = File::open("/dev/urandom").call("open(/dev/urandom)")?;
+        std::io::Read::read_exact(&mut &source, &mut bytes).call("read(/dev/urandom)")?;
+        let mut name = [0; 32];
+        for (i, to) in name.iter_mut().enumerate() {
+            let nibble = bytes[i / 2] >> (4 * (i % 2)) & 15;
+            *to = b'a' + nibble;
+        }
+        Ok(Name(name))
     }
-    Ok(name)
+
+    pub(super) fn address(&self) -> Result<SocketAddr> {
+        SocketAddr::from_abstract_name(self.0).call("bind")
+    }
+
+    /// As a `struct sockaddr_un`.
+    pub(super) fn sockaddr(&self) -> Vec<u8> {
+        let mut bytes = (libc::AF_UNIX as u16).to_ne_bytes().to_vec();
+        bytes.push(0);
+        bytes.extend_from_slice(&self.0);
+        bytes
+    }
 }
 
 fn same_file(a: &File, b: &File) -> Result<bool> {

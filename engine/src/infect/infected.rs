@@ -1,6 +1,6 @@
 //! A stopped process with the parasite in it.
 
-use std::cell::Cell;
+use std::{cell::Cell, time::Duration};
 
 use parasite::{Command, Control, DATA_LEN, Plain, STATE_DONE, STATE_POSTED};
 
@@ -140,7 +140,7 @@ impl<'t> Infected<'t> {
         self.write_through(a.control, bytes_of(&control))?;
         self.write_through(a.frame, &self.frame(thread)?.bytes)?;
         self.framed.set(Some(thread.tid()));
-        let end = self.visit(thread, a.base + PARASITE_SETUP_ENTRY)?;
+        let end = self.visit(thread, a.base + PARASITE_SETUP_ENTRY, visit::LIMIT)?;
         match i32::try_from(-(end.r13 as i64)) {
             Ok(0) => Ok(()),
             Ok(errno) => Err(Error::sys("mprotect in the process", errno)),
@@ -232,7 +232,8 @@ impl<'t> Infected<'t> {
         vm::write_pieces(thread.tid(), &pieces)?;
         self.framed.set(Some(thread.tid()));
 
-        self.visit(thread, a.base + PARASITE_ENTRY)?;
+        let limit = if command == Command::WritePages { visit::LIMIT_IO } else { visit::LIMIT };
+        self.visit(thread, a.base + PARASITE_ENTRY, limit)?;
         let control: Control = self.read_at(thread, a.control)?;
         if control.state != STATE_DONE {
             return Err(Error::bug(format!("the parasite ended in state {}", control.state)));
@@ -291,10 +292,10 @@ impl<'t> Infected<'t> {
     }
 
     /// Enters the blob at `entry` and gives the registers at its end.
-    fn visit(&self, thread: &StoppedThread, entry: u64) -> Result<crate::arch::Regs> {
+    fn visit(&self, thread: &StoppedThread, entry: u64, limit: Duration) -> Result<crate::arch::Regs> {
         let a = &self.area;
         let regs = thread.regs().for_call(entry, a.stack_top(), a.control);
-        let end = End::Blob { at: a.base + PARASITE_END, signal: self.signal_for(thread) as i32 };
+        let end = End::Blob { at: a.base + PARASITE_END, signal: self.signal_for(thread) as i32, limit };
         visit::run(thread, &regs, end).inspect_err(|e| {
             if !matches!(e.kind(), Kind::TaskDied(_))
                 && let Err(second) = self.ignore_again()

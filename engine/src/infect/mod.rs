@@ -34,6 +34,7 @@ mod infected;
 mod ledger;
 mod leftover;
 mod limits;
+pub mod pages;
 mod plain;
 mod restart;
 mod seccomp;

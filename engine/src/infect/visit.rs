@@ -30,7 +30,9 @@ use crate::{
 };
 
 /// Longest time a visit may take. It takes microseconds; this is for machines that are very busy.
-const LIMIT: Duration = Duration::from_secs(20);
+pub(super) const LIMIT: Duration = Duration::from_secs(20);
+/// The same for one that waits for a disk.
+pub(super) const LIMIT_IO: Duration = Duration::from_secs(600);
 /// What rax holds at the entry stop of a system call.
 const ENOSYS: u64 = -(libc::ENOSYS as i64) as u64;
 /// `si_code` of a signal sent by tgkill(2).
@@ -42,13 +44,22 @@ pub(super) enum End {
     /// After one system call. With a `net` the thread would undo all by itself if we died.
     Syscall { net: bool },
     /// At this address in the blob, noticed by this signal (0: by watching system calls).
-    Blob { at: u64, signal: i32 },
+    Blob { at: u64, signal: i32, limit: Duration },
+}
+
+impl End {
+    fn limit(self) -> Duration {
+        match self {
+            End::Syscall { .. } => LIMIT,
+            End::Blob { limit, .. } => limit,
+        }
+    }
 }
 
 /// Runs `thread` from `regs` to `end` and gives the registers it had there. Whatever happens, the thread
 /// is its own again afterwards, in an event stop, unless it died.
 pub(super) fn run(thread: &StoppedThread, regs: &Regs, end: End) -> Result<Regs> {
-    let deadline = Instant::now() + LIMIT;
+    let deadline = Instant::now() + end.limit();
     let mut visit = Visit { thread, end, start: regs.rip, masked: false, entered: false, deadline };
     let outcome = visit.go(regs);
     match outcome {
@@ -156,7 +167,7 @@ impl Visit<'_> {
 
     fn signal(&mut self, signal: i32) -> Result<Option<Stop>> {
         let tid = self.thread.tid;
-        if let End::Blob { at, signal: ours } = self.end
+        if let End::Blob { at, signal: ours, .. } = self.end
             && signal == ours
         {
             let regs = self.thread.current_regs()?;

@@ -1,6 +1,6 @@
 //! Where the pages of a dump go: into a pages file and its pagemap here, or to a page server.
 
-use std::sync::Arc;
+use std::{fs::File, sync::Arc};
 
 use rcriu_images::{
     ImageDir, ImageKind, ImageWriter,
@@ -56,6 +56,14 @@ impl Sink {
                 let flags = PE_PRESENT | if lazy { PE_LAZY } else { 0 };
                 link.add(*object, vaddr, bytes.len() as u64 / PAGE_SIZE, flags, bytes)
             }
+        }
+    }
+
+    /// The pages file with all content so far in it, where pages go there as they are.
+    pub fn file(&mut self) -> Result<Option<&File>> {
+        match self {
+            Sink::Files { pages, .. } => Ok(Some(pages.as_file()?)),
+            Sink::Server { .. } => Ok(None),
         }
     }
 

@@ -1,5 +1,11 @@
 //! `/proc/PID/mountinfo`: what is mounted where.
 
+use std::{
+    ffi::OsStr,
+    os::unix::ffi::OsStrExt,
+    path::{Path, PathBuf},
+};
+
 use super::{number, words};
 use crate::error::{Error, Result, SysContext};
 
@@ -16,6 +22,20 @@ pub struct Mount {
     pub fs_type: Vec<u8>,
     /// Options of the file system, between commas; any bytes.
     pub super_options: Vec<u8>,
+}
+
+impl Mount {
+    /// Whether the file system has this option.
+    pub fn has_option(&self, name: &str) -> bool {
+        self.super_options.split(|c| *c == b',').any(|o| o == name.as_bytes())
+    }
+
+    /// Where `path` of the file system is in this mount; `None` if it lies outside.
+    pub fn path_of(&self, path: &[u8]) -> Option<PathBuf> {
+        let path = Path::new(OsStr::from_bytes(path));
+        let inside = path.strip_prefix(OsStr::from_bytes(&self.root)).ok()?;
+        Some(Path::new(OsStr::from_bytes(&self.point)).join(inside))
+    }
 }
 
 /// Mounts of this process's namespace, in order of mounting.
@@ -75,6 +95,10 @@ mod tests {
         assert_eq!((mounts[0].id, mounts[0].dev), (36, (98, 0)));
         assert_eq!((mounts[0].root.as_slice(), mounts[0].point.as_slice()), (&b"/mnt 1"[..], &b"/a\\b"[..]));
         assert_eq!((mounts[1].fs_type.as_slice(), mounts[1].dev.1), (&b"tmpfs"[..], 22));
+        assert!(mounts[1].has_option("rw") && !mounts[1].has_option("r"));
+        let mount = Mount { root: b"/sub".into(), point: b"/mnt".into(), ..mounts[1].clone() };
+        assert_eq!(mount.path_of(b"/sub/a"), Some("/mnt/a".into()));
+        assert_eq!(mount.path_of(b"/other"), None);
         assert_eq!(parse(b"36 35 98:0 /\n"), None);
         assert!(own().unwrap().iter().any(|m| m.point == b"/"));
     }

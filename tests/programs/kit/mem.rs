@@ -92,6 +92,11 @@ impl Mapping {
         self
     }
 
+    /// Writes zeros; the range must be writable.
+    pub fn clear(&self) {
+        self.words_mut().fill(0);
+    }
+
     /// Fails at the first word that is not the pattern's; the range must be readable.
     pub fn check(&self, what: &str, seed: u64) -> Check {
         match self.words().iter().enumerate().find(|(i, w)| **w != word(seed, *i)) {

@@ -1,0 +1,97 @@
+//! Pages that the process itself writes to the page file.
+//!
+//! What it writes is accounted to it, so this is left out where that could hurt: a limit on file sizes, a
+//! memory group with a limit, whose share of the page cache would have to make room.
+
+use std::{
+    fs,
+    io::{Seek, SeekFrom},
+    os::fd::AsFd,
+    path::PathBuf,
+};
+
+use rcriu_images::pagemap::PAGE_SIZE;
+
+use super::{PagesOut, copier::Piece};
+use crate::{
+    error::{Result, SysContext},
+    infect::{Infected, pages::Outlet},
+    procfs::{ProcDir, cgroup, limits, mountinfo},
+};
+
+/// Where the process gets the page file from.
+pub(super) struct Direct<'a>(Outlet<'a, 'a>);
+
+impl<'a> Direct<'a> {
+    /// `None` where something speaks against it.
+    pub fn new(infected: &'a Infected<'a>, dir: &ProcDir, out: &mut PagesOut) -> Result<Option<Self>> {
+        if out.file()?.is_none() {
+            return Ok(None);
+        }
+        if limits::read(dir)?[libc::RLIMIT_FSIZE as usize].cur != u64::MAX || has_memory_limit(dir)? {
+            return Ok(None);
+        }
+        Ok(Some(Direct(infected.outlet()?)))
+    }
+
+    /// Writes the pieces; `false`, and nothing is written, if the process cannot read all of them.
+    pub fn write(&self, pieces: &[Piece], out: &mut PagesOut) -> Result<bool> {
+        let Some(mut file) = out.file()? else { return Ok(false) };
+        let before = file.stream_position().call("lseek")?;
+        let written = match self.0.write(file.as_fd(), pieces.iter().map(|p| (p.start, p.len, p.skip_zero))) {
+            // No room for descriptors, or memory that it cannot read itself.
+            Err(e) if matches!(e.errno(), Some(libc::EMFILE | libc::EFAULT)) => {
+                log::debug!("Pages are read from outside: {e}");
+                file.set_len(before).call("ftruncate")?;
+                file.seek(SeekFrom::Start(before)).call("lseek")?;
+                return Ok(false);
+            }
+            other => other.map_err(|e| e.during("writing pages"))?,
+        };
+        let mut page = 0;
+        for piece in pieces {
+            let end = page + (piece.len / PAGE_SIZE) as usize;
+            let mut vaddr = piece.start;
+            while page < end {
+                let has = written.has(page);
+                let run = (page..end).take_while(|at| written.has(*at) == has).count();
+                if has {
+                    out.stored(vaddr, run as u64, piece.lazy)?;
+                }
+                page += run;
+                vaddr += run as u64 * PAGE_SIZE;
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Whether the group of the task, or one above it, has a limit on memory. Where that cannot be found out,
+/// there is one.
+fn has_memory_limit(dir: &ProcDir) -> Result<bool> {
+    let members = cgroup::read(dir)?;
+    let first = members.iter().find(|m| m.controllers.split(',').any(|c| c == "memory"));
+    let Some(member) = first.or_else(|| members.iter().find(|m| m.hierarchy == 0)) else { return Ok(false) };
+    let mounts = mountinfo::own()?;
+    let mut mounts = mounts.iter().filter(|m| match first {
+        Some(_) => m.fs_type == b"cgroup" && m.has_option("memory"),
+        None => m.fs_type == b"cgroup2",
+    });
+    let Some(folder) = mounts.find_map(|m| m.path_of(&member.path)) else { return Ok(true) };
+    Ok(if first.is_some() { limited_v1(folder) } else { limited(folder) })
+}
+
+/// Some `memory.max` from `folder` upwards; groups without the controller have no such file.
+fn limited(folder: PathBuf) -> bool {
+    folder
+        .ancestors()
+        .take_while(|f| f.join("cgroup.controllers").exists())
+        .any(|f| fs::read(f.join("memory.max")).is_ok_and(|max| max != b"max\n"))
+}
+
+/// The first hierarchy tells the least of all limits above; without one it is a number close to 2^63.
+fn limited_v1(folder: PathBuf) -> bool {
+    let Ok(stat) = fs::read_to_string(folder.join("memory.stat")) else { return true };
+    let limit = stat.lines().find_map(|l| l.strip_prefix("hierarchical_memory_limit ")?.parse::<u64>().ok());
+    limit.is_none_or(|limit| limit < 1 << 62)
+}
