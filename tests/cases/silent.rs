@@ -1,8 +1,11 @@
 //! State that CRIU 4.2 loses without a word.
 
-use rcriu_tests::Case;
+use anyhow::{Context, Result};
+use rcriu_images::{ImageDir, ImageKind, pb};
+use rcriu_tests::{Case, Cycle, Images, Program};
 
 use crate::kinds::{Kind, all, kind};
+use crate::refusals::refused;
 
 pub const KINDS: &[Kind] = &[
     kind("threads stay bound to their CPUs", "kept-affinity", &[]),
@@ -30,11 +33,47 @@ pub const KINDS: &[Kind] = &[
     kind("memory stays writable or executable", "kept-write-or-execute", &[]),
     kind("memory stays so without its children", "kept-write-or-execute", &["no-inherit"]),
     kind("sealed memory stays sealed", "kept-seals", &[]),
+    kind("an empty session keyring is no loss", "kept-refused", &["empty-session"]),
     kind("mappings keep their names", "kept-names", &[]),
     kind("threads keep their memory policies", "kept-thread-policies", &[]),
     kind("ranges keep their memory policies", "kept-range-policies", &[]),
 ];
 
+/// What the program has, and words that the refusal must say.
+const REFUSED: &[(&str, &[&str])] = &[
+    ("thread-key", &["a secret", "own keyring", "keyctl"]),
+    ("process-key", &["a secret", "process keyring"]),
+    ("session-key", &["a secret", "session keyring"]),
+    ("landlock-root", &["Landlock"]),
+    ("landlock-user", &["Landlock"]),
+    ("landlock-thread", &["Landlock"]),
+    ("ports", &["ioperm"]),
+    ("segments", &["modify_ldt"]),
+];
+
+/// The program goes to another number of CPUs: images that name a CPU which is not there.
+fn no_such_cpu() -> Result<()> {
+    let program = Program::start("kept-affinity", &[])?;
+    let (images, cycle) = (Images::new()?, Cycle::new()?);
+    cycle.dump(&program, &images)?;
+    let dir = ImageDir::open(images.as_str()?)?;
+    let mut tasks: Vec<pb::RcriuTaskEntry> = dir.read_all(ImageKind::RcriuTasks, 0)?;
+    let cpus = tasks.iter_mut().flat_map(|task| &mut task.thread).find_map(|thread| thread.cpus.as_mut());
+    *cpus.context("a bound thread")? = [vec![0; 600], vec![1]].concat();
+    let mut out = dir.writer(ImageKind::RcriuTasks, 0);
+    tasks.iter().try_for_each(|task| out.write(task))?;
+    out.finish()?;
+    cycle.try_restore(&images, &[])?.refused()?.says(&["CPUs 4800", "taskset"])
+}
+
 pub fn cases() -> Vec<Case> {
-    all("silent", KINDS)
+    let mut cases = all("silent", KINDS);
+    cases.extend(REFUSED.iter().map(|(what, words)| {
+        Case::new(format!("silent: {what} is refused by name and left alone"), move || {
+            let program = Program::start("kept-refused", &[what])?;
+            refused(&program, &[], &[words, &[&format!("{}", program.pid())[..]][..]].concat())
+        })
+    }));
+    cases.push(Case::new("silent: CPUs that are not there are named before anything is made", no_such_cpu));
+    cases
 }

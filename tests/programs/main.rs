@@ -90,6 +90,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("kept-names", kept::mappings::names),
     ("kept-personality", kept::process::personality),
     ("kept-range-policies", kept::mappings::range_policies),
+    ("kept-refused", kept::refused::run),
     ("kept-seals", kept::mappings::seals),
     ("kept-slice", kept::scheduling::slice),
     ("kept-speculation", kept::attributes::speculation),

@@ -42,7 +42,9 @@ use crate::{
     pstree::RealPid,
     scripts::Stage,
     stats::DumpStats,
-    task::{cgroup::Sets, more::MoreOut, seccomp::Filters},
+    task::{
+        cgroup::Sets, keys::Keys, landlock::Landlock, more::MoreOut, refused::Refusals, seccomp::Filters,
+    },
 };
 
 /// What a dump carries from task to task.
@@ -56,6 +58,10 @@ pub struct DumpCx<'a> {
     pub cgroups: Sets,
     /// What the format has no place for.
     pub more: MoreOut,
+    /// State that would be lost: looked for, to be refused.
+    pub keys: Keys,
+    pub landlock: Landlock,
+    pub refusals: Refusals,
     pub stats: DumpStats,
     /// Where this processor keeps its state.
     pub layout: Layout,
@@ -89,6 +95,9 @@ impl<'a> DumpCx<'a> {
             seccomp: Filters::default(),
             cgroups: Sets::new(&opts.common.cgroup)?,
             more: MoreOut::new(images),
+            keys: Keys::new(),
+            landlock: Landlock::ask(),
+            refusals: Refusals::ask(),
             stats: DumpStats::default(),
             layout: Layout::host(),
             rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev },

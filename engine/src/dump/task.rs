@@ -159,9 +159,15 @@ fn ask(
     let timers = timers::read(&task.dir)?;
     let stopped = infected.task();
     let info = infected.task_info()?;
+    cx.refusals.process(&info)?;
     let mut threads = Vec::with_capacity(stopped.threads().len());
-    for thread in stopped.threads() {
-        threads.push(infected.thread_info(thread)?);
+    for (thread, status) in stopped.threads().iter().zip(statuses) {
+        cx.refusals.thread(thread.tid(), status)?;
+        let (target, session) = (cx.landlock.target(status)?, cx.keys.may_have_session(status));
+        let info = infected.thread_info_and(thread, target, session)?;
+        cx.landlock.check(&infected, thread, status, &info)?;
+        cx.keys.check(&infected, thread, &info)?;
+        threads.push(info);
     }
     let sigactions = infected.sigactions()?;
     let intervals = infected.itimers()?;

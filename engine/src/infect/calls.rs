@@ -150,8 +150,20 @@ impl Infected<'_> {
     /// [`Infected::data_address`] says, for arguments that are addresses; [`Infected::data`] reads what
     /// the call stored there.
     pub fn syscall(&self, name: &'static str, nr: u64, args: [u64; 5], data: &[u8]) -> Result<u64> {
+        self.syscall_in(self.runner()?, name, nr, args, data)
+    }
+
+    /// The same in a thread that matters.
+    pub fn syscall_in(
+        &self,
+        thread: &StoppedThread,
+        name: &'static str,
+        nr: u64,
+        args: [u64; 5],
+        data: &[u8],
+    ) -> Result<u64> {
         let [a, b, c, d, e] = args;
-        let done = self.call(Command::Syscall, [nr, a, b, c, d, e], data)?;
+        let done = self.call_in(thread, Command::Syscall, [nr, a, b, c, d, e], data)?;
         let task = self.task().pid();
         syscall::value(done.ret[0]).map_err(|errno| Error::sys(format!("{name} in task {task}"), errno))
     }

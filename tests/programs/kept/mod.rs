@@ -5,4 +5,5 @@ pub mod dispatch;
 pub mod mappings;
 pub mod memory;
 pub mod process;
+pub mod refused;
 pub mod scheduling;
