@@ -188,6 +188,50 @@ fn a_tree_is_dumped_and_restored_as_our_child_with_notifications() {
 }
 
 #[test]
+fn a_chain_of_pre_dumps_ends_in_a_dump() {
+    let tool = Tool::new();
+    let client = Client::swrk(&tool);
+    let asked = CriuFeatures { mem_track: Some(true), ..CriuFeatures::default() };
+    let resp = client.ask(&CriuReq { features: Some(asked), ..request(CriuReqType::FeatureCheck) });
+    assert_eq!(client.end(), 0);
+    if !is_root() || resp.features.unwrap().mem_track != Some(true) {
+        println!("SKIP: needs root, and a kernel that tells which pages changed");
+        return;
+    }
+    let mut child = sleeper();
+    let folder = |n: i32| {
+        let dir = tool.dir().join(n.to_string());
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    };
+    let with = |kind, n: i32| {
+        let opts = CriuOpts {
+            pid: Some(child.id() as i32),
+            images_dir: Some(folder(n).display().to_string()),
+            parent_img: (n > 1).then(|| format!("../{}", n - 1)),
+            track_mem: Some(true),
+            log_level: Some(4),
+            log_file: Some("log".into()),
+            ..CriuOpts::default()
+        };
+        CriuReq { opts: Some(opts), ..request(kind) }
+    };
+    let client = Client::swrk(&tool);
+    for n in [1, 2] {
+        let resp = client.ask(&with(CriuReqType::PreDump, n));
+        assert!(resp.success && resp.r#type() == CriuReqType::PreDump, "{resp:?}");
+        let log = fs::read_to_string(folder(n).join("log")).unwrap();
+        assert!(log.contains("Pre-dumping finished successfully"), "{log}");
+    }
+    let resp = client.ask(&with(CriuReqType::Dump, 3));
+    assert!(resp.success, "{resp:?}");
+    assert_eq!(client.end(), 0);
+    assert!(!child.wait().unwrap().success(), "killed by the dump");
+    let size = |n| fs::metadata(folder(n).join("pages-1.img")).unwrap().len();
+    assert!(size(3) < size(1) / 2, "{} of {} bytes", size(3), size(1));
+}
+
+#[test]
 fn a_refused_dump_names_the_option_in_answer_and_log() {
     if !is_root() {
         println!("SKIP: needs root");
