@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use rcriu_tests::{Case, Cycle, Engine, Images, Program, skip};
 
-use crate::{files, memory, real_programs, tasks};
+use crate::{files, memory, real_programs, sockets, tasks};
 
 /// Reads each image named with the library that crit stands on, and says which ones it cannot.
 const READER: &str = r#"
@@ -61,9 +61,10 @@ pub fn crit_reads(images: &Images) -> Result<()> {
 }
 
 pub fn cases() -> Vec<Case> {
-    let kinds = [tasks::KINDS, memory::KINDS, files::KINDS].concat();
+    let kinds = [tasks::KINDS, memory::KINDS, files::KINDS, sockets::KINDS].concat();
     let mut cases: Vec<Case> = kinds.iter().filter(|k| k.in_criu).flat_map(|k| k.interchange()).collect();
     cases.extend(real_programs::interchange());
+    cases.extend(sockets::interchange());
     for program in ["threads", "sessions", "file-memory", "shared-memory", "regular-files", "pipes", "epoll"]
     {
         cases.push(Case::new(format!("interop: crit reads every image of {program}"), move || {

@@ -20,6 +20,7 @@ mod pages;
 mod real_programs;
 mod refusals;
 mod silent;
+mod sockets;
 mod special_memory;
 mod tasks;
 
@@ -35,6 +36,7 @@ fn main() -> ExitCode {
         silent::cases,
         files::cases,
         incremental::cases,
+        sockets::cases,
         pages::cases,
         cgroups::cases,
         background::cases,

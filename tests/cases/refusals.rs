@@ -10,8 +10,8 @@ const UNSUPPORTED: &[(&str, &str)] = &[
     ("perf_event", "perf"),
     ("userfaultfd", "userfaultfd"),
     ("landlock", "landlock"),
-    ("alg", "socket"),
-    ("vsock", "socket"),
+    ("alg", "AF_ALG"),
+    ("vsock", "AF_VSOCK"),
 ];
 
 /// A dump that must be refused: the message says `words`, no snapshot is there, the tree is unharmed.

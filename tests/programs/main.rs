@@ -39,6 +39,7 @@ mod signals;
 mod socketpair;
 mod stack;
 mod sysv;
+mod tcp;
 mod terminal;
 mod threads;
 mod timerfd;
@@ -140,6 +141,10 @@ const KINDS: &[(&str, Kind)] = &[
     ("timers", timers::run),
     ("posix-timers", timers::posix),
     ("tree", tree::run),
+    ("in-flight", tcp::in_flight),
+    ("sockets", tcp::unconnected),
+    ("tcp", tcp::connections),
+    ("tcp-client", tcp::client),
     ("unlinked", unlinked::run),
     ("unsupported", unsupported::run),
     ("vfork", vfork::run),

@@ -205,4 +205,6 @@ static KINDS: &[&dyn FileKind] = &[
     &nsfile::Nsfile,
     &sk::Unix,
     &sk::Inet,
+    &sk::Netlink,
+    &sk::Packet,
 ];

@@ -32,6 +32,30 @@ const ANONYMOUS: &[(&str, &str)] = &[
     ("guest_memfd", "memory of a KVM machine"),
 ];
 
+/// Families of sockets that nobody claims, by number, and what they are for.
+const FAMILIES: &[(i32, &str)] = &[
+    (libc::AF_ALG, "of the kernel's cryptography (AF_ALG)"),
+    (libc::AF_VSOCK, "between virtual machines (AF_VSOCK)"),
+    (libc::AF_CAN, "of a CAN bus (AF_CAN)"),
+    (libc::AF_BLUETOOTH, "of Bluetooth (AF_BLUETOOTH)"),
+    (libc::AF_XDP, "for packets past the network stack (AF_XDP)"),
+    (libc::AF_TIPC, "of TIPC (AF_TIPC)"),
+    (libc::AF_RDS, "of RDS (AF_RDS)"),
+    (libc::AF_KEY, "for IPsec keys (AF_KEY)"),
+    (libc::AF_PPPOX, "of PPP over Ethernet (AF_PPPOX)"),
+    (42, "of Qualcomm's routing (AF_QIPCRTR)"),
+    (43, "of SMC (AF_SMC)"),
+    (45, "of MCTP (AF_MCTP)"),
+];
+
+fn socket(fd: &FdProbe) -> String {
+    let Some(socket) = fd.socket else { return "a socket".into() };
+    match FAMILIES.iter().find(|(family, _)| *family == socket.family) {
+        Some((_, what)) => format!("a socket {what}"),
+        None => format!("a socket of the address family {}", socket.family),
+    }
+}
+
 /// Why `fd` cannot be dumped.
 pub(super) fn refusal(fd: &FdProbe) -> Error {
     let link = fd.link_text();
@@ -45,9 +69,7 @@ pub(super) fn refusal(fd: &FdProbe) -> Error {
         )
     } else {
         match fd.stat.st_mode & libc::S_IFMT {
-            libc::S_IFSOCK => {
-                ("a socket of a family or state that is not supported yet".into(), "close it before the dump")
-            }
+            libc::S_IFSOCK => (socket(fd), "close it before the dump"),
             libc::S_IFCHR => (
                 format!("character device {} ({link})", device()),
                 "devices need a plugin that knows them; close it before the dump",

@@ -132,6 +132,134 @@ pub(crate) fn inet_sockets(family: i32, protocol: i32) -> Result<HashMap<u32, In
     Ok(all)
 }
 
+/// A netlink socket as the kernel lists it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct NetlinkSocket {
+    /// `NETLINK_*`.
+    pub(crate) protocol: u32,
+    /// 1 if it has a peer.
+    pub(crate) state: u32,
+    pub(crate) portid: u32,
+    pub(crate) dst_portid: u32,
+    /// Counts from 1; 0 for none.
+    pub(crate) dst_group: u32,
+    /// Groups it has joined, one bit for each, the first 32 in the first word.
+    pub(crate) groups: Vec<u32>,
+    /// An answer in several parts is under way.
+    pub(crate) busy: bool,
+}
+
+const NETLINK_DIAG_GROUPS: u16 = 1;
+const NETLINK_DIAG_FLAGS: u16 = 4;
+
+/// All netlink sockets of this process's network namespace that have a port, by inode.
+///
+/// # Errors
+/// ENOENT without CONFIG_NETLINK_DIAG.
+pub(crate) fn netlink_sockets() -> Result<HashMap<u32, NetlinkSocket>> {
+    // struct netlink_diag_req { family, protocol, pad, ino, show, cookie[2] }: all protocols, groups and flags.
+    let mut body = [0u8; 20];
+    (body[0], body[1]) = (libc::AF_NETLINK as u8, u8::MAX);
+    body[8..12].copy_from_slice(&0x12u32.to_ne_bytes());
+    let mut all = HashMap::new();
+    // struct netlink_diag_msg { family, type, protocol, state, portid, dst_portid, dst_group, ino, cookie[2] }
+    dump(&body, |message| {
+        let at = |n: usize| message.get(n..).and_then(word).unwrap_or(0);
+        let byte = |n: usize| message.get(n).copied().map_or(0, u32::from);
+        let mut socket = NetlinkSocket {
+            protocol: byte(2),
+            state: byte(3),
+            portid: at(4),
+            dst_portid: at(8),
+            dst_group: at(12),
+            ..NetlinkSocket::default()
+        };
+        each_attribute(message.get(28..).unwrap_or(&[]), |kind, value| match kind {
+            NETLINK_DIAG_GROUPS => socket.groups = value.chunks_exact(4).filter_map(word).collect(),
+            NETLINK_DIAG_FLAGS => socket.busy = word(value).unwrap_or(0) & 1 != 0,
+            _ => {}
+        });
+        all.insert(at(16), socket);
+    })
+    .during(|| "listing netlink sockets (sock_diag)".into())
+    .map_err(|e| e.remedy("run a kernel with CONFIG_NETLINK_DIAG"))?;
+    Ok(all)
+}
+
+/// A packet socket as the kernel lists it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct PacketSocket {
+    /// `SOCK_*`.
+    pub(crate) kind: u32,
+    /// `ETH_P_*`.
+    pub(crate) protocol: u16,
+    /// Device, version, reserve, copy threshold, time stamps, flags (`struct packet_diag_info`).
+    pub(crate) info: [u32; 6],
+    pub(crate) memberships: Vec<Membership>,
+    pub(crate) fanout: Option<u32>,
+    /// Of what is received and sent: `struct packet_diag_ring`.
+    pub(crate) rings: [Option<[u32; 7]>; 2],
+}
+
+/// What a packet socket has joined.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Membership {
+    pub(crate) device: u32,
+    /// How often.
+    pub(crate) count: u32,
+    /// `PACKET_MR_*`.
+    pub(crate) kind: u16,
+    pub(crate) address: Vec<u8>,
+}
+
+/// All packet sockets of this process's network namespace, by inode.
+///
+/// # Errors
+/// ENOENT without CONFIG_PACKET_DIAG.
+pub(crate) fn packet_sockets() -> Result<HashMap<u32, PacketSocket>> {
+    // struct packet_diag_req { family, protocol, pad, ino, show, cookie[2] }: info, memberships, rings, fanout.
+    let mut body = [0u8; 20];
+    body[0] = libc::AF_PACKET as u8;
+    body[8..12].copy_from_slice(&0xfu32.to_ne_bytes());
+    let mut all = HashMap::new();
+    // struct packet_diag_msg { family, type, num, ino, cookie[2] }
+    dump(&body, |message| {
+        let (Some(protocol), Some(ino)) = (message.get(2..).and_then(half), message.get(4..).and_then(word))
+        else {
+            return;
+        };
+        let kind = message.get(1).copied().map_or(0, u32::from);
+        let mut socket = PacketSocket { kind, protocol, ..PacketSocket::default() };
+        each_attribute(message.get(16..).unwrap_or(&[]), |kind, value| match kind {
+            0 => socket.info = words(value).unwrap_or_default(),
+            // struct packet_diag_mclist { index, count, type, alen, addr[32] }
+            1 => socket.memberships = value.chunks_exact(44).filter_map(membership).collect(),
+            2 | 3 => socket.rings[usize::from(kind) - 2] = words(value),
+            4 => socket.fanout = word(value),
+            _ => {}
+        });
+        all.insert(ino, socket);
+    })
+    .during(|| "listing packet sockets (sock_diag)".into())
+    .map_err(|e| e.remedy("run a kernel with CONFIG_PACKET_DIAG"))?;
+    Ok(all)
+}
+
+fn membership(bytes: &[u8]) -> Option<Membership> {
+    let length = usize::from(half(bytes.get(10..)?)?);
+    Some(Membership {
+        device: word(bytes)?,
+        count: word(bytes.get(4..)?)?,
+        kind: half(bytes.get(8..)?)?,
+        address: bytes.get(12..)?.get(..length)?.to_vec(),
+    })
+}
+
+fn words<const N: usize>(bytes: &[u8]) -> Option<[u32; N]> {
+    let words: Vec<u32> = bytes.chunks_exact(4).take(N).filter_map(word).collect();
+    words.try_into().ok()
+}
+
 /// Sends a SOCK_DIAG_BY_FAMILY dump request and gives the body of every answer to `each`.
 fn dump(body: &[u8], mut each: impl FnMut(&[u8])) -> Result<()> {
     let socket: OwnedFd =

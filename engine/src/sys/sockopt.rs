@@ -223,6 +223,21 @@ pub(crate) fn disconnect(fd: BorrowedFd<'_>) -> Result<()> {
     if r < 0 { Err(Error::io("connect(AF_UNSPEC)", &std::io::Error::last_os_error())) } else { Ok(()) }
 }
 
+/// Name of a network device.
+///
+/// # Errors
+/// ENXIO if there is none with this number.
+pub(crate) fn device_name(index: u32) -> Result<String> {
+    let mut name = [0u8; libc::IF_NAMESIZE];
+    // SAFETY: room for the longest name and its end.
+    let r = unsafe { libc::if_indextoname(index, name.as_mut_ptr().cast()) };
+    if r.is_null() {
+        return Err(Error::io("if_indextoname", &std::io::Error::last_os_error()));
+    }
+    let len = name.iter().position(|b| *b == 0).unwrap_or(name.len());
+    Ok(String::from_utf8_lossy(&name[..len]).into_owned())
+}
+
 /// What of a TCP connection is queued, `linux/sockios.h`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) enum Queued {

@@ -9,24 +9,34 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-use nix::sys::statfs::FsType;
+use nix::sys::{
+    stat::{fstat, stat},
+    statfs::FsType,
+};
 use rcriu_images::ImageDir;
 
 use super::{FdProbe, FilesOut};
 use crate::{
-    error::{Context, Result},
+    error::{Context, Error, Result, SysContext},
     options::DumpOptions,
     pstree::{FileId, RealPid},
-    sys::sockopt::{self, general},
+    sys::{
+        sock_diag,
+        sockopt::{self, general},
+    },
 };
 
 mod inet;
+mod netlink;
 mod opts;
+mod packet;
 mod queue;
 mod tcp;
 mod unix;
 
 pub(super) use inet::Inet;
+pub(super) use netlink::Netlink;
+pub(super) use packet::Packet;
 pub use tcp::Connections;
 pub use tcp::Revived;
 pub(super) use unix::{Unix, UnixWorld};
@@ -80,6 +90,8 @@ pub(super) struct SocketsOut {
     lowest: HashMap<FileId, RealPid>,
     tcp: tcp::Waiting,
     connections: Connections,
+    netlink: Option<HashMap<u32, sock_diag::NetlinkSocket>>,
+    packet: Option<HashMap<u32, sock_diag::PacketSocket>>,
 }
 
 impl SocketsOut {
@@ -92,6 +104,8 @@ impl SocketsOut {
             lowest: HashMap::new(),
             tcp: tcp::Waiting::default(),
             connections: Connections::new(opts.network_lock),
+            netlink: None,
+            packet: None,
         }
     }
 
@@ -128,6 +142,21 @@ pub(super) fn dump_rest(out: &mut FilesOut<'_>) -> Result<()> {
 /// How messages call a socket: `socket:[4711]`, which is what /proc and --inherit-fd call it.
 fn socket_name(ino: u32) -> String {
     format!("socket:[{ino}]")
+}
+
+/// A socket keeps the network namespace it was made in, wherever its task goes.
+fn refuse_elsewhere(socket: BorrowedFd<'_>) -> Result<()> {
+    let theirs = match sockopt::network(socket) {
+        // Only who may do so can tell.
+        Err(e) if matches!(e.errno(), Some(libc::EPERM | libc::ENOTTY)) => return Ok(()),
+        other => fstat(other?).call("fstat")?,
+    };
+    let ours = stat("/proc/self/ns/net").call("stat(/proc/self/ns/net)")?;
+    if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino) {
+        return Ok(());
+    }
+    Err(Error::unsupported(format!("a socket of another network namespace (net:[{}])", theirs.st_ino))
+        .remedy("close it before the dump"))
 }
 
 /// shutdown(2) as images have it: 1 for reading, 2 for writing, 3 for both.

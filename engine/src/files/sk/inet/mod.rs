@@ -13,15 +13,12 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::stat::{fstat, stat},
-};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rcriu_images::pb;
 
 pub(super) use self::file::InetFile;
 use super::{
-    CLOSED, ESTABLISHED, LISTEN, is_family, opts, socket_name,
+    CLOSED, ESTABLISHED, LISTEN, is_family, opts, refuse_elsewhere, socket_name,
     tcp::{self, Met},
 };
 use crate::{
@@ -221,21 +218,6 @@ impl FileKind for Inet {
             entry.isk.clone().ok_or_else(|| Error::image("files.img: an inetsk entry without socket"))?;
         Ok(Box::new(InetFile::new(entry, plan)?))
     }
-}
-
-/// A socket keeps the network namespace it was made in, wherever its task goes.
-fn refuse_elsewhere(socket: BorrowedFd<'_>) -> Result<()> {
-    let theirs = match sockopt::network(socket) {
-        // Only who may do so can tell.
-        Err(e) if matches!(e.errno(), Some(libc::EPERM | libc::ENOTTY)) => return Ok(()),
-        other => fstat(other?).call("fstat")?,
-    };
-    let ours = stat("/proc/self/ns/net").call("stat(/proc/self/ns/net)")?;
-    if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino) {
-        return Ok(());
-    }
-    Err(Error::unsupported(format!("a socket of another network namespace (net:[{}])", theirs.st_ino))
-        .remedy("close it before the dump"))
 }
 
 /// State, backlog and shutdown of a TCP socket; whether a connection is dumped is for options to say.
