@@ -65,7 +65,7 @@ pub fn connections(_: &[String]) -> Check {
     let both = TcpListener::bind("[::]:0").context("bind")?;
     let (port, both_port) =
         (four.local_addr().context("name")?.port(), both.local_addr().context("name")?.port());
-    let mut pairs = vec![
+    let mut pairs = [
         connected(&four, ("127.0.0.1", port))?,
         connected(&both, ("::1", both_port))?,
         connected(&both, ("127.0.0.1", both_port))?,
@@ -118,8 +118,8 @@ pub fn connections(_: &[String]) -> Check {
     half.1.shutdown(Shutdown::Write).context("half closed")?;
     end(&mut half.0).context("half closed")?;
     expect(&mut over.1, 0, 20).context("closed")?;
-    end(&mut over.1).context("closed")?;
-    end(&mut over.0).context("closed")?;
+    end(&mut over.1).context("closed, the end that had data")?;
+    end(&mut over.0).context("closed, the end without data")?;
     ours.write_all(&pattern(1000, 2000)).context("write")?;
     child.ask()?;
     expect(&mut ours, 0, 7).context("another process")?;

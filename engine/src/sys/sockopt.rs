@@ -223,6 +223,18 @@ pub(crate) fn disconnect(fd: BorrowedFd<'_>) -> Result<()> {
     if r < 0 { Err(Error::io("connect(AF_UNSPEC)", &std::io::Error::last_os_error())) } else { Ok(()) }
 }
 
+/// Whether a socket receives no more: it was told not to, or its peer has ended (POLLRDHUP, which nix's poll
+/// flags do not know).
+pub(crate) fn receives_no_more(fd: BorrowedFd<'_>) -> Result<bool> {
+    let mut wait = libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLRDHUP, revents: 0 };
+    // SAFETY: one structure, and no waiting.
+    let r = unsafe { libc::poll(&raw mut wait, 1, 0) };
+    if r < 0 {
+        return Err(Error::io("poll", &std::io::Error::last_os_error()));
+    }
+    Ok(wait.revents & libc::POLLRDHUP != 0)
+}
+
 /// Name of a network device.
 ///
 /// # Errors

@@ -26,10 +26,7 @@ use crate::{
     files::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, PlanFiles, RestoredFile},
     netlock::Connection,
     pstree::FileId,
-    sys::{
-        sock_diag,
-        sockopt::{self, Queued},
-    },
+    sys::{sock_diag, sockopt},
 };
 
 const TCP: i32 = libc::IPPROTO_TCP;
@@ -165,7 +162,9 @@ impl FileKind for Inet {
             }
             Class::Datagram => udp_state(socket, what, ino, dst_port, out)?,
             Class::Ping | Class::Raw => {
-                if sockopt::queued(socket, Queued::In)? != 0 {
+                let mut wait = [PollFd::new(socket, PollFlags::POLLIN)];
+                poll(&mut wait, PollTimeout::ZERO).call("poll")?;
+                if wait[0].revents().is_some_and(|seen| seen.contains(PollFlags::POLLIN)) {
                     log::warn!("{}: packets that nobody has read are dropped", socket_name(ino));
                 }
                 (if dst_port == 0 { CLOSED } else { ESTABLISHED }, 0, 0)
@@ -239,11 +238,7 @@ fn tcp_state(socket: BorrowedFd<'_>, connected: bool, out: &FilesOut<'_>) -> Res
             Ok((LISTEN, word(28), 0))
         }
         CLOSED => {
-            let hang_up = PollFlags::from_bits_retain(libc::POLLRDHUP);
-            let mut wait = [PollFd::new(socket, hang_up | PollFlags::POLLHUP)];
-            poll(&mut wait, PollTimeout::ZERO).call("poll")?;
-            let seen = wait[0].revents().unwrap_or(PollFlags::empty());
-            let read = seen.contains(PollFlags::POLLHUP | hang_up);
+            let read = sockopt::receives_no_more(socket)?;
             Ok((CLOSED, 0, u8::from(read)))
         }
         _ if tcp.close => Ok((state, 0, 0)),

@@ -93,9 +93,14 @@ fn dump_raw(fd: BorrowedFd<'_>, of: Of) -> Result<pb::IpOptsRawEntry> {
         let words = bytes[..len].chunks_exact(4);
         filter = words.map(|w| w.try_into().map_or(0, u32::from_ne_bytes)).collect();
     }
-    // Where the checksum goes, if the program has moved or stopped it: ICMPv6 has its fixed place.
-    if of.v6 && of.protocol != libc::IPPROTO_ICMPV6 && sockopt::int(fd, CHECKSUM6)? >= 0 {
-        return Err(Error::unsupported("a raw socket whose checksums the kernel computes (IPV6_CHECKSUM)")
+    // Where the kernel puts checksums: two protocols have a place of their own from the beginning.
+    let usual = match of.protocol {
+        libc::IPPROTO_ICMPV6 => 2,
+        libc::IPPROTO_MH => 4,
+        _ => -1,
+    };
+    if of.v6 && sockopt::int(fd, CHECKSUM6)? != usual {
+        return Err(Error::unsupported("a raw socket with a place for checksums (IPV6_CHECKSUM)")
             .remedy("close it before the dump"));
     }
     Ok(pb::IpOptsRawEntry {

@@ -7,7 +7,6 @@ use std::{
 
 use nix::{
     errno::Errno,
-    poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::socket::{MsgFlags, recv},
 };
 use rcriu_images::{ImageDir, ImageKind, pb};
@@ -79,10 +78,7 @@ fn dump(met: &Met, images: &ImageDir) -> Result<Known> {
     let socket = met.socket.as_fd();
     queue::refuse_urgent(socket)?;
     refuse_layered(socket)?;
-    let hang_up = PollFlags::from_bits_retain(libc::POLLRDHUP);
-    let mut wait = [PollFd::new(socket, hang_up)];
-    poll(&mut wait, PollTimeout::ZERO).call("poll")?;
-    let ended = wait[0].revents().is_some_and(|seen| seen.contains(hang_up));
+    let ended = sockopt::receives_no_more(socket)?;
 
     let repair = Repair::start(socket, met.reuseaddr)?;
     let (info, _) = sockopt::bytes::<32>(socket, INFO)?;
