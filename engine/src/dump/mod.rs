@@ -16,6 +16,7 @@ mod finish;
 pub(crate) mod freezer;
 mod guardian;
 pub(crate) mod identity;
+mod lazy;
 mod namespaces;
 pub mod predump;
 pub(crate) mod refuse;
@@ -35,8 +36,13 @@ use crate::{
     interrupt,
     kernel::Kernel,
     mm::{
-        dedup, pages::PageStore, shmem::SharedOut, sysv::SegmentsOut, track::Tracker, vma::VmaRules,
-        xfer::Link,
+        dedup,
+        pages::PageStore,
+        shmem::SharedOut,
+        sysv::SegmentsOut,
+        track::Tracker,
+        vma::VmaRules,
+        xfer::{Frozen, Link},
     },
     options::{Afterwards, DumpOptions},
     pstree::RealPid,
@@ -69,6 +75,8 @@ pub struct DumpCx<'a> {
     pub rules: VmaRules,
     pub shmem: SharedOut,
     pub segments: SegmentsOut,
+    /// Memory that is served once the images are complete, if any is.
+    pub late: Option<Frozen>,
     /// A mapping of uprobes was left out.
     pub uprobes: bool,
     /// What changed since the parent images, and following it from here on.
@@ -103,6 +111,7 @@ impl<'a> DumpCx<'a> {
             rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev },
             shmem: SharedOut::default(),
             segments: SegmentsOut::default(),
+            late: opts.common.lazy.enabled.then(Frozen::default),
             uprobes: false,
             track,
             background: Background::new(opts),
@@ -121,6 +130,9 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let created = Created::new(&images);
     // A page server that is not there is noticed before anything is frozen.
     let pages = PageStore::sending(images.clone(), Link::connect(&opts.common)?);
+
+    // The same for a port that is taken.
+    let listener = lazy::listen(opts)?;
 
     // Following ends with the tree.
     let follow = opts.track_mem && opts.afterwards != Afterwards::Kill;
@@ -152,6 +164,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let mut stats = std::mem::take(&mut cx.stats);
     stats.shpages_scanned = cx.pages.counts().shmem_scanned.load(Ordering::Relaxed);
     stats.shpages_written = cx.pages.counts().shmem_written.load(Ordering::Relaxed);
+    let late = cx.late.take();
     let (pages, background) = (cx.pages.clone(), std::mem::take(&mut cx.background));
     let ready = finish::whole_tree(cx, &tree, opts.afterwards != Afterwards::Kill)?;
     let Ready { mut track, mut connections, inventory } = ready;
@@ -177,6 +190,9 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
             dedup::parents(&images)?;
         }
         notify(Stage::PostDump)?;
+        if let (Some(listener), Some(late)) = (listener, late) {
+            lazy::serve(listener, late, opts, &images)?;
+        }
         if opts.afterwards == Afterwards::Kill {
             connections.settle()?;
             frozen.finish(opts.afterwards)?;

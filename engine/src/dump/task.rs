@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 
 use nix::fcntl::OFlag;
 use parasite::{task::TaskInfo, thread::ThreadInfo};
-use rcriu_images::{ImageKind, pb};
+use rcriu_images::{ImageKind, pagemap::PAGE_SIZE, pb};
 
 use super::{
     DumpCx,
@@ -245,7 +245,8 @@ fn pages(
     cx.stats.memdump.start();
     let stacks = stacks(infected.task());
     let mut out = cx.pages.create(ImageKind::Pagemap, id(task))?;
-    let mut copier = Copier::new(&task.dir, &mut out, &stacks)?.with(infected);
+    let copier = Copier::new(&task.dir, &mut out, &stacks)?;
+    let mut copier = copier.with(infected).serving(cx.late.is_some());
     let mut scanner = Scanner::new(&task.dir, cx.kernel)?;
     let scanned = scanner.pages(vmas, track.marks(), |vma, start, end, unchanged| {
         if !unchanged {
@@ -260,7 +261,11 @@ fn pages(
         )
     })?;
     copier.flush()?;
-    drop(copier);
+    let served = copier.served();
+    if let Some(late) = &mut cx.late {
+        cx.stats.pages_lazy += served.iter().map(|(start, end)| (end - start) / PAGE_SIZE).sum::<u64>();
+        late.add(id(task), task.dir.pid(), served)?;
+    }
     let Written { written, in_parent } = out.finish()?;
     cx.stats.memdump.stop();
     cx.stats.pages_scanned += scanned;

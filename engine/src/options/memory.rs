@@ -29,6 +29,8 @@ pub struct PageServer {
 pub struct Lazy {
     /// `--lazy-pages`: on dump serve the pages instead of writing them, on restore fill on first touch.
     pub enabled: bool,
+    /// Where a dump serves them.
+    pub listen: PageServer,
 }
 
 /// `--tls*`.

@@ -1,6 +1,7 @@
 //! Pages that travel: page servers, lazy restores, and what happens when the other side fails or lies.
 
 mod lazy;
+mod remote;
 mod server;
 mod tls;
 
@@ -8,7 +9,7 @@ use std::fs;
 use std::io::Read;
 use std::net::TcpListener;
 use std::os::fd::AsFd;
-use std::process::Child;
+use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
 use nix::sys::signal::Signal;
@@ -26,8 +27,13 @@ impl Server {
     /// Starts `args`, which must serve in the foreground, with images in `images`.
     fn start(engine: &Engine, command: &str, images: &Images, args: &[&str]) -> Result<Server> {
         let log = format!("{command}.log");
-        let all = [&[command, "-D", images.as_str()?, "-v4", "-o", &log, "--status-fd", "1"], args].concat();
-        let mut child = engine.command(&all).spawn().with_context(|| format!("starting {command}"))?;
+        let bin = engine.path().to_str().context("path")?;
+        // The descriptor to tell readiness by must not be one of the first three: CRIU closes it.
+        let words = [bin, command, "-D", images.as_str()?, "-v4", "-o", &log, "--status-fd", "9"];
+        let mut shell = Command::new("sh");
+        shell.args(["-c", "exec \"$@\" 9>&1", "sh"]).args(words).args(args);
+        shell.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::null());
+        let mut child = shell.spawn().with_context(|| format!("starting {command}"))?;
         let mut out = child.stdout.take().context("stdout")?;
         ensure!(!readable(&[out.as_fd()], PATIENCE)?.is_empty(), "{command} does not get ready");
         let mut byte = [1];
@@ -76,5 +82,5 @@ fn free_port() -> Result<String> {
 }
 
 pub fn cases() -> Vec<Case> {
-    [server::cases(), tls::cases(), lazy::cases()].into_iter().flatten().collect()
+    [server::cases(), tls::cases(), lazy::cases(), remote::cases()].into_iter().flatten().collect()
 }

@@ -45,6 +45,10 @@ pub fn serve_pages(raw: &Raw, folders: &Folders, listener: Listener) -> Result<(
         images.link_parent(parent)?;
     }
     ready(raw)?;
+    if raw.lazy_pages {
+        let conn = listener.accept(&raw.tls)?;
+        return xfer::send(conn, &mut Source::new(images, None)).map(drop);
+    }
     let conn = listener.accept(&raw.tls)?;
     xfer::receive(conn, &images, PageStore::of_server(images.clone()))
 }

@@ -12,7 +12,7 @@ use rcriu_images::{
 
 use crate::{
     error::{Error, Result},
-    mm::xfer::{Command, Conn, MESSAGE_LEN, Message, strange},
+    mm::xfer::{Command, Conn, MESSAGE_LEN, Message, Pages, strange},
 };
 
 /// Pages of all tasks.
@@ -54,6 +54,22 @@ impl Source {
             file.read_exact_at(part, offset).map_err(|e| during(Error::io("pread", &e)))?;
         }
         Ok(())
+    }
+}
+
+impl Pages for Source {
+    fn read(&mut self, task: u64, at: u64, buf: &mut [u8]) -> Result<u64> {
+        let end = at.saturating_add(buf.len() as u64);
+        let stored = |run: &pagemap::Run| matches!(run.source, pagemap::Source::Stored { .. });
+        let runs = self.reader(task)?.map_or(Vec::new(), |reader| reader.runs(at, end));
+        let len: u64 = runs.iter().take_while(|run| stored(run)).map(|run| run.len).sum();
+        if len == 0 {
+            return Err(strange(format!(
+                "a request for page {at:#x} of task {task}, which is not in the images"
+            )));
+        }
+        Source::read(self, task, at, &mut buf[..len as usize])?;
+        Ok(len)
     }
 }
 

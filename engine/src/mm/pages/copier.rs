@@ -11,7 +11,7 @@
 //! shares with parent or child since a fork.
 
 use nix::sys::uio::RemoteIoVec;
-use rcriu_images::pagemap::PAGE_SIZE;
+use rcriu_images::pagemap::{PAGE_SIZE, Place, Region};
 
 use super::{PagesOut, direct::Direct};
 use crate::{
@@ -46,6 +46,8 @@ pub struct Copier<'a> {
     words: Words,
     /// The task runs meanwhile.
     running: bool,
+    /// What was left out to be served later, in order; none if nothing is.
+    served: Option<Vec<(u64, u64)>>,
 }
 
 /// Whether the process writes its pages itself.
@@ -69,6 +71,8 @@ pub(super) struct Piece {
 enum Road {
     /// Not copied at all.
     Parent,
+    /// Not copied, but served later.
+    Later,
     /// Direct or read; where shared with others, mem.
     Own,
     Read,
@@ -90,6 +94,7 @@ impl<'a> Copier<'a> {
             mem: None,
             words,
             running: false,
+            served: None,
         })
     }
 
@@ -104,6 +109,18 @@ impl<'a> Copier<'a> {
     pub fn with(mut self, infected: &'a Infected<'a>) -> Self {
         self.direct = Way::May(infected);
         self
+    }
+
+    /// Lazy pages are not copied: they are served later, if `serve` says so.
+    #[must_use]
+    pub fn serving(mut self, serve: bool) -> Self {
+        self.served = serve.then(Vec::new);
+        self
+    }
+
+    /// What was left out for that.
+    pub fn served(self) -> Vec<(u64, u64)> {
+        self.served.unwrap_or_default()
     }
 
     /// Takes `[start, end)` of `vma`; addresses must ascend.
@@ -129,6 +146,11 @@ impl<'a> Copier<'a> {
     }
 
     fn run(&mut self, vma: &Vma, start: u64, end: u64, lazy: bool) -> Result<()> {
+        if let Some(served) = self.served.as_mut().filter(|_| lazy && start < end) {
+            served.push((start, end));
+            self.pieces.push(Piece { start, len: end - start, lazy, skip_zero: false, road: Road::Later });
+            return if self.pieces.len() == PIECES { self.flush() } else { Ok(()) };
+        }
         let road = match (vma.readable(), vma.dumps_all()) {
             (true, false) => Road::Own,
             (true, true) => Road::Read,
@@ -166,6 +188,13 @@ impl<'a> Copier<'a> {
                 Road::Parent => {
                     for piece in group {
                         self.out.parent(piece.start, piece.len / PAGE_SIZE)?;
+                    }
+                }
+                Road::Later => {
+                    for Piece { start, len, .. } in group {
+                        let pages = len / PAGE_SIZE;
+                        let region = Region { vaddr: *start, pages, place: Place::Lazy, lazy: true };
+                        self.out.elsewhere(region)?;
                     }
                 }
                 Road::Own => self.own(group)?,

@@ -75,7 +75,15 @@ pub struct Conn {
     line: Line,
     /// The socket came from whoever started us and may live on.
     given: bool,
+    /// To be sent with what follows.
+    out: Vec<u8>,
+    /// Received ahead, from `taken` on. Not used under TLS, which has a buffer of its own.
+    ahead: Vec<u8>,
+    taken: usize,
 }
+
+/// Bytes gathered before they are sent, and received ahead.
+const GATHER: usize = 256 << 10;
 
 impl Conn {
     /// Takes a connected socket; under TLS the handshake is made now.
@@ -92,7 +100,7 @@ impl Conn {
         } else {
             Line::Plain(socket)
         };
-        Ok(Conn { line, given })
+        Ok(Conn { line, given, out: Vec::new(), ahead: Vec::new(), taken: 0 })
     }
 
     /// Connects to the page server of the options.
@@ -131,8 +139,34 @@ impl Conn {
         self.given
     }
 
+    /// Sends all of `bytes`, at the latest with the next [`Conn::send`] or when something is to be received.
+    pub fn queue(&mut self, bytes: &[u8]) -> Result<()> {
+        // Under TLS commands and pages are records of their own.
+        if matches!(self.line, Line::Tls(_)) || bytes.len() >= GATHER {
+            return self.send(bytes);
+        }
+        self.out.extend_from_slice(bytes);
+        if self.out.len() >= GATHER { self.flush() } else { Ok(()) }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        if self.out.is_empty() {
+            return Ok(());
+        }
+        let mut out = std::mem::take(&mut self.out);
+        let sent = self.send_now(&out);
+        out.clear();
+        self.out = out;
+        sent
+    }
+
     /// Sends all of `bytes`.
     pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.flush()?;
+        self.send_now(bytes)
+    }
+
+    fn send_now(&mut self, bytes: &[u8]) -> Result<()> {
         match &mut self.line {
             Line::Plain(socket) => socket.write_all(bytes),
             Line::Tls(session) => session.send(bytes),
@@ -145,10 +179,30 @@ impl Conn {
     /// # Errors
     /// It ended in the middle.
     pub fn receive(&mut self, buf: &mut [u8]) -> Result<bool> {
+        self.flush()?;
         let mut got = 0;
         while got < buf.len() {
             let n = match &mut self.line {
-                Line::Plain(socket) => socket.read(&mut buf[got..]),
+                Line::Plain(socket) => {
+                    if self.taken == self.ahead.len() && buf.len() - got < GATHER {
+                        self.ahead.resize(GATHER, 0);
+                        self.taken = 0;
+                        let read = socket.read(&mut self.ahead);
+                        self.ahead.truncate(*read.as_ref().unwrap_or(&0));
+                        if let Err(e) = read {
+                            return Err(stopped(lost("recv", &e)));
+                        }
+                    }
+                    let held = &self.ahead[self.taken..];
+                    if held.is_empty() && buf.len() - got >= GATHER {
+                        socket.read(&mut buf[got..])
+                    } else {
+                        let n = held.len().min(buf.len() - got);
+                        buf[got..got + n].copy_from_slice(&held[..n]);
+                        self.taken += n;
+                        Ok(n)
+                    }
+                }
                 Line::Tls(session) => session.receive(&mut buf[got..]),
             };
             match n {
@@ -169,7 +223,7 @@ impl Conn {
     /// Whether something that came is held here already: polling the socket would not show it.
     pub fn holds_data(&mut self) -> bool {
         match &mut self.line {
-            Line::Plain(_) => false,
+            Line::Plain(_) => self.taken < self.ahead.len(),
             Line::Tls(session) => session.holds_data(),
         }
     }

@@ -71,8 +71,8 @@ impl Link {
             return Err(Error::bug("pages of two objects are mixed on the way to the page server"));
         }
         let conn = state.conn()?;
-        conn.send(&Message { command: Command::Add { flags }, pages, vaddr, object }.encode())?;
-        if bytes.is_empty() { Ok(()) } else { conn.send(bytes) }
+        conn.queue(&Message { command: Command::Add { flags }, pages, vaddr, object }.encode())?;
+        if bytes.is_empty() { Ok(()) } else { conn.queue(bytes) }
     }
 
     /// Everything was sent: waits until the server has it all.

@@ -11,10 +11,12 @@
 mod conn;
 mod link;
 mod receive;
+mod send;
 mod tls;
 mod wire;
 
 pub use conn::{Conn, Listener};
 pub use link::Link;
 pub use receive::receive;
+pub use send::{Frozen, Pages, send};
 pub use wire::{Command, LEN as MESSAGE_LEN, Message, Object, strange};

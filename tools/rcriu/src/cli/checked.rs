@@ -193,7 +193,7 @@ fn common(raw: &Raw, folders: &Folders, listener: Option<Arc<dyn Notifier>>) -> 
         force_irmap: raw.force_irmap,
         irmap_scan_paths: raw.irmap_scan_paths.clone(),
         auto_dedup: raw.auto_dedup,
-        lazy: Lazy { enabled: raw.lazy_pages },
+        lazy: Lazy { enabled: raw.lazy_pages, listen: crate::servers::listening(raw) },
         stream: raw.stream,
         page_server,
         tls: raw.tls.clone(),

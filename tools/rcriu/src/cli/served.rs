@@ -20,7 +20,7 @@ const OPTIONS: &[(&str, &[Action])] = &[
     ("libdir", BOTH),
     ("unprivileged", BOTH),
     ("auto-dedup", &[PageServer]),
-    ("lazy-pages", &[Dump, PreDump, PageServer]),
+    ("lazy-pages", &[PreDump]),
     ("stream", BOTH),
     ("join-ns", RESTORE),
     ("ext-unix-sk", BOTH),
