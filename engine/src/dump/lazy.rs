@@ -20,6 +20,10 @@ pub fn listen(opts: &DumpOptions) -> Result<Option<Listener>> {
         return Err(Error::usage("--lazy-pages and --page-server exclude each other on dump")
             .remedy("a lazy dump is a page server itself"));
     }
+    if opts.background {
+        return Err(Error::usage("--lazy-pages and --background exclude each other on dump")
+            .remedy("a lazy dump needs the tasks frozen until all memory has moved"));
+    }
     Listener::bind(&opts.common.lazy.listen).map(Some)
 }
 
