@@ -15,6 +15,7 @@ mod kinds;
 mod log_format;
 mod memory;
 mod options;
+mod outside;
 mod page_path;
 mod pages;
 mod real_programs;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         cgroups::cases,
         background::cases,
         options::cases,
+        outside::cases,
         log_format::cases,
         refusals::cases,
         failures::cases,

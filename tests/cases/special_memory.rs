@@ -11,6 +11,8 @@ use crate::refusals::refused;
 const KINDS: &[Kind] = &[
     kind("rings of asynchronous I/O keep their events and go on", "aio", &[]),
     kind("System V shared memory keeps content, key and users", "sysv", &[]).beyond_criu(),
+    kind("guard pages inside mappings stay", "guard-pages", &[]),
+    kind("droppable memory stays, with or without its content", "droppable-memory", &[]).beyond_criu(),
     kind("shared anonymous memory open as a file stays one", "shared-memory-as-file", &[]),
 ];
 
@@ -89,6 +91,9 @@ pub fn cases() -> Vec<Case> {
         named("a pool of huge pages that is too small is named", too_few_huge_pages),
     ];
     cases.extend([
+        named("secret memory is refused by name", || {
+            refused(&Program::start("secret-memory", &[])?, &[], &["memfd_secret"])
+        }),
         named("System V memory attached outside of the tree is refused by name", || {
             let key = (0x5244_0000 | std::process::id() & 0xffff).to_string();
             let (program, outside) =

@@ -24,6 +24,7 @@ mod identity;
 mod kept;
 mod kit;
 mod late_memory;
+mod outside;
 mod page_path;
 mod pipes;
 mod private_memory;
@@ -37,6 +38,7 @@ mod sigactions;
 mod signalfd;
 mod signals;
 mod socketpair;
+mod special_memory;
 mod stack;
 mod sysv;
 mod tcp;
@@ -111,6 +113,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("limits", credentials::limits),
     ("many-descriptors", regular::many),
     ("many-mappings", private_memory::many),
+    ("outside-socket", outside::run),
     ("page-path", page_path::run),
     ("pending-signals", signals::run),
     ("personality", identity::personality),
@@ -131,6 +134,9 @@ const KINDS: &[(&str, Kind)] = &[
     ("signalfd", signalfd::run),
     ("sleeper", sleeper),
     ("socketpair", socketpair::run),
+    ("guard-pages", special_memory::guards),
+    ("droppable-memory", special_memory::droppable),
+    ("secret-memory", special_memory::secret),
     ("stack", stack::run),
     ("stopped", signals::stopped),
     ("sysv", sysv::run),

@@ -1,5 +1,7 @@
 //! Descriptors that no kind claims: what they are, in words, and what can be done.
 
+use nix::sys::statfs::FsType;
+
 use super::FdProbe;
 use crate::error::Error;
 
@@ -31,6 +33,9 @@ const ANONYMOUS: &[(&str, &str)] = &[
     ("[vfio-device]", "a VFIO device"),
     ("guest_memfd", "memory of a KVM machine"),
 ];
+
+/// File system of secret memory (`linux/magic.h`).
+pub(super) const SECRETMEM_MAGIC: FsType = FsType(0x5345_434d);
 
 /// Families of sockets that nobody claims, by number, and what they are for.
 const FAMILIES: &[(i32, &str)] = &[
@@ -75,6 +80,9 @@ pub(super) fn refusal(fd: &FdProbe) -> Error {
                 "devices need a plugin that knows them; close it before the dump",
             ),
             libc::S_IFBLK => (format!("block device {} ({link})", device()), "close it before the dump"),
+            _ if fd.fs == SECRETMEM_MAGIC => {
+                ("secret memory (memfd_secret)".into(), "only its task can read it; close it before the dump")
+            }
             _ => (format!("the file {link}"), "close it before the dump"),
         }
     };

@@ -228,6 +228,10 @@ fn open_file(
         openat(&map_files, range, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open(map_files)")?;
     let stat = nix::sys::stat::fstat(&fd).call("fstat")?;
     let shmem = stat.st_dev == rules.shmem_dev;
+    if map.name.starts_with(b"/secretmem") {
+        return Err(Error::unsupported("secret memory (memfd_secret) can be read by nobody but its task")
+            .remedy("unmap it before the dump"));
+    }
     if map.name.starts_with(b"/[aio]") {
         return Ok(Opened { backing: Some(Backing::AioRing), size_bits: 0 });
     }

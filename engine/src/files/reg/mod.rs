@@ -53,7 +53,7 @@ impl FileKind for Reg {
     fn claims(&self, fd: &FdProbe) -> bool {
         match fd.file_type() {
             SFlag::S_IFREG | SFlag::S_IFDIR | SFlag::S_IFLNK => {
-                fd.link.starts_with(b"/") && !super::memfd::is(fd)
+                fd.link.starts_with(b"/") && !super::memfd::is(fd) && fd.fs != super::refuse::SECRETMEM_MAGIC
             }
             SFlag::S_IFCHR => major(fd.stat.st_rdev) == MEM_MAJOR,
             _ => false,

@@ -23,7 +23,6 @@ const OPTIONS: &[(&str, &[Action])] = &[
     ("lazy-pages", &[PreDump]),
     ("stream", BOTH),
     ("join-ns", RESTORE),
-    ("ext-unix-sk", BOTH),
     ("ext-mount-map", BOTH),
     ("enable-external-sharing", BOTH),
     ("enable-external-masters", BOTH),
@@ -63,7 +62,7 @@ fn values(action: Action, raw: &Raw) -> Result<()> {
         return Err(refusal(action, "--external mnt[]"));
     }
     for external in &raw.external {
-        if !matches!(external, External::File { .. } | External::Tty { .. }) {
+        if !matches!(external, External::File { .. } | External::Tty { .. } | External::Unix { .. }) {
             return Err(refusal(action, &format!("--external {external}")));
         }
     }
@@ -105,7 +104,7 @@ mod tests {
         check(Dump, &raw(&["--network-lock=skip"])).unwrap();
         check(Dump, &raw(&["--external", "tty[1:2]"])).unwrap();
         check(Restore, &raw(&["--lsm-profile", "apparmor:unconfined", "--network-lock=nftables"])).unwrap();
-        for args in [&["--external", "unix[1]"][..], &["-M", "auto"]] {
+        for args in [&["--external", "net[1]:x"][..], &["-M", "auto"]] {
             assert!(check(Dump, &raw(args)).is_err(), "{args:?}");
         }
         assert!(check(Restore, &raw(&["--lsm-profile", "selinux:x"])).is_err());

@@ -282,12 +282,12 @@ fn may_be_outside(peer: &Peer, socket: &sock_diag::UnixSocket, out: &FilesOut<'_
     );
     if socket.kind != DGRAM || socket.name.is_empty() {
         return Err(Error::unsupported(what).remedy(format!(
-            "dump its peer too; --external unix[{}] with --inherit-fd fd[N]:socket:[{}] is not served yet",
+            "dump its peer too, or give --external unix[{}] here and --inherit-fd fd[N]:socket:[{}] to restore",
             peer.of, peer.of
         )));
     }
     if legacy.enabled {
         return Ok(());
     }
-    Err(Error::unsupported(what).remedy("dump its peer too; --ext-unix-sk is not served yet"))
+    Err(Error::unsupported(what).remedy("dump its peer too, or give --ext-unix-sk"))
 }

@@ -74,7 +74,7 @@ impl RestoredFile for UnixFile {
         }
         if !cx.opts.common.ext_unix_sk.enabled {
             return Err(Error::host(format!("its peer, socket {}, stayed outside", peer.entry.ino))
-                .remedy("dump its peer too; --ext-unix-sk is not served yet"));
+                .remedy("give --ext-unix-sk to connect to the socket of that name"));
         }
         Ok(())
     }
