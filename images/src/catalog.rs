@@ -285,6 +285,13 @@ mod tests {
     }
 
     #[test]
+    fn images_of_ours_have_magics_of_their_own() {
+        for row in CATALOG.iter().filter(|r| r.stem.starts_with("rcriu-") && r.head != Head::Raw) {
+            assert_eq!(ImageKind::from_magic(row.magic), Some(row.kind), "{}", row.tag);
+        }
+    }
+
+    #[test]
     fn every_message_is_in_the_schema() {
         let pool = crate::schema::pool();
         for row in CATALOG.iter().filter(|r| !r.message.is_empty()) {
