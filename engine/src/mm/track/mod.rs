@@ -23,8 +23,6 @@ mod keeper;
 mod kept;
 mod task;
 
-use std::os::fd::AsFd;
-
 use nix::time::{ClockId, clock_gettime};
 use rcriu_images::{ImageDir, ImageKind, pb};
 
@@ -36,7 +34,6 @@ use crate::{
     kernel::Kernel,
     options::DumpOptions,
     pstree::RealPid,
-    sys::pidfd,
 };
 
 /// Follows the memory of a tree from dump to dump.
@@ -228,8 +225,8 @@ impl Tracker {
     pub fn commit(mut self) {
         let Some(keeper) = self.keeper.take() else { return };
         let pid = keeper.pid();
-        let held = self.followed.iter().try_for_each(|task| match task.uffd() {
-            Some(uffd) => keeper.hold(task.pid(), task.start(), uffd, pidfd::open(task.pid(), 0)?.as_fd()),
+        let held = self.followed.iter().try_for_each(|task| match task.held() {
+            Some((uffd, pidfd)) => keeper.hold(task.pid(), task.start(), uffd, pidfd),
             None => Ok(()),
         });
         match held.and_then(|()| keeper.commit(&self.run)) {

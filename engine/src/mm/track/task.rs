@@ -24,6 +24,7 @@ use crate::{
     pstree::{RealPid, VirtPid},
     sys::{
         pagemap_scan::{self, Category, Flags, Query, Region},
+        pidfd,
         userfaultfd::{self, Features, Mode},
     },
 };
@@ -37,6 +38,8 @@ pub struct TaskTrack {
     pid: RealPid,
     start: u64,
     dir: ProcDir,
+    /// Of the task, opened while it was frozen and so could not be another one's.
+    pidfd: Option<OwnedFd>,
     /// Of the task's memory; none before it is entered, or with soft-dirty bits.
     uffd: Option<OwnedFd>,
     /// Where that was: keeper and row.
@@ -64,6 +67,7 @@ impl Tracker {
             // Of the leader, which keeps it even when it has ended.
             start: Stat::read(&ProcDir::open(pid)?)?.start_time,
             dir: ProcDir::open(dir.pid())?,
+            pidfd: None,
             uffd: None,
             row: None,
             parent: None,
@@ -175,8 +179,9 @@ impl TaskTrack {
         self.row
     }
 
-    pub(super) fn uffd(&self) -> Option<BorrowedFd<'_>> {
-        self.uffd.as_ref().map(AsFd::as_fd)
+    /// What follows its memory, and the task itself.
+    pub(super) fn held(&self) -> Option<(BorrowedFd<'_>, BorrowedFd<'_>)> {
+        Some((self.uffd.as_ref()?.as_fd(), self.pidfd.as_ref()?.as_fd()))
     }
 
     /// How to tell which pages changed since the parent images; `None` if nobody can.
@@ -233,7 +238,10 @@ impl TaskTrack {
                 let file = self.dir.file("clear_refs", OFlag::O_WRONLY)?;
                 nix::unistd::write(&file, b"4").call("write(clear_refs)").map(drop)
             }
-            Some(Marks::WriteProtect) => self.protect(),
+            Some(Marks::WriteProtect) => {
+                self.pidfd = Some(pidfd::open(self.pid, 0)?);
+                self.protect()
+            }
         }
     }
 
