@@ -6,7 +6,12 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use crate::{error::Result, sys::errno};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+
+use crate::{
+    error::{Result, SysContext},
+    sys::errno,
+};
 
 /// Groups that say whether others may go on: `FAN_CLASS_CONTENT` and `FAN_CLASS_PRE_CONTENT`.
 pub(crate) const DECIDES: u32 = libc::FAN_CLASS_CONTENT | libc::FAN_CLASS_PRE_CONTENT;
@@ -18,10 +23,13 @@ pub(crate) const IGNORES: u32 = libc::FAN_MARK_IGNORED_SURV_MODIFY | IGNORE;
 /// A group, close-on-exec; `flags` and `event_flags` as fdinfo shows them.
 pub(crate) fn init(flags: u32, event_flags: u32) -> Result<OwnedFd> {
     // SAFETY: numbers only.
-    let ret = unsafe { libc::fanotify_init(flags | libc::FAN_CLOEXEC, event_flags) };
+    let ret = unsafe { libc::fanotify_init(flags, event_flags) };
     let fd = errno::check(ret.into(), "fanotify_init")?;
     // SAFETY: a new descriptor of ours.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+    let made = unsafe { OwnedFd::from_raw_fd(fd as i32) };
+    // Not by a flag of the group, which would keep it for all to see.
+    fcntl(&made, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).call("fcntl(F_SETFD)")?;
+    Ok(made)
 }
 
 /// Adds a mark on what `target` (perhaps opened with O_PATH) refers to.
