@@ -150,7 +150,7 @@ impl Frozen {
                 let dir = ProcDir::open(pid)?;
                 let threads: Vec<_> = task.threads().collect();
                 for tid in threads {
-                    for child in dir.thread(tid)?.children()? {
+                    for child in dir.children(tid)? {
                         if !self.known.contains_key(&child) {
                             self.add(child, Some(at), kernel).during(|| format!("child of task {pid}"))?;
                         }

@@ -73,7 +73,7 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
         maps = maps::smaps(dir)?;
     }
     let statuses: Vec<Status> =
-        stopped.threads().iter().map(|t| Status::read(&dir.thread(t.tid())?)).collect::<Result<_>>()?;
+        stopped.threads().iter().map(|t| Status::read_thread(dir, t.tid())).collect::<Result<_>>()?;
     let signals = signals(stopped, &statuses)?;
     let mut track = cx.track.task((task.pid, task.virt), dir, &maps)?;
     cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");

@@ -60,7 +60,8 @@ impl End {
 /// is its own again afterwards, in an event stop, unless it died.
 pub(super) fn run(thread: &StoppedThread, regs: &Regs, end: End) -> Result<Regs> {
     let deadline = Instant::now() + end.limit();
-    let mut visit = Visit { thread, end, start: regs.rip, masked: false, entered: false, deadline };
+    let mut visit =
+        Visit { thread, end, start: regs.rip, masked: false, rests: false, entered: false, deadline };
     let outcome = visit.go(regs);
     match outcome {
         Ok(Stop { regs, signal }) => visit.leave(signal).map(|()| regs),
@@ -83,6 +84,8 @@ struct Visit<'a> {
     entered: bool,
     /// Whether the thread's signal mask is not its own.
     masked: bool,
+    /// Whether it stands in the stop of the signal that tells of the end.
+    rests: bool,
     deadline: Instant,
 }
 
@@ -176,6 +179,7 @@ impl Visit<'_> {
                 // (RLIMIT_SIGPENDING) ours comes without information, which reads as zeroes.
                 let info = ptrace::get_siginfo(tid)?;
                 let own = info.code() == SI_TKILL || (info.code() == 0 && info.pid() == 0);
+                self.rests = own;
                 return Ok(Some(Stop { regs, signal: if own { 0 } else { signal } }));
             }
         }
@@ -244,7 +248,11 @@ impl Visit<'_> {
         if !net && self.masked {
             ptrace::set_sigmask(self.thread.tid, self.thread.sigmask())?;
         }
-        self.thread.park(signal, self.deadline)?;
+        // The stop of our own signal is as good as an event stop: let go from there, without the signal or with
+        // one that does nothing, the thread goes on as from any other.
+        if !(self.rests && signal == 0) {
+            self.thread.park(signal, self.deadline)?;
+        }
         undone
     }
 

@@ -4,8 +4,6 @@
 //! pid has been given to another task meanwhile: a reused number can not be mistaken for the task.
 
 use std::{
-    fs::File,
-    io::Read,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::PathBuf,
 };
@@ -74,12 +72,24 @@ impl ProcDir {
 
     /// The whole content of `name`, in a buffer that is used again.
     pub fn read_into(&self, name: &str, bytes: &mut Vec<u8>) -> Result<()> {
+        // Most files are shorter; std would ask for the size, which files of /proc do not have.
+        const ROOM: usize = 4096;
         bytes.clear();
-        let mut file = File::from(self.file(name, OFlag::O_RDONLY)?);
-        match file.read_to_end(bytes) {
-            Ok(_) => Ok(()),
-            Err(e) => Err(gone(self.pid, name, Errno::from_raw(e.raw_os_error().unwrap_or(0)))),
+        let file = self.file(name, OFlag::O_RDONLY)?;
+        let mut len = 0;
+        loop {
+            if bytes.len() - len < ROOM / 2 {
+                bytes.resize((2 * len).max(ROOM), 0);
+            }
+            match nix::unistd::read(&file, &mut bytes[len..]) {
+                Ok(0) => break,
+                Ok(n) => len += n,
+                Err(Errno::EINTR) => {}
+                Err(e) => return Err(gone(self.pid, name, e)),
+            }
         }
+        bytes.truncate(len);
+        Ok(())
     }
 
     /// The number that `name` holds in decimal.
@@ -111,9 +121,9 @@ impl ProcDir {
         Ok(self.numbers("task")?.into_iter().map(RealPid).collect())
     }
 
-    /// Children of this thread (`children` exists per thread only).
-    pub fn children(&self) -> Result<Vec<RealPid>> {
-        let bytes = self.read("children")?;
+    /// Children of thread `tid` of this task (`children` exists per thread only).
+    pub fn children(&self, tid: RealPid) -> Result<Vec<RealPid>> {
+        let bytes = self.read(&format!("task/{tid}/children"))?;
         bytes
             .split(u8::is_ascii_whitespace)
             .filter(|w| !w.is_empty())
@@ -186,7 +196,7 @@ mod tests {
         let pid = RealPid(child.id() as i32);
         let dir = ProcDir::open(pid).unwrap();
         assert!(dir.threads().unwrap().contains(&pid));
-        assert_eq!(dir.thread(pid).unwrap().children().unwrap(), []);
+        assert_eq!(dir.children(pid).unwrap(), []);
         child.kill().unwrap();
         child.wait().unwrap();
         assert_eq!(dir.read("stat").unwrap_err().kind(), &Kind::TaskDied(pid.0));

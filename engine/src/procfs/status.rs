@@ -2,6 +2,7 @@
 
 use super::{ProcDir, number, trim, words};
 use crate::error::Result;
+use crate::pstree::RealPid;
 
 /// What a dump needs of it; see proc_pid_status(5). Bits are those of the kernel's masks.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -53,6 +54,13 @@ impl Status {
     pub fn read(dir: &ProcDir) -> Result<Self> {
         let bytes = dir.read("status")?;
         Self::parse(&bytes).ok_or_else(|| dir.strange("status", &bytes))
+    }
+
+    /// Of thread `tid` of the task `dir` is of.
+    pub fn read_thread(dir: &ProcDir, tid: RealPid) -> Result<Self> {
+        let name = format!("task/{tid}/status");
+        let bytes = dir.read(&name)?;
+        Self::parse(&bytes).ok_or_else(|| dir.strange(&name, &bytes))
     }
 
     /// Parses the content of the file.
