@@ -129,7 +129,7 @@ impl Cycle {
         self.dump(program, &images)?;
         self.restore(&images)?;
         if !self.restorer.is_criu() {
-            return compare(&before, &program.state()?);
+            return compare(&before, &settled(program, &before)?);
         }
         // CRIU does not wait until the tasks that it stops stand still.
         let deadline = Instant::now() + SETTLING;
@@ -148,7 +148,21 @@ impl Cycle {
         let before = program.state()?;
         self.try_dump(program.pid(), &images, &["--leave-running"])?.ok()?;
         ensure!(images.names()?.iter().any(|n| n == "inventory.img"), "a dump without inventory.img");
-        compare(&before, &program.state()?).context("the dump changed the tree that it left running")
+        compare(&before, &settled(program, &before)?)
+            .context("the dump changed the tree that it left running")
+    }
+}
+
+/// The state of a tree once all threads are back in the calls they were in, or what is still different then: while
+/// it waits, a call may have a signal mask of its own.
+fn settled(program: &Program, before: &State) -> Result<State> {
+    let patience = std::time::Instant::now() + std::time::Duration::from_secs(2);
+    loop {
+        let now = program.state()?;
+        if before.differences(&now).is_empty() || std::time::Instant::now() >= patience {
+            return Ok(now);
+        }
+        std::thread::sleep(std::time::Duration::from_millis(2));
     }
 }
 

@@ -7,7 +7,7 @@ use parasite::{Command, Control, DATA_LEN, Plain, STATE_DONE, STATE_POSTED};
 use super::{
     area::Area,
     blob::{PARASITE, PARASITE_END, PARASITE_ENTRY, PARASITE_SETUP_ENTRY},
-    ledger, limits,
+    ledger, leftover, limits,
     plain::{bytes_of, value_of},
     syscall::Gadget,
     task::StoppedTask,
@@ -18,7 +18,7 @@ use crate::{
     arch::SigFrame,
     error::{Error, Kind, Result},
     kernel::Kernel,
-    procfs::status::Status,
+    procfs::{maps, status::Status},
     pstree::RealPid,
     sys::{ptrace, vm},
 };
@@ -72,7 +72,16 @@ impl<'t> Infected<'t> {
             entry: None,
             pidfd: std::cell::OnceCell::new(),
         };
-        infected.map(frame_len)?;
+        if let Err(e) = infected.map(frame_len) {
+            // The call may have been made although what followed it failed.
+            if !infected.mapped
+                && let Ok(maps) = maps::smaps(&dir)
+                && let Err(second) = leftover::remove_from(task, &maps)
+            {
+                log::error!("task {}: {second}", task.pid());
+            }
+            return Err(e);
+        }
         let hello = infected.call(Command::Hello, [0; 6], &[])?;
         if hello.ret[0] != PARASITE.build {
             return Err(Error::bug("the parasite is of another build than the engine"));

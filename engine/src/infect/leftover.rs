@@ -124,7 +124,7 @@ pub fn remove_from(task: &StoppedTask, maps: &[Map]) -> Result<bool> {
                 end = next.end;
             }
         }
-        log::warn!("Task {} has the parasite of a dump that was killed: it is removed", task.pid());
+        log::warn!("Task {} has a parasite that nobody has removed: it is removed now", task.pid());
         remove(task, map.start, end - map.start)?;
         any = true;
     }
