@@ -20,8 +20,8 @@ use crate::{
     sys::vm,
 };
 
-/// Longest time a thread may take to leave the parasite by itself.
-const LIMIT: Duration = Duration::from_secs(2);
+/// Longest time a thread may take to leave the parasite by itself: it may be writing pages to a slow disk.
+const LIMIT: Duration = Duration::from_secs(60);
 /// How often nothing must be found, and how long apart: a thread may be on its way to make the mapping still.
 const LOOKS: u32 = 3;
 const PAUSE: Duration = Duration::from_millis(2);
