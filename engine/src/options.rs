@@ -314,6 +314,8 @@ pub struct RestoreOptions {
     pub skip_file_rwx_check: bool,
     /// RPC only: hand the master of an orphaned pty to the client.
     pub orphan_pts_master: bool,
+    /// `--background`: memory comes when the tasks run.
+    pub background: bool,
     /// `--dry-run`: preflight only, nothing is created.
     pub dry_run: bool,
     /// `--timeout` as given: bound of the whole operation, enforced by [`crate::interrupt::check`].
@@ -335,6 +337,7 @@ impl RestoreOptions {
             mntns_compat_mode: false,
             skip_file_rwx_check: false,
             orphan_pts_master: false,
+            background: false,
             dry_run: false,
             timeout: None,
         }

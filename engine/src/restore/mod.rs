@@ -26,7 +26,11 @@ use crate::faults;
 use crate::files::FilesShared;
 use crate::interrupt;
 use crate::kernel::Kernel;
-use crate::mm::{lazy::Giver, restore::Prepared, sysv::Segments};
+use crate::mm::{
+    lazy::{Giver, background::Filler},
+    restore::Prepared,
+    sysv::Segments,
+};
 use crate::options::RestoreOptions;
 use crate::pstree::RealPid;
 use crate::scripts::Stage as Moment;
@@ -52,6 +56,8 @@ pub use task::TaskCx;
 pub struct Restored {
     /// The root task.
     pub root: RealPid,
+    /// Our child that still fills its memory, if one does.
+    pub filler: Option<RealPid>,
 }
 
 /// What `--dry-run` asks: everything that can be known before anything is created.
@@ -91,7 +97,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     // What it has made is removed on failure.
     let segments = Segments::make(&snapshot)?;
     let memory = Prepared::new(&snapshot)?;
-    let giver = late_memory(opts, &files)?;
+    let (giver, filler) = late_memory(opts, &snapshot, &files)?;
     if opts.common.auto_dedup {
         // Shared memory has been read by now, that of memfds too.
         crate::mm::dedup::shared(&snapshot.dir)?;
@@ -163,7 +169,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     if let Err(e) = notifier.notify(Moment::PostResume, Some(root)) {
         log::error!("{e}");
     }
-    Ok(Restored { root })
+    Ok(Restored { root, filler: filler.and_then(Filler::keep) })
 }
 
 /// Number of the set of control groups the dumping process was in; CRIU up to 2.x did not tell it.
@@ -210,11 +216,21 @@ fn resume(
 }
 
 /// Finds the server of memory that comes late, if any does.
-fn late_memory(opts: &RestoreOptions, files: &FilesShared) -> Result<Option<Giver>> {
-    if !opts.common.lazy.enabled {
-        return Ok(None);
-    }
-    Giver::connect(&opts.common.work_dir)?.moved(|fd| files.keep(fd)).map(Some)
+fn late_memory(
+    opts: &RestoreOptions,
+    snapshot: &Snapshot,
+    files: &FilesShared,
+) -> Result<(Option<Giver>, Option<Filler>)> {
+    let (giver, filler) = match (opts.common.lazy.enabled, opts.background) {
+        (false, false) => return Ok((None, None)),
+        (true, true) => return Err(Error::usage("--lazy-pages and --background exclude each other")),
+        (true, false) => (Giver::connect(&opts.common.work_dir)?, None),
+        (false, true) => {
+            let (giver, filler) = Filler::start(snapshot)?;
+            (giver, Some(filler))
+        }
+    };
+    Ok((Some(giver.moved(|fd| files.keep(fd))?), filler))
 }
 
 /// Makes room for the tasks' descriptors: what they inherit from us moves to numbers none of them has.

@@ -40,6 +40,11 @@ pub fn restore(options: &RestoreOptions, display_stats: bool) -> Result<RealPid>
     interrupt::set_deadline(options.timeout);
     let restored = rcriu_engine::restore::restore(options, &Kernel::probe()?)?;
     interrupt::set_deadline(None);
+    if let Some(filler) = restored.filler {
+        let _ = writeln!(std::io::stdout(), "Tasks run (root task {}), memory follows", restored.root);
+        rcriu_engine::mm::lazy::background::wait(filler)?;
+        let _ = writeln!(std::io::stdout(), "All memory is in place");
+    }
     if display_stats {
         display(&options.common.work_dir, ImageKind::StatsRestore);
     }

@@ -62,9 +62,9 @@ impl Giver {
         self.late.of(pid, vma)
     }
 
-    /// The rule.
-    pub fn late(&self) -> &Late {
-        &self.late
+    /// The rule; our end is closed.
+    pub fn into_late(self) -> Late {
+        self.late
     }
 
     /// Gives the server the address space of this process, which is task `pid`.

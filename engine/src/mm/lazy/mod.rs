@@ -14,8 +14,10 @@
 //! space    one address space: its userfaultfd and what it lacks
 //! source   where pages come from: images here, or a page server
 //! serve    the server's loop
+//! background  a server that is a child of the restore
 //! giver    the restore's side of the conversation
 
+pub mod background;
 mod giver;
 mod late;
 mod missing;

@@ -134,6 +134,7 @@ pub fn restore(
         mntns_compat_mode: raw.mntns_compat_mode,
         skip_file_rwx_check: raw.skip_file_rwx_check,
         orphan_pts_master: raw.orphan_pts_master,
+        background: raw.background,
         dry_run: raw.dry_run,
         timeout: whole_timeout(raw),
     })

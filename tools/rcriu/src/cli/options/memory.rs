@@ -43,10 +43,11 @@ static BACKGROUND: Opt = Opt {
     short: None,
     takes: Takes::Switch,
     group: Group::Memory,
-    on: &[Action::Dump],
-    help: "Copy memory when the tree runs again",
+    on: &[Action::Dump, Action::Restore],
+    help: "Copy or fill memory while the tree runs",
     more: "With --leave-running: the tree is frozen only while its other state is read; the images are of that \
-           moment. While memory is copied, what the tree changes needs room twice.",
+           moment. While memory is copied, what the tree changes needs room twice. A restore starts the tasks without \
+           their memory, which comes when it is touched and behind their backs; the command says when all is there.",
     apply: |raw, v| {
         raw.background = v.on();
         Ok(())
