@@ -190,6 +190,19 @@ pub fn settled(program: &Program, before: &State) -> Result<State> {
     Ok(now)
 }
 
+/// Waits until no guardian of a killed dump is left.
+fn guardians_end() -> Result<()> {
+    for process in processes()? {
+        let comm = fs::read_to_string(format!("/proc/{}/comm", process.pid)).unwrap_or_default();
+        if comm.trim() == "rcriu-guardian"
+            && let Ok(fd) = PidFd::open(Pid::from_raw(process.pid))
+        {
+            fd.wait_dead(Duration::from_secs(5)).context("a guardian stays")?;
+        }
+    }
+    Ok(())
+}
+
 /// SIGKILL of dumps at moments spread over their duration: RCRIU_KILLS of them, or 40.
 fn killed_dumps(program: &Program, options: &[&str]) -> Result<()> {
     let kills: u64 = std::env::var("RCRIU_KILLS").ok().and_then(|n| n.parse().ok()).unwrap_or(40);
@@ -214,6 +227,7 @@ fn killed_dumps(program: &Program, options: &[&str]) -> Result<()> {
         compare(&before, &settled(program, &before)?)
             .with_context(|| format!("after dump {turn} was killed"))?;
     }
+    guardians_end()?;
     program.verify()
 }
 
