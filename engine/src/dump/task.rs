@@ -165,8 +165,8 @@ fn ask(
         cx.refusals.thread(thread.tid(), status)?;
         let (target, session) = (cx.landlock.target(status)?, cx.keys.may_have_session(status));
         let info = infected.thread_info_and(thread, target, session)?;
-        cx.landlock.check(&infected, thread, status, &info)?;
-        cx.keys.check(&infected, thread, &info)?;
+        cx.landlock.check(infected, thread, status, &info)?;
+        cx.keys.check(infected, thread, &info)?;
         threads.push(info);
     }
     let sigactions = infected.sigactions()?;

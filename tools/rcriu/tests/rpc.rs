@@ -11,7 +11,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket, socketpair,
 };
 use prost::Message;
-use rcriu_images::pb::{CriuFeatures, CriuOpts, CriuReq, CriuReqType, CriuResp};
+use rcriu_images::pb::{CriuFeatures, CriuOpts, CriuPageServerInfo, CriuReq, CriuReqType, CriuResp};
 use tool::{Tool, is_root, sleeper};
 
 struct Client {
@@ -241,7 +241,7 @@ fn a_refused_dump_names_the_option_in_answer_and_log() {
     let client = Client::swrk(&tool);
     let opts = CriuOpts {
         pid: Some(std::process::id() as i32),
-        lazy_pages: Some(true),
+        ext_masters: Some(true),
         tcp_close: Some(false),
         log_level: Some(4),
         log_file: Some("dump.log".into()),
@@ -251,10 +251,13 @@ fn a_refused_dump_names_the_option_in_answer_and_log() {
     let resp = client.ask(&CriuReq { opts: Some(opts), ..request(CriuReqType::Dump) });
     assert!(!resp.success);
     assert_eq!(resp.r#type, i32::from(CriuReqType::Dump));
-    assert!(resp.cr_errmsg().starts_with("Error (") && resp.cr_errmsg().contains("--lazy-pages"), "{resp:?}");
+    assert!(
+        resp.cr_errmsg().starts_with("Error (") && resp.cr_errmsg().contains("--enable-external-masters"),
+        "{resp:?}"
+    );
     assert_eq!(client.end(), 1);
     let log = fs::read_to_string(tool.dir().join("dump.log")).unwrap();
-    assert!(log.contains("--lazy-pages") && log.contains("Dumping FAILED."), "{log}");
+    assert!(log.contains("--enable-external-masters") && log.contains("Dumping FAILED."), "{log}");
 }
 
 #[test]
@@ -351,4 +354,41 @@ fn the_service_serves_several_clients_and_ends_on_sigterm() {
     nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
     assert!(service.wait().unwrap().success());
     assert!(!path.exists());
+}
+
+#[test]
+fn a_page_server_is_started_and_waited_for() {
+    if !is_root() {
+        println!("SKIP: needs root");
+        return;
+    }
+    let (tool, pages) = (Tool::new(), Tool::new());
+    let client = Client::swrk(&pages);
+    let ps = CriuPageServerInfo { address: Some("127.0.0.1".into()), ..CriuPageServerInfo::default() };
+    let o = CriuOpts { ps: Some(ps), log_level: Some(4), log_file: Some("ps.log".into()), ..opts(&pages) };
+    let resp =
+        client.ask(&CriuReq { opts: Some(o), keep_open: Some(true), ..request(CriuReqType::PageServerChld) });
+    assert!(resp.success, "{resp:?}");
+    let ps = resp.ps.unwrap();
+    let mut target = sleeper();
+    let (pid, port) = (target.id().to_string(), ps.port().to_string());
+    let dumped = tool.run(&[
+        "dump",
+        "-t",
+        &pid,
+        "-D",
+        ".",
+        "--page-server",
+        "--address",
+        "127.0.0.1",
+        "--port",
+        &port,
+    ]);
+    assert_eq!(dumped.code, 0, "{}", dumped.stderr);
+    target.wait().unwrap();
+    let resp = client.ask(&CriuReq { pid: Some(ps.pid() as u32), ..request(CriuReqType::WaitPid) });
+    assert!(resp.success && resp.status() == 0, "{resp:?}");
+    assert_eq!(client.end(), 0);
+    let names: Vec<_> = fs::read_dir(pages.dir()).unwrap().flatten().map(|e| e.file_name()).collect();
+    assert!(names.iter().any(|n| n.to_string_lossy().starts_with("pages-")), "{names:?}");
 }

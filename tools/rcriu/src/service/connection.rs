@@ -29,6 +29,12 @@ impl Connection {
         Ok(Connection { socket: Arc::new(socket), peer })
     }
 
+    /// Closes the descriptor in a forked child that does not speak to the client: else the client would not see
+    /// that its worker has ended. The connection must not be used afterwards.
+    pub fn leave(&self) {
+        let _ = nix::unistd::close(self.socket.as_raw_fd());
+    }
+
     /// The client's pid, in our pid namespace.
     pub fn peer(&self) -> i32 {
         self.peer

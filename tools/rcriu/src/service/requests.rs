@@ -8,10 +8,14 @@ use std::sync::Arc;
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rcriu_engine::error::{Error, Kind, Result, SysContext};
+use rcriu_engine::interrupt;
+use rcriu_engine::mm::xfer::Listener;
+use rcriu_engine::process::{self, Forked};
+use rcriu_engine::pstree::RealPid;
 use rcriu_engine::scripts::Notifier;
-use rcriu_engine::{interrupt, process};
 use rcriu_images::pb::{
-    CriuDumpResp, CriuFeatures, CriuOpts, CriuReq, CriuReqType, CriuResp, CriuRestoreResp, CriuVersion,
+    CriuDumpResp, CriuFeatures, CriuOpts, CriuPageServerInfo, CriuReq, CriuReqType, CriuResp,
+    CriuRestoreResp, CriuVersion,
 };
 
 use super::connection::Connection;
@@ -19,7 +23,7 @@ use super::notify::Client;
 use super::{Trust, prepare};
 use crate::cli::{self, Action, Folders, Raw, checked};
 use crate::log as logfile;
-use crate::run;
+use crate::{run, servers};
 
 /// Serves requests of one client until it needs nothing more.
 pub fn serve(client: Connection, raw: &Raw, trust: Trust) -> Result<ExitCode> {
@@ -35,6 +39,15 @@ pub fn serve(client: Connection, raw: &Raw, trust: Trust) -> Result<ExitCode> {
             Then::End(code) => return Ok(code),
         }
     }
+}
+
+/// How a page server lives.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Serves {
+    /// In a session of its own.
+    Alone,
+    /// As our child, which the client waits for through us.
+    AsChild,
 }
 
 /// What to do after an answer.
@@ -78,7 +91,8 @@ impl Session {
             T::FeatureCheck => self.features(request.features.unwrap_or_default())?,
             T::Version => self.version()?,
             T::WaitPid => self.wait_pid(request.pid())?,
-            T::PageServer | T::PageServerChld => self.unserved(T::PageServer, Action::PageServer)?,
+            T::PageServer => self.page_server(&opts, Serves::Alone)?,
+            T::PageServerChld => self.page_server(&opts, Serves::AsChild)?,
             T::CpuinfoDump => self.unserved(kind, Action::CpuinfoDump)?,
             T::CpuinfoCheck => self.unserved(kind, Action::CpuinfoCheck)?,
             T::Empty | T::Notify => false,
@@ -118,6 +132,38 @@ impl Session {
         let done = cli::served::check(action, &self.base);
         self.client.send(&outcome(kind, &done), None)?;
         Ok(done.is_ok())
+    }
+
+    /// Starts a page server and tells where it listens; `WAIT_PID` waits for one that is our child.
+    fn page_server(&self, opts: &CriuOpts, how: Serves) -> Result<bool> {
+        let done = self
+            .prepare(opts, Action::PageServer)
+            .and_then(|(raw, folders)| self.start_server(&raw, &folders, how))
+            .inspect_err(|e| cli::log_failure(Action::PageServer, e));
+        let mut resp = outcome(CriuReqType::PageServer, &done);
+        resp.ps = done.as_ref().ok().map(|(pid, port)| CriuPageServerInfo {
+            pid: Some(pid.0),
+            port: Some(i32::from(*port)),
+            ..CriuPageServerInfo::default()
+        });
+        self.client.send(&resp, None)?;
+        Ok(done.is_ok())
+    }
+
+    fn start_server(&self, raw: &Raw, folders: &Folders, how: Serves) -> Result<(RealPid, u16)> {
+        let listener = Listener::bind(&servers::listening(raw))?;
+        // A socket that was handed over has no port.
+        let port = if raw.ps_socket.is_some() { 0 } else { listener.port()? };
+        match process::fork()? {
+            Forked::Parent(pid) => Ok((pid, port)),
+            Forked::Child => {
+                self.client.leave();
+                let ready = if how == Serves::Alone { process::leave_terminal() } else { Ok(()) };
+                let served = ready.and_then(|()| servers::serve_pages(raw, folders, listener));
+                let failed = served.inspect_err(|e| cli::log_failure(Action::PageServer, e)).is_err();
+                std::process::exit(i32::from(failed))
+            }
+        }
     }
 
     fn dump(&self, opts: &CriuOpts) -> Result<bool> {

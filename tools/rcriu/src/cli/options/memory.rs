@@ -107,7 +107,7 @@ static LAZY_PAGES: Opt = Opt {
     short: None,
     takes: Takes::Nothing,
     group: Group::Memory,
-    on: &[Action::Dump, Action::Restore, Action::PageServer],
+    on: &[Action::Dump, Action::PreDump, Action::Restore, Action::PageServer],
     help: "Move memory only when it is touched",
     more: "A dump serves the pages instead of writing them; a restore starts the tasks without them and needs \
            the command lazy-pages running in the same folder.",
