@@ -126,7 +126,7 @@ pub trait RestoredFile: fmt::Debug + Send + Sync {
     }
 
     /// Makes it in the engine, before the first fork, if that is the only place where it can be made: then
-    /// `open` finds it as [`FilesTask::revived`]. `close` says that connections come back closed.
+    /// `open` finds it as `FilesTask::revived`. `close` says that connections come back closed.
     fn revive(&self, _close: bool, _images: &ImageDir) -> Result<Option<Revived>> {
         Ok(None)
     }

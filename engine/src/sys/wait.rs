@@ -1,7 +1,7 @@
 //! Waiting for threads that we trace, with a deadline.
 //!
 //! nix's waitpid cannot be used: it fails on a stop for a real-time signal. The kernel offers no wait
-//! with a timeout: an [`Alarm`] ends it.
+//! with a timeout: an alarm ends it.
 //!
 //! # Safety
 //! waitpid(2) writes to one local integer.
