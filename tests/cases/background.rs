@@ -89,6 +89,17 @@ fn what_cannot_fork() -> Result<()> {
     program.verify()
 }
 
+/// Tasks run before their memory is there; the command ends when all of it is, and says so.
+fn restored_in_the_background(kind: &str, args: &[&str]) -> Result<()> {
+    let (program, images, cycle) = (Program::start(kind, args)?, Images::new()?, Cycle::new()?);
+    let all = processes()?.len();
+    cycle.dump(&program, &images)?;
+    let done = cycle.try_restore(&images, &["--background"])?.ok()?;
+    ensure!(done.stdout.contains("All memory is in place"), "it says {:?}", done.stdout);
+    no_copies(all)?;
+    program.verify()
+}
+
 pub fn cases() -> Vec<Case> {
     let kinds: &[(&str, &[&str], bool)] = &[
         ("writer", &["64"], false),
@@ -109,6 +120,15 @@ pub fn cases() -> Vec<Case> {
         .chain([
             Case::new("background: a writer is dumped again and again", the_original_is_unharmed),
             Case::new("background: a kill while memory is copied does no harm", killed_while_copying),
+            Case::new("background: random memory is restored behind a running task", || {
+                restored_in_the_background("random-memory", &["64"])
+            }),
+            Case::new("background: a writer is restored behind its back", || {
+                restored_in_the_background("writer", &["64"])
+            }),
+            Case::new("background: a tree is restored behind its back", || {
+                restored_in_the_background("tree", &["3", "3"])
+            }),
             Case::new("background: options that do not fit are refused", needs_a_running_tree),
             Case::new("background: memory that no child inherits is copied at once", what_cannot_fork),
         ])
