@@ -87,7 +87,7 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
     let mut mapping = more::collect(&maps);
     cx.shmem.mapped(&vmas);
     cx.segments.mapped(&vmas);
-    sysv::warn_of_undo(task.pid);
+    sysv::warn_of_undo(task.pid, stopped.threads().len());
     let vmas = with_guards(vmas, dir, cx)?;
     let rings = Rings::look(dir.pid(), &vmas)?;
 
