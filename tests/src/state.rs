@@ -103,7 +103,8 @@ pub fn descendants(all: &[Process], root: i32) -> Vec<i32> {
 
 /// Fields from the third (state) on; the name in the second may hold anything.
 fn stat_fields(path: &str) -> Option<Vec<String>> {
-    let text = fs::read_to_string(path).ok()?;
+    let text = fs::read(path).ok()?;
+    let text = String::from_utf8_lossy(&text);
     let fields: Vec<String> = text.rsplit_once(')')?.1.split_whitespace().map(str::to_string).collect();
     (fields.len() >= 50).then_some(fields)
 }
@@ -237,7 +238,7 @@ impl State {
 
     fn thread(&mut self, pid: i32, tid: i32) -> Result<()> {
         let base = format!("/proc/{pid}/task/{tid}");
-        let status = fs::read_to_string(format!("{base}/status"))?;
+        let status = String::from_utf8_lossy(&fs::read(format!("{base}/status"))?).into_owned();
         for line in status.lines() {
             if let Some((name, value)) = line.split_once(':').filter(|(name, _)| STATUS.contains(name)) {
                 let value = if name == "SigBlk" { without_term(value.trim()) } else { value.trim().into() };
