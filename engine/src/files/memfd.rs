@@ -27,18 +27,14 @@ use nix::{
     },
     unistd::{Gid, Uid, Whence, fchown, lseek},
 };
-use rcriu_images::{
-    ImageDir, ImageKind, ImageWriter,
-    pagemap::{PageReader, Source},
-    pb,
-};
+use rcriu_images::{ImageDir, ImageKind, ImageWriter, pagemap::PageReader, pb};
 
 use super::{
     DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, OpenHow, PlanFiles, RestoredFile, Zone, pipe,
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
-    mm::{hugetlb, shmem},
+    mm::{hugetlb, shmem, stored::stored},
     pstree::FileId,
     sys::shared::anonymous_file,
 };
@@ -268,14 +264,7 @@ fn fill(file: &std::fs::File, inode: &pb::MemfdInodeEntry, images: &ImageDir) ->
     let end = inode.size.next_multiple_of(4096);
     let mut buffer = vec![0; STEP.min(end) as usize];
     for run in pages.runs(0, end) {
-        let (level, from) = match run.source {
-            Source::Absent => continue,
-            Source::Stored { level, offset } => (level, offset),
-            Source::Lazy | Source::Missing => {
-                return Err(Error::image(format!("page {:#x} is not in the images", run.vaddr)));
-            }
-        };
-        let source = pages.pages(level).ok_or_else(|| Error::image("its file of pages is missing"))?;
+        let Some((source, from)) = stored(&pages, &run)? else { continue };
         // The last page may reach beyond the end of the file.
         let len = run.len.min(inode.size.saturating_sub(run.vaddr));
         let mut done = 0;

@@ -26,6 +26,7 @@ pub mod restore;
 pub mod shmem;
 pub mod sink;
 pub mod status;
+pub(crate) mod stored;
 pub mod sysv;
 pub mod track;
 pub mod vma;

@@ -12,13 +12,14 @@ use std::{cmp::Ordering, collections::BTreeMap, os::fd::OwnedFd};
 
 use rcriu_images::{
     ImageDir, ImageKind,
-    pagemap::{PAGE_SIZE, PageReader, Source},
+    pagemap::{PAGE_SIZE, PageReader},
     pb,
 };
 
 use super::{pages::PageStore, shmem, status as st, vma::Vma};
 use crate::{
     error::{Context, Error, Result},
+    mm::stored::stored,
     pstree::RealPid,
     restore::Snapshot,
     sys::{
@@ -258,18 +259,13 @@ fn fill(entry: &pb::RcriuSegmentEntry, images: &ImageDir) -> Result<()> {
     for run in pages.runs(0, region.len()) {
         crate::interrupt::check()?;
         let at = region.start() + run.vaddr;
-        match run.source {
+        match stored(&pages, &run)? {
             // Others may have written to it meanwhile.
-            Source::Absent => region.advise(at, run.len, REMOVE)?,
-            Source::Stored { level, offset } => {
-                let file = pages.pages(level);
-                let got = file.map_or(Ok(0), |file| region.read_file(file, offset, &[(at, run.len)]))?;
-                if got != run.len {
+            None => region.advise(at, run.len, REMOVE)?,
+            Some((file, offset)) => {
+                if region.read_file(file, offset, &[(at, run.len)])? != run.len {
                     return Err(Error::image("its file of pages is too short"));
                 }
-            }
-            Source::Lazy | Source::Missing => {
-                return Err(Error::image(format!("page {:#x} is not in the images", run.vaddr)));
             }
         }
     }

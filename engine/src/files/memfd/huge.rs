@@ -2,15 +2,11 @@
 
 use std::{fs::File, os::fd::AsFd};
 
-use rcriu_images::{
-    ImageDir, ImageKind,
-    pagemap::{PageReader, Source},
-    pb,
-};
+use rcriu_images::{ImageDir, ImageKind, pagemap::PageReader, pb};
 
 use crate::{
     error::{Error, Result, SysContext},
-    mm::hugetlb,
+    mm::{hugetlb, stored::stored},
     sys::map::{Mapping, Region},
 };
 
@@ -51,14 +47,7 @@ pub(super) fn fill(file: &File, inode: &pb::MemfdInodeEntry, flags: u32, images:
     }
     let mut mapped: Option<(u64, Region)> = None;
     for run in pages.runs(0, end) {
-        let (level, from) = match run.source {
-            Source::Absent => continue,
-            Source::Stored { level, offset } => (level, offset),
-            Source::Lazy | Source::Missing => {
-                return Err(Error::image(format!("page {:#x} is not in the images", run.vaddr)));
-            }
-        };
-        let source = pages.pages(level).ok_or_else(|| Error::image("its file of pages is missing"))?;
+        let Some((source, from)) = stored(&pages, &run)? else { continue };
         let mut done = 0;
         while done < run.len {
             crate::interrupt::check()?;
