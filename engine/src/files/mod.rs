@@ -45,6 +45,7 @@ mod refuse;
 mod reg;
 #[cfg(test)]
 mod roundtrip;
+mod shared;
 mod signalfd;
 pub(crate) mod sk;
 mod task;
@@ -56,8 +57,9 @@ pub use fd::{DrainedFd, FdProbe};
 pub use ghost::{Lost, Source};
 pub use out::{FilesOut, PathUse};
 pub use plan::{FilesPlan, PlanFiles, Table, TableIx, Zone};
+pub use shared::FilesShared;
 pub use sk::Connections;
-pub use task::{FilesShared, FilesTask};
+pub use task::FilesTask;
 
 /// One kind of open file: how it is recognised, dumped, and read back from an image.
 pub trait FileKind: fmt::Debug + Sync {

@@ -5,8 +5,7 @@
 //! table's turn comes is closed.
 
 use std::{
-    cell::RefCell,
-    collections::{BTreeMap, HashMap},
+    collections::HashMap,
     os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd},
     sync::atomic::Ordering,
 };
@@ -15,11 +14,12 @@ use rcriu_images::{ImageDir, ImageKind};
 use restorer::args::Late;
 
 use super::{
-    GroupKey, Lost, OpenHow, Revived, Source,
-    fdpass::{self, FdPass, Passer},
-    ghost, lock, memfd, pidfd,
-    plan::{FilesPlan, Node, Place, Step, TableIx, TablePlan, Zone},
-    tty::{self, Terminals},
+    GroupKey, OpenHow,
+    fdpass::{self, Passer},
+    lock,
+    plan::{FilesPlan, Node, Place, Step, TableIx, TablePlan},
+    shared::{ARRIVED, DONE, FilesShared, WORDS, find_inherited},
+    tty,
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
@@ -27,149 +27,13 @@ use crate::{
     kernel::Kernel,
     options::RestoreOptions,
     pstree::{FileId, VirtPid},
-    sys::{fd, futex, shared::SharedWords},
+    sys::{fd, futex},
 };
-
-/// Descriptors that the engine and the restorer need for themselves.
-const ENGINE_ROOM: RawFd = 64;
-
-/// Words of a table: how many of its sharers are waiting, and whether it is done.
-const ARRIVED: usize = 0;
-const DONE: usize = 1;
-const WORDS: usize = 2;
-
-/// What exists before the first fork so that tasks can restore files; kept by the engine to the end.
-#[derive(Debug)]
-pub struct FilesShared {
-    zone: Zone,
-    pass: FdPass,
-    tables: SharedWords,
-    /// Inodes without a name.
-    handles: HashMap<FileId, OwnedFd>,
-    /// Descriptors given from outside, in the order of the options.
-    inherited: Vec<OwnedFd>,
-    /// Names that were made for this restore by the dump.
-    links: Vec<Vec<u8>>,
-    terminals: Terminals,
-    memfds: memfd::Made,
-    /// TCP connections, which the engine lets go in the end.
-    revived: RefCell<HashMap<FileId, Revived>>,
-}
-
-impl FilesShared {
-    /// Numbers in which everything must lie that tasks inherit and need: the engine moves its own descriptors
-    /// there before it forks. `limit` is RLIMIT_NOFILE, already raised.
-    ///
-    /// # Errors
-    /// More descriptors than `limit` allows.
-    pub fn zone(plan: &FilesPlan, limit: RawFd, opts: &RestoreOptions, kernel: &Kernel) -> Result<Zone> {
-        let passing = if fdpass::by_socket(kernel) { plan.slots + 2 * plan.receivers().count() } else { 0 };
-        let early = plan.memfds.len() + plan.dead_pidfds.values().map(Vec::len).sum::<usize>();
-        let lost = plan.nodes.values().filter(|node| node.file.lost().is_some()).count();
-        let outside = opts.inherit_fds.len() + plan.ttys.descriptors();
-        let early = early + plan.connections().len();
-        let room = i32::try_from(plan.most_kept() + passing + early + lost + outside).unwrap_or(i32::MAX);
-        plan.zone(limit, room.saturating_add(ENGINE_ROOM))
-    }
-
-    /// Makes it, in the engine, before the first fork: files without a name are brought back.
-    pub fn prepare(
-        plan: &FilesPlan,
-        zone: Zone,
-        images: &ImageDir,
-        opts: &RestoreOptions,
-        kernel: &Kernel,
-    ) -> Result<FilesShared> {
-        let mut lost: BTreeMap<Source<'_>, Vec<Lost<'_>>> = BTreeMap::new();
-        for (source, file) in plan.nodes.values().filter_map(|node| node.file.lost()) {
-            lost.entry(source).or_default().push(file);
-        }
-        let (mut handles, mut links) = (HashMap::new(), Vec::new());
-        for (source, files) in &lost {
-            for (id, handle) in ghost::bring_back(images, source, files)? {
-                handles.insert(id, zone.keep(handle)?);
-            }
-            if let Source::Link(path) = source {
-                links.push(path.to_vec());
-            }
-        }
-        let inherited = opts.inherit_fds.iter().map(|fd| {
-            zone.keep(fd::duplicate(fd.fd)?).during(|| format!("--inherit-fd fd[{}]:{}", fd.fd, fd.key))
-        });
-        let inherited = inherited.collect::<Result<Vec<_>>>()?;
-        let outside = |name: &str| find_inherited(opts, &inherited, name);
-        let terminals = tty::prepare(&plan.ttys, zone, opts, outside, &mut handles)?;
-        for (id, handle) in pidfd::prepare(&plan.dead_pidfds)? {
-            handles.insert(id, zone.keep(handle)?);
-        }
-        let memfds = memfd::Made::new(&plan.memfds, images, zone)?;
-        let mut revived = HashMap::new();
-        for (&id, node) in &plan.nodes {
-            let made = node.file.revive(opts.common.tcp.close, images);
-            if let Some(made) = made.during(|| format!("file {id} {}", node.file.name()))? {
-                revived.insert(id, made.keep(zone)?);
-            }
-        }
-        Ok(FilesShared {
-            revived: RefCell::new(revived),
-            zone,
-            pass: FdPass::new(plan.slots, plan.receivers(), kernel, zone)?,
-            tables: SharedWords::new(plan.tables.len() * WORDS)?,
-            handles,
-            inherited,
-            links,
-            terminals,
-            memfds,
-        })
-    }
-
-    /// Moves a descriptor that tasks inherit to where none of theirs is.
-    pub fn keep(&self, fd: OwnedFd) -> Result<OwnedFd> {
-        self.zone.keep(fd)
-    }
-
-    /// Once all tasks have mapped their files: what must not be changed any more is sealed.
-    pub fn mapped(&self) -> Result<()> {
-        self.memfds.seal()
-    }
-
-    /// Connections go on: right before tasks do, when their packets flow again.
-    ///
-    /// # Errors
-    /// None of a single connection: that it is lost is logged, since nothing can be undone any more.
-    pub fn connect(&self) {
-        for (id, connection) in self.revived.take() {
-            if let Err(e) = connection.resume() {
-                log::error!("file {id}: the connection does not go on: {e}");
-            }
-        }
-    }
-
-    /// After a restore that succeeded: names that the dump made for it go.
-    pub fn finished(&self) {
-        for path in &self.links {
-            if let Err(e) = nix::unistd::unlink(path.as_slice()) {
-                log::warn!("unlink({}): {e}", path.escape_ascii());
-            }
-        }
-    }
-
-    /// Once all tasks are forked: the engine needs what they use among themselves no longer.
-    pub fn forked(&self) -> Result<()> {
-        self.pass.close()
-    }
-}
 
 /// Numbers of all open descriptors of this process, and one that is closed again.
 fn open_numbers() -> Result<Vec<RawFd>> {
     let list = std::fs::read_dir("/proc/self/fd").call("open(/proc/self/fd)")?;
     Ok(list.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
-}
-
-/// A duplicate of what `--inherit-fd` gives for `name`.
-fn find_inherited(opts: &RestoreOptions, inherited: &[OwnedFd], name: &str) -> Result<Option<OwnedFd>> {
-    let at = opts.inherit_fds.iter().position(|fd| fd.is_for(name));
-    at.and_then(|at| inherited.get(at)).map(|fd| fd.try_clone().call("dup")).transpose()
 }
 
 /// The files' side of a task that is being rebuilt.

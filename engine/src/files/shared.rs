@@ -1,0 +1,164 @@
+//! What exists before the first fork so that tasks can restore their files.
+
+use std::{
+    cell::RefCell,
+    collections::{BTreeMap, HashMap},
+    os::fd::{OwnedFd, RawFd},
+};
+
+use rcriu_images::ImageDir;
+
+use super::{
+    Lost, Revived, Source,
+    fdpass::{self, FdPass},
+    ghost, memfd, pidfd,
+    plan::{FilesPlan, Zone},
+    tty::{self, Terminals},
+};
+use crate::{
+    error::{Context, Result, SysContext},
+    kernel::Kernel,
+    options::RestoreOptions,
+    pstree::FileId,
+    sys::{fd, shared::SharedWords},
+};
+
+/// Descriptors that the engine and the restorer need for themselves.
+const ENGINE_ROOM: RawFd = 64;
+
+/// Words of a table: how many of its sharers are waiting, and whether it is done.
+pub(super) const ARRIVED: usize = 0;
+pub(super) const DONE: usize = 1;
+pub(super) const WORDS: usize = 2;
+
+/// What exists before the first fork so that tasks can restore files; kept by the engine to the end.
+#[derive(Debug)]
+pub struct FilesShared {
+    pub(super) zone: Zone,
+    pub(super) pass: FdPass,
+    pub(super) tables: SharedWords,
+    /// Inodes without a name.
+    pub(super) handles: HashMap<FileId, OwnedFd>,
+    /// Descriptors given from outside, in the order of the options.
+    pub(super) inherited: Vec<OwnedFd>,
+    /// Names that were made for this restore by the dump.
+    links: Vec<Vec<u8>>,
+    pub(super) terminals: Terminals,
+    pub(super) memfds: memfd::Made,
+    /// TCP connections, which the engine lets go in the end.
+    pub(super) revived: RefCell<HashMap<FileId, Revived>>,
+}
+
+impl FilesShared {
+    /// Numbers in which everything must lie that tasks inherit and need: the engine moves its own descriptors
+    /// there before it forks. `limit` is RLIMIT_NOFILE, already raised.
+    ///
+    /// # Errors
+    /// More descriptors than `limit` allows.
+    pub fn zone(plan: &FilesPlan, limit: RawFd, opts: &RestoreOptions, kernel: &Kernel) -> Result<Zone> {
+        let passing = if fdpass::by_socket(kernel) { plan.slots + 2 * plan.receivers().count() } else { 0 };
+        let early = plan.memfds.len() + plan.dead_pidfds.values().map(Vec::len).sum::<usize>();
+        let lost = plan.nodes.values().filter(|node| node.file.lost().is_some()).count();
+        let outside = opts.inherit_fds.len() + plan.ttys.descriptors();
+        let early = early + plan.connections().len();
+        let room = i32::try_from(plan.most_kept() + passing + early + lost + outside).unwrap_or(i32::MAX);
+        plan.zone(limit, room.saturating_add(ENGINE_ROOM))
+    }
+
+    /// Makes it, in the engine, before the first fork: files without a name are brought back.
+    pub fn prepare(
+        plan: &FilesPlan,
+        zone: Zone,
+        images: &ImageDir,
+        opts: &RestoreOptions,
+        kernel: &Kernel,
+    ) -> Result<FilesShared> {
+        let mut lost: BTreeMap<Source<'_>, Vec<Lost<'_>>> = BTreeMap::new();
+        for (source, file) in plan.nodes.values().filter_map(|node| node.file.lost()) {
+            lost.entry(source).or_default().push(file);
+        }
+        let (mut handles, mut links) = (HashMap::new(), Vec::new());
+        for (source, files) in &lost {
+            for (id, handle) in ghost::bring_back(images, source, files)? {
+                handles.insert(id, zone.keep(handle)?);
+            }
+            if let Source::Link(path) = source {
+                links.push(path.to_vec());
+            }
+        }
+        let inherited = opts.inherit_fds.iter().map(|fd| {
+            zone.keep(fd::duplicate(fd.fd)?).during(|| format!("--inherit-fd fd[{}]:{}", fd.fd, fd.key))
+        });
+        let inherited = inherited.collect::<Result<Vec<_>>>()?;
+        let outside = |name: &str| find_inherited(opts, &inherited, name);
+        let terminals = tty::prepare(&plan.ttys, zone, opts, outside, &mut handles)?;
+        for (id, handle) in pidfd::prepare(&plan.dead_pidfds)? {
+            handles.insert(id, zone.keep(handle)?);
+        }
+        let memfds = memfd::Made::new(&plan.memfds, images, zone)?;
+        let mut revived = HashMap::new();
+        for (&id, node) in &plan.nodes {
+            let made = node.file.revive(opts.common.tcp.close, images);
+            if let Some(made) = made.during(|| format!("file {id} {}", node.file.name()))? {
+                revived.insert(id, made.keep(zone)?);
+            }
+        }
+        Ok(FilesShared {
+            revived: RefCell::new(revived),
+            zone,
+            pass: FdPass::new(plan.slots, plan.receivers(), kernel, zone)?,
+            tables: SharedWords::new(plan.tables.len() * WORDS)?,
+            handles,
+            inherited,
+            links,
+            terminals,
+            memfds,
+        })
+    }
+
+    /// Moves a descriptor that tasks inherit to where none of theirs is.
+    pub fn keep(&self, fd: OwnedFd) -> Result<OwnedFd> {
+        self.zone.keep(fd)
+    }
+
+    /// Once all tasks have mapped their files: what must not be changed any more is sealed.
+    pub fn mapped(&self) -> Result<()> {
+        self.memfds.seal()
+    }
+
+    /// Connections go on: right before tasks do, when their packets flow again.
+    ///
+    /// # Errors
+    /// None of a single connection: that it is lost is logged, since nothing can be undone any more.
+    pub fn connect(&self) {
+        for (id, connection) in self.revived.take() {
+            if let Err(e) = connection.resume() {
+                log::error!("file {id}: the connection does not go on: {e}");
+            }
+        }
+    }
+
+    /// After a restore that succeeded: names that the dump made for it go.
+    pub fn finished(&self) {
+        for path in &self.links {
+            if let Err(e) = nix::unistd::unlink(path.as_slice()) {
+                log::warn!("unlink({}): {e}", path.escape_ascii());
+            }
+        }
+    }
+
+    /// Once all tasks are forked: the engine needs what they use among themselves no longer.
+    pub fn forked(&self) -> Result<()> {
+        self.pass.close()
+    }
+}
+
+/// A duplicate of what `--inherit-fd` gives for `name`.
+pub(super) fn find_inherited(
+    opts: &RestoreOptions,
+    inherited: &[OwnedFd],
+    name: &str,
+) -> Result<Option<OwnedFd>> {
+    let at = opts.inherit_fds.iter().position(|fd| fd.is_for(name));
+    at.and_then(|at| inherited.get(at)).map(|fd| fd.try_clone().call("dup")).transpose()
+}
