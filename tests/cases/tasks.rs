@@ -35,8 +35,18 @@ pub const KINDS: &[Kind] = &[
     kind("blocked calls end in their time", "blocked-ends", &[]).beyond_criu(),
     kind("blocked calls that were interrupted before go on", "blocked-resumed", &[]).beyond_criu(),
     kind("blocked calls under a filter against restarts go on", "blocked-filtered", &[]).beyond_criu(),
+    kind("blocked calls on files of many kinds go on", "blocked-files", &[]).beyond_criu(),
+    kind("blocked calls on sockets with timeouts go on", "blocked-sockets", &[]).beyond_criu(),
+    kind("waits for the queue of a listener go on", "blocked-connecting", &[]).beyond_criu(),
+    kind("waits for semaphores and messages go on", "blocked-queues", &[]).beyond_criu(),
+    kind("waits for asynchronous requests go on", "blocked-requests", &[]).beyond_criu(),
     Kind { options: &["--file-locks"], ..kind("waiting for a file lock goes on", "blocked-locks", &[]) }
         .beyond_criu(),
+    Kind {
+        options: &["--file-locks"],
+        ..kind("waiting for the lock of another process goes on", "blocked-lock-of-another", &[])
+    }
+    .beyond_criu(),
 ];
 
 pub fn cases() -> Vec<Case> {

@@ -29,7 +29,7 @@ struct Request {
 
 #[repr(C)]
 #[derive(Clone, Copy, Default, Debug, PartialEq)]
-struct Event {
+pub struct Event {
     data: u64,
     request: u64,
     result: i64,
@@ -38,7 +38,7 @@ struct Event {
 
 const WRITE: u16 = 1;
 
-fn setup(requests: u32) -> anyhow::Result<u64> {
+pub fn setup(requests: u32) -> anyhow::Result<u64> {
     let mut context = 0u64;
     // SAFETY: one word is stored.
     match unsafe { libc::syscall(libc::SYS_io_setup, requests, &raw mut context) } {
@@ -48,7 +48,7 @@ fn setup(requests: u32) -> anyhow::Result<u64> {
 }
 
 /// Lets a request run that writes one byte and is known by `data`.
-fn submit(context: u64, file: &File, data: u64) -> Check {
+pub fn submit(context: u64, file: &File, data: u64) -> Check {
     let byte = data as u8;
     let mut request = Request {
         data,
@@ -63,6 +63,11 @@ fn submit(context: u64, file: &File, data: u64) -> Check {
     // SAFETY: the request completes within the call.
     let taken = unsafe { libc::syscall(libc::SYS_io_submit, context, 1i64, list.as_ptr()) };
     same("requests taken", sys("io_submit", taken)?, 1)
+}
+
+/// The file that requests write to.
+pub fn file() -> anyhow::Result<File> {
+    File::options().create(true).truncate(true).read(true).write(true).open("data").context("data")
 }
 
 /// Takes the events that are there, up to `most`.
@@ -86,8 +91,7 @@ fn take(context: u64, most: usize) -> anyhow::Result<Vec<(u64, i64)>> {
 
 /// See the module.
 pub fn run(_: &[String]) -> Check {
-    let file =
-        File::options().create(true).truncate(true).read(true).write(true).open("data").context("data")?;
+    let file = file()?;
     let (fresh, full, wrapped) = (setup(1)?, setup(10)?, setup(3)?);
     for data in 0..5 {
         submit(full, &file, data)?;

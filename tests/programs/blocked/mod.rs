@@ -6,13 +6,19 @@
 //! The calls are made raw, on words of mappings that stay and on structures of the calling thread.
 
 mod ends;
+mod files;
 mod kinds;
 mod locks;
+mod queues;
+mod sockets;
 mod timed;
 
 pub use ends::run as ends;
+pub use files::{lock_of_another, run as files};
 pub use kinds::run as kinds;
 pub use locks::run as locks;
+pub use queues::{requests, run as queues};
+pub use sockets::{connecting, run as sockets};
 pub use timed::{filtered, resumed, run as timed};
 
 use std::os::fd::OwnedFd;
