@@ -2,11 +2,12 @@
 
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Context, Result, ensure};
 use rcriu_tests::cycle::compare;
 use rcriu_tests::program::wait_gone;
-use rcriu_tests::{Case, Cycle, Engine, Images, Program};
+use rcriu_tests::{Case, Cycle, Engine, Images, Program, skip};
 
 use super::{Server, free_port};
 
@@ -173,6 +174,40 @@ fn chosen_port() -> Result<()> {
     program.verify()
 }
 
+/// Two dumps of one program through page servers; the second server frees what the first one stored.
+fn frees_older_copies() -> Result<()> {
+    let engine = Engine::rcriu()?;
+    if engine.run(&["check", "--feature", "mem_dirty_track"])?.code != Some(0) {
+        return Err(skip("this kernel cannot tell which pages changed"));
+    }
+    let program = Program::start("random-memory", &["16"])?;
+    let (first, second) = (Images::new()?, Images::new()?);
+    for (images, more) in [(&first, None), (&second, Some(first.as_str()?))] {
+        let port = free_port()?;
+        let serving = Server::start(&engine, "page-server", images, &["--port", &port, "--auto-dedup"])?;
+        let mut args = vec!["--track-mem", "--page-server", "--address", "127.0.0.1", "--port", &port];
+        match more {
+            None => args.push("--leave-running"),
+            Some(parent) => args.extend(["--prev-images-dir", parent]),
+        }
+        let tree = program.tree()?;
+        Cycle::new()?.try_dump(program.pid(), images, &args)?.ok()?;
+        if more.is_some() {
+            wait_gone(&tree)?;
+        }
+        serving.ended_well()?;
+    }
+    // What changed since is stored twice: the older copy reads as zero.
+    let stored = |images: &Images| -> Result<Vec<(u64, u64)>> {
+        let names = images.names()?.into_iter().filter(|n| n.starts_with("pages-"));
+        names.map(|n| images.file(&n).metadata().context(n).map(|m| (m.len(), m.blocks() * 512))).collect()
+    };
+    let holes = stored(&first)?.iter().any(|(length, space)| space < length);
+    ensure!(holes, "nothing was freed: {:?}, then {:?}", stored(&first)?, stored(&second)?);
+    Cycle::new()?.restore(&second)?;
+    program.verify()
+}
+
 pub fn cases() -> Vec<Case> {
     let rcriu = || Engine::rcriu();
     let mut cases = Vec::new();
@@ -198,6 +233,7 @@ pub fn cases() -> Vec<Case> {
     cases.extend([
         Case::new("pages: the page server's socket may be inherited", over_an_inherited_socket),
         Case::new("pages: a port chosen by the kernel is reported, the daemon has a pidfile", chosen_port),
+        Case::new("pages: a page server frees older copies", frees_older_copies),
         Case::new("pages: a page server that is not there", nobody_there),
         Case::new("pages: a page server that was killed", killed_server),
         Case::new("pages: a page server that closes at once", || breaks_off(0)),

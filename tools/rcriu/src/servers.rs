@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use rcriu_engine::error::{Context as _, Error, Result, SysContext};
 use rcriu_engine::interrupt;
+use rcriu_engine::mm::dedup;
 use rcriu_engine::mm::lazy::{self, Late, Source};
 use rcriu_engine::mm::pages::PageStore;
 use rcriu_engine::mm::xfer::{self, Conn, Listener};
@@ -50,7 +51,12 @@ pub fn serve_pages(raw: &Raw, folders: &Folders, listener: Listener) -> Result<(
         return xfer::send(conn, &mut Source::new(images, None)).map(drop);
     }
     let conn = listener.accept(&raw.tls)?;
-    xfer::receive(conn, &images, PageStore::of_server(images.clone()))
+    xfer::receive(conn, &images, PageStore::of_server(images.clone()))?;
+    // Only now that nothing is missing any more.
+    if raw.auto_dedup && images.parent()?.is_some() {
+        dedup::parents(&images)?;
+    }
+    Ok(())
 }
 
 /// The command `lazy-pages`: serves the memory of a restore, from the images or from a page server.

@@ -80,8 +80,10 @@ impl Ttys {
         for data in images.read_all::<pb::TtyDataEntry>(ImageKind::TtyData, 0)? {
             ttys.data.insert(data.tty_id, data.data);
         }
-        let regs = entries.iter().filter_map(|(id, e)| Some((*id, e.reg.clone()?)));
-        ttys.paths = regs.filter(|(_, reg)| reg.name.starts_with(b"/dev")).collect();
+        // A device file may be anywhere.
+        let terminals = entries.values().filter_map(|e| e.tty.as_ref());
+        let files = terminals.map(|t| FileId(t.regf_id.unwrap_or(t.id)));
+        ttys.paths = files.filter_map(|id| Some((id, entries.get(&id)?.reg.clone()?))).collect();
         Ok(ttys)
     }
 

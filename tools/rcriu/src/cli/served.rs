@@ -19,7 +19,6 @@ const BOTH: &[Action] = &[Dump, PreDump, Restore];
 const OPTIONS: &[(&str, &[Action])] = &[
     ("libdir", BOTH),
     ("unprivileged", BOTH),
-    ("auto-dedup", &[PageServer]),
     ("lazy-pages", &[PreDump]),
     ("stream", BOTH),
     ("join-ns", RESTORE),
