@@ -247,6 +247,8 @@ pub struct DumpOptions {
     pub track_mem: bool,
     /// `--background`: memory is copied when the tree runs again.
     pub background: bool,
+    /// `--checksum`: sums of all images go with them.
+    pub checksum: bool,
     /// `--prev-images-dir`: images to build upon, relative to the images folder.
     pub prev_images_dir: Option<PathBuf>,
     /// `--pre-dump-mode`.
@@ -271,6 +273,7 @@ impl DumpOptions {
             ghost_fiemap: true,
             track_mem: false,
             background: false,
+            checksum: false,
             prev_images_dir: None,
             pre_dump_mode: PreDumpMode::default(),
             network_lock: NetworkLock::default(),

@@ -183,6 +183,7 @@ catalog! {
     RcriuSegments "RCRIU_SEGMENTS" "rcriu-segments" No "" Common magic::RCRIU_SEGMENTS, "rcriu_segment_entry" None;
     RcriuFiles "RCRIU_FILES" "rcriu-files" No "" Common magic::RCRIU_FILES, "rcriu_file_entry" None;
     RcriuTasks "RCRIU_TASKS" "rcriu-tasks" No "" Common magic::RCRIU_TASKS, "rcriu_task_entry" None;
+    RcriuSums "RCRIU_SUMS" "rcriu-sums" No "" Common magic::RCRIU_SUMS, "rcriu_sums_entry" None;
     IrmapCache "IRMAP_CACHE" "irmap-cache" No "" Service magic::IRMAP_CACHE, "irmap_cache_entry" None;
 }
 

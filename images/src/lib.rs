@@ -13,6 +13,7 @@
 //! | [`check`] | whether a set holds together |
 //! | [`compat`] | older layouts seen as today's |
 //! | [`required`] | fields that must be there |
+//! | [`sums`] | sums of all files of a set |
 //! | [`schema`] | the descriptors of all messages at run time |
 
 pub mod catalog;
@@ -28,6 +29,7 @@ pub mod pagemap;
 pub mod required;
 pub mod schema;
 pub mod set;
+pub mod sums;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod wire;

@@ -13,13 +13,13 @@ use rcriu_tests::state::processes;
 use rcriu_tests::{Case, Engine, Finished, Program, Scratch, skip};
 
 /// Folders `1`, `2`, ... side by side, for the dumps of a chain.
-struct Chain {
+pub struct Chain {
     scratch: Scratch,
     engine: Engine,
 }
 
 impl Chain {
-    fn new() -> Result<Chain> {
+    pub fn new() -> Result<Chain> {
         let engine = Engine::rcriu()?;
         if engine.run(&["check", "--feature", "mem_dirty_track"])?.code != Some(0) {
             return Err(skip("this kernel cannot tell which pages changed"));
@@ -27,12 +27,12 @@ impl Chain {
         Ok(Chain { scratch: Scratch::new()?, engine })
     }
 
-    fn dir(&self, n: usize) -> PathBuf {
+    pub fn dir(&self, n: usize) -> PathBuf {
         self.scratch.path().join(n.to_string())
     }
 
     /// `verb` of the program into folder `n`, on top of `on`, with `more` arguments and environment.
-    fn run(
+    pub fn run(
         &self,
         verb: &str,
         program: &Program,
@@ -53,19 +53,19 @@ impl Chain {
         self.engine.finish(command)
     }
 
-    fn pre_dump(&self, program: &Program, n: usize, more: &[&str]) -> Result<Finished> {
+    pub fn pre_dump(&self, program: &Program, n: usize, more: &[&str]) -> Result<Finished> {
         self.run("pre-dump", program, (n, (n > 1).then_some(n - 1)), more, &[])?.ok()
     }
 
     /// The dump that ends the chain; waits until the tree is gone.
-    fn dump(&self, program: &Program, n: usize, more: &[&str]) -> Result<Finished> {
+    pub fn dump(&self, program: &Program, n: usize, more: &[&str]) -> Result<Finished> {
         let tree = program.tree()?;
         let finished = self.run("dump", program, (n, (n > 1).then_some(n - 1)), more, &[])?.ok()?;
         wait_gone(&tree)?;
         Ok(finished)
     }
 
-    fn restore(&self, n: usize, more: &[&str]) -> Result<()> {
+    pub fn restore(&self, n: usize, more: &[&str]) -> Result<()> {
         let dir = self.dir(n);
         let mut args = vec!["restore", "-d", "-D", dir.to_str().context("name")?, "-v4", "-o", "restore.log"];
         args.extend(more);
@@ -106,7 +106,7 @@ impl Chain {
     }
 }
 
-fn step(program: &Program, n: usize) -> Result<()> {
+pub fn step(program: &Program, n: usize) -> Result<()> {
     PidFd::open(Pid::from_raw(program.pid())).context("the program")?.kill(Signal::SIGUSR1);
     program.wait_line(&format!("STEP {n}"))
 }

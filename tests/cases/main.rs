@@ -23,6 +23,7 @@ mod refusals;
 mod silent;
 mod sockets;
 mod special_memory;
+mod sums;
 mod tasks;
 
 use std::process::ExitCode;
@@ -37,6 +38,7 @@ fn main() -> ExitCode {
         silent::cases,
         files::cases,
         incremental::cases,
+        sums::cases,
         sockets::cases,
         pages::cases,
         cgroups::cases,

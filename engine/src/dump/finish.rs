@@ -6,6 +6,7 @@ use rcriu_images::{ImageDir, ImageKind, pb};
 use super::{
     DumpCx,
     collect::{Pstree, Task},
+    sums,
 };
 use crate::{
     error::{Result, SysContext},
@@ -85,10 +86,13 @@ pub fn whole_tree(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<Ready> {
     Ok(Ready { track: cx.track, connections, inventory })
 }
 
-/// The inventory, the last image: no inventory, no snapshot.
-pub fn seal(images: &ImageDir, inventory: &pb::InventoryEntry) -> Result<()> {
+/// The inventory, the last image: no inventory, no snapshot. With `checksum`, sums of all images come before it.
+pub fn seal(images: &ImageDir, mut inventory: pb::InventoryEntry, checksum: bool) -> Result<()> {
     images.check_written()?;
-    one(images, ImageKind::Inventory, 0, inventory)
+    if checksum {
+        sums::write(images, &mut inventory)?;
+    }
+    one(images, ImageKind::Inventory, 0, &inventory)
 }
 
 /// Clocks of the tree at the time of the dump: a restore makes them go on from here. `timens-0.img` for a tree

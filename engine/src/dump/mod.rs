@@ -21,6 +21,7 @@ mod namespaces;
 pub mod predump;
 pub(crate) mod refuse;
 pub mod seize;
+mod sums;
 mod task;
 
 use std::sync::atomic::Ordering;
@@ -125,6 +126,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     log::info!("Dumping processes (pid: {root})");
     let notify = |stage| opts.common.notifier.notify(stage, Some(root));
     background::check(opts)?;
+    sums::check(opts)?;
     notify(Stage::PreDump)?;
     let images = opts.common.images_dir.images()?;
     let created = Created::new(&images);
@@ -176,11 +178,11 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
         stats.frozen.stop();
         background.finish(&pages, kernel, &mut stats)?;
         pages.finish()?;
-        finish::seal(&images, &inventory)?;
+        finish::seal(&images, inventory, opts.checksum)?;
         created.keep();
     } else {
         pages.finish()?;
-        finish::seal(&images, &inventory)?;
+        finish::seal(&images, inventory, opts.checksum)?;
         // Needs: all pages read, and nothing that can still fail and leave the parent as the newest images.
         track.mark();
         // A complete set stays, also if somebody objects to ending the tree.

@@ -13,11 +13,7 @@ use std::os::fd::OwnedFd;
 
 use rcriu_images::ImageKind;
 
-use super::{
-    Created, collect,
-    finish::{self, one},
-    refuse, seize,
-};
+use super::{Created, collect, finish, refuse, seize};
 use crate::{
     error::{Context, Error, Kind, Result},
     infect::{Infected, StoppedTask},
@@ -99,8 +95,7 @@ pub fn pre_dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     store.finish()?;
     stats.memwrite.stop();
     track.write(&images)?;
-    images.check_written()?;
-    one(&images, ImageKind::Inventory, 0, &inventory)?;
+    finish::seal(&images, inventory, opts.checksum)?;
     created.keep();
     track.commit();
     if opts.common.auto_dedup && opts.prev_images_dir.is_some() {

@@ -9,6 +9,7 @@ use nix::fcntl::{FallocateFlags, fallocate};
 use rcriu_images::{
     ImageDir, ImageKind,
     pagemap::{PAGE_SIZE, PageReader, Pagemap, Place, Run, Source},
+    sums::Sums,
 };
 
 use crate::{
@@ -27,37 +28,72 @@ pub fn parents(images: &ImageDir) -> Result<u64> {
         return Err(Error::image("Can't enter previous snapshot folder: the images have no parent")
             .remedy("give the images of an incremental dump"));
     }
-    let mut freed = 0;
+    // What is about to go is no longer compared; done twice, this comes to the same.
+    for (level, parent) in parents.iter().enumerate() {
+        let Some(mut sums) = Sums::read(parent)? else { continue };
+        superseded(own, parents, |at, old, from, to| {
+            if at == level {
+                let page = |byte: u64| byte / PAGE_SIZE;
+                sums.free(old.pages_id.into(), page(from)..page(to));
+            }
+            Ok(())
+        })?;
+        sums.replace(parent)?;
+    }
+    for (kind, id) in own.images()? {
+        match kind {
+            ImageKind::Pagemap => log::info!("pid={id}"),
+            ImageKind::ShmemPagemap => log::info!("shmid={id}"),
+            _ => {}
+        }
+    }
+    let mut open: Option<(usize, u32, File)> = None;
+    let mut holes = Holes::default();
+    superseded(own, parents, |at, old, from, to| {
+        let now = (at, old.pages_id);
+        if open.as_ref().is_none_or(|(at, id, _)| (*at, *id) != now) {
+            if let Some((.., file)) = open.take() {
+                holes.punch(&file)?;
+            }
+            let file = parents[at].open_raw_rw(ImageKind::Pages, old.pages_id.into())?;
+            open = file.map(|file| (at, old.pages_id, file));
+        }
+        open.as_ref().map_or(Ok(()), |(.., file)| holes.add(file, from, to - from))
+    })?;
+    if let Some((.., file)) = open {
+        holes.punch(&file)?;
+    }
+    log::info!("Deduplicated");
+    Ok(holes.bytes / PAGE_SIZE)
+}
+
+/// Calls `found(which parent, its pagemap, from, to)` for each range of bytes in a pages file of a parent that
+/// holds pages which `own` stores too.
+fn superseded(
+    own: &ImageDir,
+    parents: &[ImageDir],
+    mut found: impl FnMut(usize, &Pagemap, u64, u64) -> Result<()>,
+) -> Result<()> {
     for (kind, id) in own.images()? {
         if !matches!(kind, ImageKind::Pagemap | ImageKind::ShmemPagemap) {
             continue;
         }
-        let what = if kind == ImageKind::Pagemap { "pid" } else { "shmid" };
-        log::info!("{what}={id}");
         let Some(new) = Pagemap::read(own, kind, id)? else { continue };
-        for parent in parents {
+        for (at, parent) in parents.iter().enumerate() {
             interrupt::check()?;
             let Some(old) = Pagemap::read(parent, kind, id)? else { break };
-            freed += free(parent, &old, &new).during(|| kind.file_name(id))?;
+            for region in new.regions.iter().filter(|r| matches!(r.place, Place::Present { .. })) {
+                for before in old.from(region.vaddr).iter().take_while(|r| r.vaddr < region.end()) {
+                    let Place::Present { first } = before.place else { continue };
+                    let from = region.vaddr.max(before.vaddr);
+                    let to = region.end().min(before.end());
+                    let start = first * PAGE_SIZE + (from - before.vaddr);
+                    found(at, &old, start, start + (to - from)).during(|| kind.file_name(id))?;
+                }
+            }
         }
     }
-    log::info!("Deduplicated");
-    Ok(freed)
-}
-
-/// Frees those stored pages of `old` that `new` stores too.
-fn free(dir: &ImageDir, old: &Pagemap, new: &Pagemap) -> Result<u64> {
-    let Some(file) = dir.open_raw_rw(ImageKind::Pages, old.pages_id.into())? else { return Ok(0) };
-    let mut holes = Holes::default();
-    for region in new.regions.iter().filter(|r| matches!(r.place, Place::Present { .. })) {
-        for before in old.from(region.vaddr).iter().take_while(|r| r.vaddr < region.end()) {
-            let Place::Present { first } = before.place else { continue };
-            let from = region.vaddr.max(before.vaddr);
-            let to = region.end().min(before.end());
-            holes.add(&file, first * PAGE_SIZE + (from - before.vaddr), to - from)?;
-        }
-    }
-    holes.finish(&file)
+    Ok(())
 }
 
 /// Ranges to be freed, gathered as long as they follow each other.
@@ -136,6 +172,17 @@ impl Restored {
         }
         Ok(())
     }
+}
+
+/// From here on pages of `images` and its parents may go as they are restored: their sums are no longer compared.
+pub fn begin(images: &ImageDir) -> Result<()> {
+    for dir in images.chain()? {
+        if let Some(mut sums) = Sums::read(&dir)? {
+            sums.forget_pages();
+            sums.replace(&dir)?;
+        }
+    }
+    Ok(())
 }
 
 /// Frees all pages of shared memory in `images` and its parents, after they have been read.

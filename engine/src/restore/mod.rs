@@ -15,6 +15,7 @@ pub mod plan;
 pub mod preflight;
 pub mod read;
 pub mod stages;
+mod sums;
 pub mod task;
 pub mod tree;
 
@@ -65,7 +66,9 @@ pub struct Restored {
 /// # Errors
 /// Images that cannot be read, a tree that cannot be made; all else stands in the answer.
 pub fn dry_run(opts: &RestoreOptions, kernel: &Kernel) -> Result<Preflight> {
-    let snapshot = Snapshot::read(&opts.common.images_dir.images()?)?;
+    let images = opts.common.images_dir.images()?;
+    sums::verify(&images)?;
+    let snapshot = Snapshot::read(&images)?;
     let plan = Plan::build(&snapshot, opts, kernel)?;
     Preflight::check(&snapshot, &plan, opts, kernel)
 }
@@ -79,7 +82,10 @@ pub fn dry_run(opts: &RestoreOptions, kernel: &Kernel) -> Result<Preflight> {
 /// Nothing is left behind, except after the network was unlocked: the message says so then.
 pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     faults::point("restore-read")?;
-    let mut snapshot = Snapshot::read(&opts.common.images_dir.images()?)?;
+    let images = opts.common.images_dir.images()?;
+    // Nothing is made of images that are not as they were written.
+    sums::verify(&images)?;
+    let mut snapshot = Snapshot::read(&images)?;
     faults::point("restore-plan")?;
     let plan = Plan::build(&snapshot, opts, kernel)?;
     faults::point("restore-preflight")?;
@@ -100,6 +106,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     let (giver, filler) = late_memory(opts, &snapshot, &files)?;
     if opts.common.auto_dedup {
         // Shared memory has been read by now, that of memfds too.
+        crate::mm::dedup::begin(&snapshot.dir)?;
         crate::mm::dedup::shared(&snapshot.dir)?;
     }
     fork::check_single_threaded()?;

@@ -1,5 +1,5 @@
 //! Whether a set holds together: every image decodes, every number that is referred to exists, the pages
-//! files are as long as their pagemaps say.
+//! files are as long as their pagemaps say, and every file has its sum where the set has sums.
 //!
 //! This finds what a restore would stumble over, without restoring, on any machine. It knows nothing of
 //! the host: whether pids are free and files are there is the preflight's business.
@@ -8,6 +8,7 @@ mod files;
 mod memory;
 mod namespaces;
 mod sockets;
+mod sums;
 mod tasks;
 
 use std::collections::{HashMap, HashSet};
@@ -52,6 +53,7 @@ pub fn check_set(set: &ImageSet) -> Result<Vec<Finding>> {
     {
         check.found.push(Finding::error(set.dir.path().to_string_lossy(), why));
     }
+    check.sums();
     check.contents(&images);
     check.tasks();
     check.memory();

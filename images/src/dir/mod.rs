@@ -9,7 +9,7 @@ use std::{
     collections::HashSet,
     ffi::OsString,
     fs::File,
-    io::BufReader,
+    io::{BufReader, Write},
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -18,7 +18,7 @@ use std::{
 use nix::{
     dir::Dir,
     errno::Errno,
-    fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat},
+    fcntl::{AT_FDCWD, AtFlags, OFlag, openat, readlinkat, renameat},
     sys::stat::{Mode, fstat, fstatat},
     unistd::{AccessFlags, UnlinkatFlags, faccessat, symlinkat, unlinkat},
 };
@@ -122,6 +122,24 @@ impl ImageDir {
     /// As [`ImageDir::open_raw`], writable: to punch out pages that are stored elsewhere by now.
     pub fn open_raw_rw(&self, kind: ImageKind, id: u64) -> Result<Option<File>> {
         self.open_file(&kind.file_name(id), OFlag::O_RDWR)
+    }
+
+    /// Puts `bytes` in the place of the file `name`: readers find the one or the other whole.
+    pub fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        let new = format!("{name}.new");
+        let failed = |call, e| Error::sys(&new, call, e);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR | Mode::S_IRGRP | Mode::S_IROTH;
+        let mut file =
+            File::from(openat(&self.0.fd, new.as_str(), flags, mode).map_err(|e| failed("open", e))?);
+        let written = file
+            .write_all(bytes)
+            .and_then(|()| file.sync_data())
+            .map_err(|e| Error::sys(&new, "write", e))
+            .and_then(|()| {
+                renameat(&self.0.fd, new.as_str(), &self.0.fd, name).map_err(|e| failed("rename", e))
+            });
+        written.inspect_err(|_| _ = self.0.remove(&new))
     }
 
     fn open_file(&self, name: &str, flags: OFlag) -> Result<Option<File>> {

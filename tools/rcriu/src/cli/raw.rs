@@ -52,6 +52,7 @@ pub struct Raw {
 
     pub track_mem: bool,
     pub background: bool,
+    pub checksum: bool,
     pub prev_images_dir: Option<PathBuf>,
     pub auto_dedup: bool,
     pub pre_dump_mode: PreDumpMode,
@@ -134,6 +135,7 @@ impl Default for Raw {
             json: false,
             track_mem: false,
             background: false,
+            checksum: false,
             prev_images_dir: None,
             auto_dedup: false,
             pre_dump_mode: PreDumpMode::default(),

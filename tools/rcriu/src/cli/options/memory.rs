@@ -8,6 +8,7 @@ pub const OPTIONS: &[&Opt] = &[
     &BACKGROUND,
     &PREV_IMAGES_DIR,
     &AUTO_DEDUP,
+    &CHECKSUM,
     &PRE_DUMP_MODE,
     &LAZY_PAGES,
     &STREAM,
@@ -79,6 +80,21 @@ static AUTO_DEDUP: Opt = Opt {
            place, so that the images are used up.",
     apply: |raw, v| {
         raw.auto_dedup = v.on();
+        Ok(())
+    },
+};
+
+static CHECKSUM: Opt = Opt {
+    long: "checksum",
+    short: None,
+    takes: Takes::Switch,
+    group: Group::Memory,
+    on: on::DUMP,
+    help: "Write sums of all images, down to single pages",
+    more: "A restore and show --check then find every bit that has changed since, and name its file, task and \
+           address. Sums are found by themselves: a restore needs no option.",
+    apply: |raw, v| {
+        raw.checksum = v.on();
         Ok(())
     },
 };
@@ -300,6 +316,12 @@ mod tests {
         let r = raw(&["--track-mem", "--prev-images-dir", "../1", "--auto-dedup"]);
         assert!(r.track_mem && r.auto_dedup);
         assert_eq!(r.prev_images_dir.as_deref(), Some(Path::new("../1")));
+    }
+
+    #[test]
+    fn sums_are_made_on_request() {
+        assert!(!raw(&[]).checksum && raw(&["--checksum"]).checksum);
+        assert!(!raw(&["--checksum", "--no-checksum"]).checksum);
     }
 
     #[test]
