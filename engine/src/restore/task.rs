@@ -87,6 +87,19 @@ impl<'a> TaskCx<'a> {
         )
     }
 
+    /// Whether no other process of the tree is there that will fork before this one does: all that made this
+    /// one have made nobody else.
+    pub fn alone(&self) -> bool {
+        let mut at = TaskIx::ROOT;
+        while at != self.task {
+            match self.plan.node(at).makes.as_slice() {
+                [only] => at = only.task,
+                _ => return false,
+            }
+        }
+        true
+    }
+
     /// How messages call it.
     pub fn name(&self) -> String {
         self.plan.name(self.snapshot, self.task)
@@ -227,7 +240,8 @@ fn prepare_memory(cx: &TaskCx<'_>, inherited: Prepared) -> Result<Prepared> {
     let mut open = |id: FileId, flags: i32| files.open_path(id, OpenHow { flags });
     // Pages that come late are still to be read.
     let free = cx.opts.common.auto_dedup && cx.giver.is_none();
-    let memory = mm::restore::prepare(cx.snapshot, cx.image()?, inherited, cx.giver, &mut open, free)?;
+    let memory =
+        mm::restore::prepare(cx.snapshot, cx.image()?, inherited, cx.giver, &mut open, free, cx.alone())?;
     let pages = memory.pages;
     cx.area.count_pages([pages.compared, pages.shared, pages.restored]);
     Ok(memory)

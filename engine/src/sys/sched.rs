@@ -13,6 +13,13 @@ pub fn policy(tid: RealPid) -> Result<i32> {
     errno::check(ret, "sched_getscheduler").map(|policy| policy as i32)
 }
 
+/// Whether this process has a thread of that number, be it on its way out.
+pub fn has_thread(tid: nix::unistd::Pid) -> bool {
+    // SAFETY: no pointers; no signal is sent.
+    let ret = unsafe { libc::syscall(libc::SYS_tgkill, std::process::id(), tid.as_raw(), 0) };
+    ret == 0 || errno::last() != libc::ESRCH
+}
+
 /// Static priority of a thread with a real-time policy.
 pub fn priority(tid: RealPid) -> Result<i32> {
     let mut param = 0i32;

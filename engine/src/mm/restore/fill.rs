@@ -1,17 +1,31 @@
 //! Pages: from the images into the mappings of a task.
+//!
+//! ```text
+//! bulk     large reads, by several threads
+//! huge     huge pages where a block is full
+//! ```
+
+mod bulk;
+mod huge;
 
 use rcriu_images::{
     pagemap::{PAGE_SIZE, PageReader, Run, Source},
     pb,
 };
 
+pub use bulk::Bulk;
+pub use huge::Huge;
+
+use bulk::Blocks;
+
 use super::{Pages, Placed, READ_WRITE};
 use crate::error::{Error, Result};
 use crate::mm::{lazy::OfVma, status as st};
-use crate::sys::map::{MAX_PIECES, Region};
+use crate::sys::map::Region;
 
-/// Most bytes read by one call: enough to be efficient, little enough to be interrupted.
-const BATCH: u64 = 64 << 20;
+/// Most bytes and pieces gathered before they are read.
+const BATCH: u64 = 1 << 30;
+const PIECES: usize = 1 << 16;
 /// Bytes compared at a time.
 const COMPARED: u64 = 256 << 10;
 
@@ -47,6 +61,7 @@ pub fn fill(
     pages: Option<&PageReader>,
     fresh: bool,
     rule: OfVma,
+    bulk: &Bulk,
     counts: &mut Pages,
 ) -> Result<bool> {
     let (start, end) = (at.vma.start, at.vma.end);
@@ -69,7 +84,15 @@ pub fn fill(
     }
     let delta = at.region.start().wrapping_sub(start);
     let mut late = false;
-    let mut batch = Batch { region: &at.region, pages, level: 0, offset: 0, len: 0, pieces: Vec::new() };
+    let stored = |run: &&Run| matches!(run.source, Source::Stored { .. }) && !rule.is_late(run);
+    let full = match fresh && bulk.huge.suits(&at.vma) {
+        true => runs.iter().filter(stored).map(|run| (run.vaddr, run.vaddr + run.len)).collect(),
+        false => Vec::new(),
+    };
+    let here = full.into_iter().map(|(start, end)| (start.wrapping_add(delta), end.wrapping_add(delta)));
+    let blocks = Blocks::inside(here, huge::SIZE);
+    let mut batch =
+        Batch { region: &at.region, pages, bulk, blocks, level: 0, offset: 0, len: 0, pieces: Vec::new() };
     for run in runs {
         crate::interrupt::check()?;
         let here = run.vaddr.wrapping_add(delta);
@@ -133,6 +156,8 @@ fn force(region: &Region, pages: &PageReader, runs: &[Run], start: u64, counts: 
 struct Batch<'a> {
     region: &'a Region,
     pages: Option<&'a PageReader>,
+    bulk: &'a Bulk,
+    blocks: Blocks,
     level: usize,
     offset: u64,
     len: u64,
@@ -143,7 +168,7 @@ impl Batch<'_> {
     fn add(&mut self, level: usize, mut offset: u64, mut at: u64, mut len: u64) -> Result<()> {
         while len > 0 {
             let follows = self.level == level && self.offset + self.len == offset;
-            if !follows || self.len >= BATCH || self.pieces.len() >= MAX_PIECES {
+            if !follows || self.len >= BATCH || self.pieces.len() >= PIECES {
                 self.flush()?;
                 (self.level, self.offset) = (level, offset);
             }
@@ -161,7 +186,7 @@ impl Batch<'_> {
         }
         let missing = || missing(self.pages, self.level, self.offset);
         let file = self.pages.and_then(|p| p.pages(self.level)).ok_or_else(missing)?;
-        if self.region.read_file(file, self.offset, &self.pieces)? != self.len {
+        if self.bulk.read(self.region, file, self.offset, &self.pieces, &self.blocks)? != self.len {
             return Err(missing());
         }
         self.pieces.clear();

@@ -47,6 +47,7 @@ use crate::task::numa;
 pub use entry::Class;
 pub use ranges::{Range, Ranges};
 
+use fill::{Bulk, Huge};
 use shared::SharedAnon;
 
 /// Page tables cover this much each; mappings are moved by distances that are multiples of it.
@@ -135,7 +136,8 @@ fn vmas(task: &TaskImage) -> &[pb::VmaEntry] {
 }
 
 /// Makes the memory of `task` out of what its parent had (`before`). `open` gives the files; what `giver` says
-/// comes late is left out. With `free`, pages go from the images as soon as they are in memory.
+/// comes late is left out. With `free`, pages go from the images as soon as they are in memory. `alone` says that
+/// nobody else of the tree forks meanwhile.
 ///
 /// Precondition: runs in the task, before it forks its children.
 ///
@@ -148,6 +150,7 @@ pub fn prepare(
     giver: Option<&Giver>,
     open: &mut OpenFile<'_>,
     free: bool,
+    alone: bool,
 ) -> Result<Prepared> {
     let pages = PageReader::open(&snapshot.dir, ImageKind::Pagemap, u64::from(task.pid.0 as u32))?;
     if let Some(reader) = &pages {
@@ -165,6 +168,8 @@ pub fn prepare(
     let mut counts = Pages::default();
     let mut late = Vec::new();
     let told = more::Told::new(task.more.as_deref());
+    let small = giver.is_some() || task.mm.as_ref().is_some_and(|mm| mm.thp_disabled());
+    let bulk = Bulk::new(if small { Huge::never() } else { Huge::as_allowed() }, alone);
     for vma in vmas(task) {
         crate::interrupt::check()?;
         let class = entry::classify(vma)?;
@@ -184,7 +189,7 @@ pub fn prepare(
         at.policy = more::set_policy(&at.region, of, at.policy, numa::Nodes::own).during(during)?;
         if class == Class::Private && (content.is_some() || !fresh) {
             let rule = giver.map_or(OfVma::Nothing, |giver| giver.of(task.pid, vma));
-            if fill::fill(&mut at, pages.as_ref(), fresh, rule, &mut counts).during(during)? {
+            if fill::fill(&mut at, pages.as_ref(), fresh, rule, &bulk, &mut counts).during(during)? {
                 late.push((vma.start, vma.end));
             } else if let (Some(freed), Some(pages)) = (&freed, content) {
                 freed.free(&pages.runs(vma.start, vma.end)).during(during)?;

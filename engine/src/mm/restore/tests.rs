@@ -66,7 +66,8 @@ fn pages_come_from_the_images_and_their_parents() {
     new.link_parent(std::path::Path::new("../old")).unwrap();
     let mut at = placed(base, 8);
     let mut counts = Pages::default();
-    fill::fill(&mut at, Some(&reader(&new)), true, OfVma::Nothing, &mut counts).unwrap();
+    fill::fill(&mut at, Some(&reader(&new)), true, OfVma::Nothing, &fill::Bulk::plain(), &mut counts)
+        .unwrap();
     assert_eq!(bytes(&at), b"\0Bcd\0\0GH");
     assert_eq!(counts, Pages { restored: 5, compared: 0, shared: 0 });
     at.region.unmap().unwrap();
@@ -86,7 +87,8 @@ fn of_inherited_memory_only_what_differs_is_written() {
     at.region.protect(base, at.region.len(), libc::PROT_READ as u32).unwrap();
     at.prot = libc::PROT_READ as u32;
     let mut counts = Pages::default();
-    fill::fill(&mut at, Some(&reader(&set)), false, OfVma::Nothing, &mut counts).unwrap();
+    fill::fill(&mut at, Some(&reader(&set)), false, OfVma::Nothing, &fill::Bulk::plain(), &mut counts)
+        .unwrap();
     // Pages 3 and 4 the child does not have.
     assert_eq!(bytes(&at), b"axc\0\0f");
     assert_eq!(counts, Pages { restored: 2, compared: 4, shared: 2 });
@@ -102,12 +104,26 @@ fn bad_pages_are_named() {
     let orphan = images(&tmp.path().join("orphan"), &[(page(0), 3, PE_PARENT)], b"");
     let mut at = placed(base, 3);
     for fresh in [true, false] {
-        let e = fill::fill(&mut at, Some(&reader(&cut)), fresh, OfVma::Nothing, &mut Pages::default())
-            .unwrap_err();
+        let e = fill::fill(
+            &mut at,
+            Some(&reader(&cut)),
+            fresh,
+            OfVma::Nothing,
+            &fill::Bulk::plain(),
+            &mut Pages::default(),
+        )
+        .unwrap_err();
         assert!(e.to_string().starts_with("pages-1.img ends"), "{e}");
     }
-    let e =
-        fill::fill(&mut at, Some(&reader(&orphan)), true, OfVma::Nothing, &mut Pages::default()).unwrap_err();
+    let e = fill::fill(
+        &mut at,
+        Some(&reader(&orphan)),
+        true,
+        OfVma::Nothing,
+        &fill::Bulk::plain(),
+        &mut Pages::default(),
+    )
+    .unwrap_err();
     assert!(e.to_string().contains("parent"), "{e}");
     let covered = |vmas: &[pb::VmaEntry]| fill::check_covered(&reader(&cut), vmas);
     assert!(covered(&[vma(page(0), 1, 0), vma(page(1), 5, 0)]).is_ok());
