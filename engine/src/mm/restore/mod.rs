@@ -201,8 +201,9 @@ pub fn prepare(
         whole.unmap()?;
     }
     log::debug!(
-        "Restored {} pages; compared {}, of which {} stay shared",
+        "Restored {} pages, {} huge ones; compared {}, of which {} stay shared",
         counts.restored,
+        bulk.huge.taken(),
         counts.compared,
         counts.shared
     );

@@ -6,18 +6,18 @@
 //!
 //! The administrator's `never`, the program's `PR_SET_THP_DISABLE` and `MADV_NOHUGEPAGE` are respected, and what
 //! KSM is to merge stays small. Where huge pages are hard to get, because memory is scattered, small ones are
-//! faster: after the first refusal, or the first that takes long, no more are asked for.
+//! faster: after a refusal, or a call that takes long, some blocks are left out before it is tried again.
 
 use std::{
     fs,
-    sync::atomic::{AtomicBool, Ordering},
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
     time::Duration,
 };
 
 use nix::time::{ClockId, clock_gettime};
 use rcriu_images::{pagemap::PAGE_SIZE, pb};
 
-use super::super::TABLE;
+use super::{super::TABLE, bulk::MADV_POPULATE_WRITE};
 use crate::{mm::status as st, sys::map::Region};
 
 /// Bytes of a huge page.
@@ -29,54 +29,77 @@ const ENABLED: &str = "/sys/kernel/mm/transparent_hugepage/enabled";
 /// The same for this size alone (Linux 6.8).
 const ENABLED_SIZE: &str = "/sys/kernel/mm/transparent_hugepage/hugepages-2048kB/enabled";
 
-/// `MADV_POPULATE_WRITE` (Linux 5.14).
-const MADV_POPULATE_WRITE: i32 = 23;
 /// `MADV_COLLAPSE` (Linux 6.1).
 const MADV_COLLAPSE: i32 = 25;
 
-/// Whether huge pages are taken.
+/// Most calls left out in a row after a bad one.
+const PATIENCE: u32 = 64;
+
+/// Whether huge pages are taken, and how it went so far.
 #[derive(Debug)]
-pub struct Huge(AtomicBool);
+pub struct Huge {
+    allowed: bool,
+    /// Calls to be left out; after each bad one twice as many.
+    wait: AtomicU32,
+    penalty: AtomicU32,
+    taken: AtomicU64,
+}
 
 impl Huge {
+    fn new(allowed: bool) -> Huge {
+        Huge { allowed, wait: AtomicU32::new(0), penalty: AtomicU32::new(0), taken: AtomicU64::new(0) }
+    }
+
     /// None.
     pub fn never() -> Huge {
-        Huge(AtomicBool::new(false))
+        Huge::new(false)
     }
 
     /// As the system allows.
     pub fn as_allowed() -> Huge {
         let set = |path: &str, what: &str| fs::read_to_string(path).is_ok_and(|text| text.contains(what));
         // Where the size has no say of its own, it does as all.
-        let allowed =
-            !set(ENABLED_SIZE, "[never]") && (set(ENABLED, "[always]") || set(ENABLED, "[madvise]"));
-        Huge(AtomicBool::new(allowed))
+        Huge::new(!set(ENABLED_SIZE, "[never]") && (set(ENABLED, "[always]") || set(ENABLED, "[madvise]")))
     }
 
     /// Whether the blocks of a mapping may get them.
     pub fn suits(&self, vma: &pb::VmaEntry) -> bool {
         let against = 1 << libc::MADV_NOHUGEPAGE | 1 << libc::MADV_MERGEABLE;
-        self.0.load(Ordering::Relaxed)
+        self.allowed
             && vma.status & st::ANON_PRIVATE != 0
             && vma.flags & libc::MAP_HUGETLB as u32 == 0
             && vma.madv.unwrap_or(0) & against == 0
     }
 
-    /// Gives the blocks in `[start, end)` huge pages if they can be had.
-    pub fn take(&self, region: &Region, start: u64, end: u64) {
-        if !self.0.load(Ordering::Relaxed) {
-            return;
+    /// How many were taken.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
+    }
+
+    /// Gives the blocks in `[start, end)` huge pages if they can be had; false where some have none.
+    pub fn take(&self, region: &Region, start: u64, end: u64) -> bool {
+        let waits = |n: u32| n.checked_sub(1);
+        if !self.allowed || self.wait.fetch_update(Ordering::Relaxed, Ordering::Relaxed, waits).is_ok() {
+            return false;
         }
         let before = thread_time();
-        let taken = (start..end)
+        let done = (start..end)
             .step_by(SIZE as usize)
             .try_for_each(|block| region.advise(block, PAGE_SIZE, MADV_POPULATE_WRITE))
             .and_then(|()| region.advise(start, end - start, MADV_COLLAPSE));
-        let blocks = u32::try_from((end - start) / SIZE).unwrap_or(u32::MAX);
-        let slow = thread_time().saturating_sub(before) > COST * blocks;
-        if slow || taken.is_err() {
-            self.0.store(false, Ordering::Relaxed);
+        let blocks = (end - start) / SIZE;
+        let slow = thread_time().saturating_sub(before) > COST * u32::try_from(blocks).unwrap_or(u32::MAX);
+        if slow || done.is_err() {
+            let penalty = (self.penalty.load(Ordering::Relaxed) * 2).clamp(1, PATIENCE);
+            self.penalty.store(penalty, Ordering::Relaxed);
+            self.wait.store(penalty, Ordering::Relaxed);
+        } else {
+            self.penalty.store(0, Ordering::Relaxed);
         }
+        if done.is_ok() {
+            self.taken.fetch_add(blocks, Ordering::Relaxed);
+        }
+        done.is_ok()
     }
 }
 
