@@ -21,6 +21,8 @@ pub const KINDS: &[Kind] = &[
     kind("epoll keeps a target whose descriptor was closed", "epoll-closed-target", &[]).beyond_criu(),
     kind("signalfd keeps its mask", "signalfd", &[]),
     kind("timerfd keeps its timer", "timerfd", &[]),
+    kind("inotify keeps its watches and their numbers", "inotify", &[]).beyond_criu(),
+    kind("fanotify keeps its marks", "fanotify", &[]),
     kind("socket pairs keep their messages", "socketpair", &[]),
 ];
 

@@ -16,6 +16,10 @@ const ESTABLISHED: &[&str] = &["--tcp-established"];
 
 pub const KINDS: &[Kind] = &[
     kind("listeners and datagram sockets keep their names", "sockets", &[]),
+    kind("netlink sockets keep names, groups, options", "netlink", &[]).beyond_criu(),
+    kind("packet sockets keep devices and options", "packet-sockets", &[]),
+    kind("raw sockets keep filters and options", "raw-sockets", &[]),
+    kind("a socket for pings keeps its number", "ping-socket", &[]).beyond_criu(),
     Kind { options: ESTABLISHED, ..kind("connections inside the tree keep their data", "tcp", &[]) },
 ];
 

@@ -24,6 +24,7 @@ mod identity;
 mod kept;
 mod kit;
 mod late_memory;
+mod other_sockets;
 mod outside;
 mod page_path;
 mod pipes;
@@ -50,6 +51,7 @@ mod tree;
 mod unlinked;
 mod unsupported;
 mod vfork;
+mod watches;
 mod writer;
 mod zombies;
 
@@ -113,20 +115,26 @@ const KINDS: &[(&str, Kind)] = &[
     ("eventfd", eventfd::run),
     ("fifos", fifos::run),
     ("file-memory", file_memory::run),
+    ("fanotify", watches::fanotify),
     ("huge-memory", huge_memory::run),
     ("identity", identity::run),
+    ("inotify", watches::inotify),
     ("late-memory", late_memory::run),
     ("limits", credentials::limits),
     ("many-descriptors", regular::many),
     ("many-mappings", private_memory::many),
+    ("netlink", other_sockets::netlink),
     ("outside-socket", outside::run),
+    ("packet-sockets", other_sockets::packet),
     ("page-path", page_path::run),
     ("pending-signals", signals::run),
     ("personality", identity::personality),
     ("pipes", pipes::run),
     ("pipe-packets", pipes::packets),
     ("private-memory", private_memory::run),
+    ("ping-socket", other_sockets::ping),
     ("random-memory", private_memory::random),
+    ("raw-sockets", other_sockets::raw),
     ("registers", registers::run),
     ("regular-files", regular::run),
     ("robust-futex", robust::run),

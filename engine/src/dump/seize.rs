@@ -24,13 +24,16 @@ use crate::{
     interrupt,
     kernel::Kernel,
     options::{Afterwards, DumpOptions},
-    procfs::{ProcDir, status::Status},
+    procfs::{ProcDir, stat::Stat, status::Status},
     pstree::{RealPid, TaskState},
     sys::{ptrace, wait},
 };
 
 /// How long killed tasks may take to vanish.
 const KILL_LIMIT: Duration = Duration::from_secs(10);
+
+/// How long stopped tasks may take until they are seen stopped.
+const STOP_LIMIT: Duration = Duration::from_secs(1);
 
 /// A task that cannot change any more: stopped by us, or ended.
 #[derive(Debug)]
@@ -261,11 +264,15 @@ impl Frozen {
         match afterwards {
             Afterwards::Run => Ok(()),
             Afterwards::Stop => {
-                for task in self.tasks.iter().filter(|t| t.state.is_alive()) {
-                    kill(Pid::from_raw(task.pid.0), Signal::SIGSTOP)
+                let alive = self.tasks.iter().filter(|t| t.state.is_alive());
+                let pids: Vec<RealPid> = alive.map(|t| t.pid).collect();
+                for pid in &pids {
+                    kill(Pid::from_raw(pid.0), Signal::SIGSTOP)
                         .call("kill(SIGSTOP)")
-                        .during(|| refuse::name(task.pid))?;
+                        .during(|| refuse::name(*pid))?;
                 }
+                drop(self);
+                wait_stopped(&pids);
                 Ok(())
             }
             Afterwards::Kill => self.kill(),
@@ -289,6 +296,23 @@ impl Frozen {
 
     fn left(&self) -> Duration {
         self.deadline.saturating_duration_since(Instant::now())
+    }
+}
+
+/// Waits until tasks that were let go with a SIGSTOP have taken it. Only a parent would be told.
+fn wait_stopped(pids: &[RealPid]) {
+    let deadline = Instant::now() + STOP_LIMIT;
+    for pid in pids {
+        // One that has gone will not run either.
+        while let Ok(stat) = ProcDir::open(*pid).and_then(|dir| Stat::read(&dir)) {
+            if matches!(stat.state, b'T' | b't' | b'Z' | b'X') {
+                break;
+            }
+            if Instant::now() > deadline {
+                return log::warn!("{} has not stopped yet", refuse::name(*pid));
+            }
+            std::thread::sleep(Duration::from_micros(100));
+        }
     }
 }
 
