@@ -15,7 +15,7 @@ use crate::{
     options::{DumpOptions, NetworkLock},
     procfs::{ProcDir, timens},
     pstree::{RealPid, TaskState},
-    task::cgroup,
+    task::{cgroup, more::MoreOut},
 };
 
 /// `inventory_entry.img_version` of sets with ids and namespaces by number.
@@ -65,6 +65,8 @@ fn entry(task: &Task, parent: i32) -> pb::PstreeEntry {
 pub struct Ready {
     pub track: Tracker,
     pub connections: Connections,
+    /// Complete but for what may still be told of mappings.
+    pub more: MoreOut,
     pub inventory: pb::InventoryEntry,
 }
 
@@ -77,13 +79,12 @@ pub fn whole_tree(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<Ready> {
     let mut connections = cx.files.finish(stays)?;
     one(cx.images, ImageKind::Seccomp, 0, cx.seccomp.entry())?;
     cx.cgroups.write(cx.images, &cx.opts.common.cgroup)?;
-    cx.more.finish()?;
     clocks(tree, cx.images)?;
     cx.track.write(cx.images)?;
     let mut inventory = inventory(cx.opts, tree.own);
     cx.track.sign(&mut inventory)?;
     connections.sign(&mut inventory);
-    Ok(Ready { track: cx.track, connections, inventory })
+    Ok(Ready { track: cx.track, connections, more: cx.more, inventory })
 }
 
 /// The inventory, the last image: no inventory, no snapshot. With `checksum`, sums of all images come before it.

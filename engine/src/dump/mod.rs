@@ -26,7 +26,8 @@ mod task;
 
 use std::sync::atomic::Ordering;
 
-use background::Background;
+use background::{Background, Out, Protected};
+use guardian::Guardian;
 use finish::Ready;
 use rcriu_images::ImageDir;
 
@@ -93,6 +94,7 @@ impl<'a> DumpCx<'a> {
         images: &'a ImageDir,
         pages: PageStore,
         track: Tracker,
+        protected: Vec<Protected>,
     ) -> Result<Self> {
         let shmem_dev = shmem_dev()?;
         Ok(DumpCx {
@@ -115,7 +117,7 @@ impl<'a> DumpCx<'a> {
             late: opts.common.lazy.enabled.then(Frozen::default),
             uprobes: false,
             track,
-            background: Background::new(opts),
+            background: Background::new(opts, protected),
         })
     }
 }
@@ -141,16 +143,19 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let track = Tracker::new(opts, kernel, &images, follow)?;
 
     let mut stats = DumpStats::default();
+    let guardian = Guardian::start(opts.freeze_cgroup.clone(), kernel)?;
+    // What a snapshot of a running tree needs to be ready before.
+    let protected = background::prepare(opts, kernel, guardian.ledger(), &mut stats)?;
     stats.freezing.start();
     // From here on nothing in the tree runs; dropped, everything goes on as it was found.
-    let mut frozen = seize::tree(opts, kernel)?;
+    let mut frozen = seize::watched_tree(opts, kernel, guardian)?;
     stats.freezing.stop();
     stats.frozen.start();
     // Needs: nobody can fork any more.
     let tree = collect::pstree(&frozen, opts.common.shell_job, kernel)?;
     // Only now that nothing changes any more can the client tell what is to stay outside.
     let opts = &opts.with_external(opts.common.notifier.query_external()?);
-    let mut cx = DumpCx::new(opts, kernel, &images, pages, track)?;
+    let mut cx = DumpCx::new(opts, kernel, &images, pages, track, protected)?;
     cx.stats = stats;
     if let Some((folder, frozen)) = frozen.group() {
         cx.cgroups.set_freezer(folder, frozen)?;
@@ -167,20 +172,25 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     stats.shpages_scanned = cx.pages.counts().shmem_scanned.load(Ordering::Relaxed);
     stats.shpages_written = cx.pages.counts().shmem_written.load(Ordering::Relaxed);
     let late = cx.late.take();
-    let (pages, background) = (cx.pages.clone(), std::mem::take(&mut cx.background));
+    let (pages, mut background) = (cx.pages.clone(), std::mem::take(&mut cx.background));
     let ready = finish::whole_tree(cx, &tree, opts.afterwards != Afterwards::Kill)?;
-    let Ready { mut track, mut connections, inventory } = ready;
+    let Ready { mut track, mut connections, mut more, inventory } = ready;
     if !background.is_empty() {
         // Needs: all but memory read. From here on the tree runs, whatever becomes of the dump.
         notify(Stage::PostDump)?;
         drop(connections);
-        frozen.finish(opts.afterwards)?;
-        stats.frozen.stop();
-        background.finish(&pages, kernel, &mut stats)?;
+        background.take_over(&mut frozen)?;
+        background.finish(
+            Out { images: &images, pages: &pages, more: &mut more, stats: &mut stats },
+            kernel,
+            move || frozen.finish(opts.afterwards),
+        )?;
+        more.finish()?;
         pages.finish()?;
         finish::seal(&images, inventory, opts.checksum)?;
         created.keep();
     } else {
+        more.finish()?;
         pages.finish()?;
         finish::seal(&images, inventory, opts.checksum)?;
         // Needs: all pages read, and nothing that can still fail and leave the parent as the newest images.

@@ -77,6 +77,11 @@ pub struct Frozen {
 
 /// Stops the tree of `opts.pid`.
 pub fn tree(opts: &DumpOptions, kernel: &Kernel) -> Result<Frozen> {
+    watched_tree(opts, kernel, Guardian::start(opts.freeze_cgroup.clone(), kernel)?)
+}
+
+/// The same with a guardian that stands by already.
+pub fn watched_tree(opts: &DumpOptions, kernel: &Kernel, guardian: Guardian) -> Result<Frozen> {
     let root = RealPid(opts.pid);
     refuse::root(root)?;
     let limit = interrupt::remaining(opts.freeze_timeout);
@@ -86,7 +91,7 @@ pub fn tree(opts: &DumpOptions, kernel: &Kernel) -> Result<Frozen> {
         waiting: HashSet::new(),
         others: Vec::new(),
         freezer: None,
-        guardian: Guardian::start(opts.freeze_cgroup.clone(), kernel)?,
+        guardian,
         seizures: 0,
         deadline: Instant::now() + limit,
     };

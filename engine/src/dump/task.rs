@@ -8,7 +8,7 @@ use rcriu_images::{ImageKind, pagemap::PAGE_SIZE, pb};
 
 use super::{
     DumpCx,
-    background::MemoryCopy,
+    background::{Kept, MemoryCopy},
     collect::{Pstree, Task},
     core,
     finish::one,
@@ -25,7 +25,6 @@ use crate::{
         pagemap::Scanner,
         pages::{Copier, Written},
         shmem::SharedOut,
-        status as st,
         sysv::{self, SegmentsOut},
         track::TaskTrack,
         vma::{self, MappedFiles, Vma},
@@ -62,16 +61,18 @@ pub fn dump(tree: &Pstree, at: usize, frozen: &mut Frozen, cx: &mut DumpCx<'_>) 
     log::info!("========================================");
     let hold = frozen.task_mut(task.pid)?;
     let stopped = hold.stopped.as_ref().ok_or_else(|| Error::bug("a living task is not stopped"))?;
-    whole(task, stopped, cx).during(|| refuse::name(task.pid))
+    // Who shares its memory with others cannot be followed alone.
+    let alone = tree.tasks.iter().filter(|t| t.ids.vm_id == task.ids.vm_id).nth(1).is_none();
+    whole(task, stopped, alone, cx).during(|| refuse::name(task.pid))
 }
 
-fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> {
+fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -> Result<()> {
     let dir = &task.dir;
     // Mappings, status and signals are read before anything of ours is in the task.
-    let mut maps = maps::smaps(dir)?;
-    if infect::remove_leftover(stopped, &maps)? {
-        maps = maps::smaps(dir)?;
-    }
+    let (protected, maps) = match cx.background.protected(task.pid).filter(|_| alone) {
+        Some(protected) => protected.settled(stopped, dir)?,
+        None => (None, whole_maps(stopped, dir)?),
+    };
     let statuses: Vec<Status> =
         stopped.threads().iter().map(|t| Status::read_thread(dir, t.tid())).collect::<Result<_>>()?;
     let signals = signals(stopped, &statuses)?;
@@ -88,12 +89,12 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
     cx.shmem.mapped(&vmas);
     cx.segments.mapped(&vmas);
     sysv::warn_of_undo(task.pid, stopped.threads().len());
-    let vmas = with_guards(vmas, dir, cx)?;
+    // That walks all page tables, which can wait.
+    let vmas = if protected.is_some() { vmas } else { with_guards(vmas, dir, cx)? };
     let rings = Rings::look(dir.pid(), &vmas)?;
 
     let infected = Infected::new(stopped, cx.kernel)?;
-    let mut asked = ask(task, &infected, &maps, &vmas, &statuses, &mut track, cx)?;
-    drop(maps);
+    let mut asked = ask(task, &infected, &maps, &vmas, &statuses, &mut track, protected.is_some(), cx)?;
     more::add_policies(&mut mapping, &vmas, asked.policies.iter().cloned());
     cx.more.task(Seen {
         pid: task.virt,
@@ -109,17 +110,32 @@ fn whole(task: &Task, stopped: &StoppedTask, cx: &mut DumpCx<'_>) -> Result<()> 
 
     match asked.copy.take() {
         Some(copy) => cx.background.push(copy, task.virt, &vmas, stacks(stopped)),
+        None if protected.is_some() => {}
         None => pages(task, &infected, &vmas, &track, cx)?,
     }
     infected.cure()?;
     rings.check_still()?;
     track.look(&vmas);
     cx.track.keep(track);
-    mm(task, &asked.task, vmas, &rings, cx)?;
+    let mut entry = mm(task, &asked.task, &rings, cx)?;
+    if let Some(protected) = protected {
+        let policies = std::mem::take(&mut asked.policies);
+        let stacks = stacks(stopped);
+        cx.background.hold(protected, Kept { task: task.virt, maps, vmas, stacks, policies, mm: entry });
+    } else {
+        entry.vmas = vmas.into_iter().map(|v| v.entry).collect();
+        one(cx.images, ImageKind::Mm, id(task), &entry)?;
+    }
     let file = |fd, what| cx.files.path_file(task.dir.pid(), fd, what);
     folders(task, &statuses[0], cx.images, file)?;
     one(cx.images, ImageKind::Ids, id(task), &task.ids)?;
     core::dump(task, stopped, &statuses, asked, signals, cx)
+}
+
+/// All mappings with their flags, now that nothing of ours is left in the task.
+pub(super) fn whole_maps(stopped: &StoppedTask, dir: &ProcDir) -> Result<Vec<maps::Map>> {
+    let maps = maps::smaps(dir)?;
+    if infect::remove_leftover(stopped, &maps)? { maps::smaps(dir) } else { Ok(maps) }
 }
 
 fn id(task: &Task) -> u64 {
@@ -154,6 +170,7 @@ fn ask(
     vmas: &[Vma],
     statuses: &[Status],
     track: &mut TaskTrack,
+    protected: bool,
     cx: &mut DumpCx<'_>,
 ) -> Result<Asked> {
     let timers = timers::read(&task.dir)?;
@@ -181,7 +198,10 @@ fn ask(
     let lock_future = more::lock_future(&info, &task.dir, infected.range().start)?;
     let syscall = infected.syscall_instruction();
     let adopts = info.child_subreaper > 0;
-    let copy = cx.background.copy(infected, maps, statuses, adopts, cx.kernel)?;
+    let copy = match protected {
+        true => None,
+        false => cx.background.copy(infected, maps, statuses, adopts, cx.kernel)?,
+    };
     Ok(Asked {
         task: info,
         threads,
@@ -219,8 +239,7 @@ impl MappedFiles for Mapped<'_, '_> {
 /// Ranges of guard pages follow the mappings, as entries of their own.
 fn with_guards(mut vmas: Vec<Vma>, dir: &ProcDir, cx: &DumpCx<'_>) -> Result<Vec<Vma>> {
     for (start, end) in Scanner::new(dir, cx.kernel)?.guards()? {
-        let entry = pb::VmaEntry { start, end, status: st::GUARD, fd: -1, ..pb::VmaEntry::default() };
-        vmas.push(Vma { entry, name: None, touched: false });
+        vmas.push(vma::guard(start, end));
     }
     Ok(vmas)
 }
@@ -275,13 +294,13 @@ fn pages(
     Ok(())
 }
 
-/// `mm-PID.img`.
-fn mm(task: &Task, info: &TaskInfo, vmas: Vec<Vma>, rings: &Rings, cx: &mut DumpCx<'_>) -> Result<()> {
+/// `mm-PID.img`, without mappings.
+fn mm(task: &Task, info: &TaskInfo, rings: &Rings, cx: &mut DumpCx<'_>) -> Result<pb::MmEntry> {
     let exe = task.dir.file("exe", OFlag::O_PATH)?;
     let exe = cx.files.path_file(task.dir.pid(), exe, PathUse::Exe).during(|| "executable".into())?;
     let Stat { start_code, end_code, start_data, end_data, start_stack, start_brk, .. } = task.stat;
     let Stat { arg_start, arg_end, env_start, env_end, .. } = task.stat;
-    let entry = pb::MmEntry {
+    Ok(pb::MmEntry {
         mm_start_code: start_code,
         mm_end_code: end_code,
         mm_start_data: start_data,
@@ -295,12 +314,11 @@ fn mm(task: &Task, info: &TaskInfo, vmas: Vec<Vma>, rings: &Rings, cx: &mut Dump
         mm_env_end: env_end,
         exe_file_id: exe.0,
         mm_saved_auxv: misc::auxv(&task.dir)?,
-        vmas: vmas.into_iter().map(|v| v.entry).collect(),
+        vmas: Vec::new(),
         dumpable: i32::try_from(info.dumpable).ok().filter(|d| *d >= 0),
         aios: rings.entries(),
         thp_disabled: Some(info.thp_disabled > 0),
-    };
-    one(cx.images, ImageKind::Mm, id(task), &entry)
+    })
 }
 
 /// `fs-PID.img`.

@@ -55,14 +55,14 @@ impl Infected<'_> {
         Ok(taken)
     }
 
-    /// A userfaultfd of the process's memory, of which the process itself keeps no descriptor. It serves faults
-    /// of user mode only, which any process may ask for.
+    /// A userfaultfd of the process's memory, of which the process itself keeps no descriptor. With `user_mode_only`
+    /// it serves faults of user mode only, which any process may ask for.
     ///
     /// # Errors
-    /// EMFILE if the process has no free descriptor; EPERM if a security module forbids it.
-    pub fn userfaultfd(&self) -> Result<OwnedFd> {
-        const USER_MODE_ONLY: i32 = 1;
-        let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK | USER_MODE_ONLY) as u64;
+    /// EMFILE if the process has no free descriptor; EPERM if a security module forbids it, or if faults of the
+    /// kernel are asked for and the process has no CAP_SYS_PTRACE.
+    pub fn userfaultfd(&self, user_mode_only: bool) -> Result<OwnedFd> {
+        let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK | i32::from(user_mode_only)) as u64;
         let fd = self.syscall("userfaultfd", libc::SYS_userfaultfd as u64, [flags, 0, 0, 0, 0], &[])?;
         let taken = self.take_fd(fd as i32);
         self.syscall("close", libc::SYS_close as u64, [fd, 0, 0, 0, 0], &[])?;

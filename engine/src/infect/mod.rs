@@ -54,6 +54,7 @@ pub use parasite::{
     timers::{Itimer, PosixTimer},
     tty::TtyInfo,
 };
+pub use restart::let_go;
 pub use syscall::Gadget;
 pub use task::StoppedTask;
 pub use thread::{Rseq, StopKind, StoppedThread};

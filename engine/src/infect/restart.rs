@@ -38,6 +38,20 @@ pub(super) fn mend(tid: RealPid, kind: StopKind, regs: &mut Regs) -> Result<()> 
     if *regs == before { Ok(()) } else { ptrace::set_regset(tid, NT_PRSTATUS, &regs.to_bytes()) }
 }
 
+/// Lets go of an attached thread that ran, wherever it stops first once it is asked to: what it was doing goes on.
+pub fn let_go(tid: RealPid, stop: Status) -> Result<()> {
+    match stop {
+        Status::EventStop(libc::SIGTRAP) => {
+            let mut bytes = [0; 512];
+            let n = ptrace::get_regset(tid, NT_PRSTATUS, &mut bytes)?;
+            mend(tid, StopKind::Running, &mut Regs::from_bytes(&bytes[..n])?)?;
+            ptrace::detach(tid, 0)
+        }
+        Status::Signal(signal) => ptrace::detach(tid, signal),
+        _ => ptrace::detach(tid, 0),
+    }
+}
+
 fn is_socket(tid: RealPid, fd: i32) -> bool {
     std::fs::read_link(format!("/proc/{tid}/fd/{fd}"))
         .is_ok_and(|target| target.as_os_str().as_encoded_bytes().starts_with(b"socket:"))

@@ -255,6 +255,11 @@ impl StoppedTask {
         self.reap(deadline)
     }
 
+    /// Leaves the threads, still stopped, to the caller: each is to be let go by [`super::let_go`] or detached.
+    pub fn hand_over(mut self) -> Vec<RealPid> {
+        std::mem::take(&mut self.threads).iter().map(|t| t.tid).collect()
+    }
+
     fn let_go(&mut self) -> Result<()> {
         let mut first = Ok(());
         for thread in std::mem::take(&mut self.threads) {

@@ -49,6 +49,11 @@ impl Words {
         Ok(Words { file: dir.file("pagemap", OFlag::O_RDONLY)?.into(), buf: Vec::new() })
     }
 
+    /// The file itself, for other questions to it.
+    pub fn file(&self) -> &File {
+        &self.file
+    }
+
     /// Calls `found(start, end, value)` for every longest run of pages in `[start, end)` whose words give the
     /// same `value`.
     fn runs<T: PartialEq + Copy>(
@@ -81,6 +86,22 @@ impl Words {
             }
         }
         run.map_or(Ok(()), |(from, value)| found(from, end, value))
+    }
+
+    /// Calls `found(start, end, exclusive)` for every longest run of pages of `[start, end)` that have content of
+    /// their own, told apart as by [`Words::sharing`].
+    pub fn content(
+        &mut self,
+        start: u64,
+        end: u64,
+        mut found: impl FnMut(u64, u64, bool) -> Result<()>,
+    ) -> Result<()> {
+        let value = |word| {
+            let content =
+                word & (word::PRESENT | word::SWAPPED) != 0 && word & (word::FILE | word::GUARD) == 0;
+            content.then_some(word & word::EXCLUSIVE != 0)
+        };
+        self.runs(start, end, value, |from, to, had| had.map_or(Ok(()), |exclusive| found(from, to, exclusive)))
     }
 
     /// Calls `found(start, end, exclusive)` for every longest run of pages of `[start, end)` that are mapped by

@@ -323,22 +323,7 @@ pub fn classify(
             flags |= libc::MAP_ANONYMOUS;
         }
     }
-    for (bit, flag) in [
-        (VmFlags::GROWS_DOWN, libc::MAP_GROWSDOWN),
-        (VmFlags::LOCKED, libc::MAP_LOCKED),
-        (VmFlags::NO_RESERVE, libc::MAP_NORESERVE),
-        (VmFlags::HUGETLB, libc::MAP_HUGETLB),
-    ] {
-        if map.flags.any(bit) {
-            flags |= flag;
-        }
-    }
-    let mut flags = flags as u32;
-    if map.flags.any(VmFlags::DROPPABLE) {
-        // A mapping type of its own, in place of MAP_PRIVATE.
-        flags = flags & !(libc::MAP_PRIVATE as u32) | MAP_DROPPABLE;
-    }
-    let madv = MADVISE.iter().filter(|(bit, _)| map.flags.any(*bit)).map(|(_, advice)| 1u64 << advice).sum();
+    let (flags, madv) = told_by_flags(map, flags as u32);
     let name = map
         .name
         .strip_prefix(b"[anon:")
@@ -355,13 +340,66 @@ pub fn classify(
             flags,
             status,
             fd: -1,
-            madv: (madv != 0).then_some(madv),
+            madv,
             fdflags,
         },
         name,
         touched: map.touched,
     }))
 }
+
+/// Completes `flags` of an entry, and its `madv`, by what the kernel's flags tell.
+fn told_by_flags(map: &Map, mut flags: u32) -> (u32, Option<u64>) {
+    for (bit, flag) in BY_FLAGS {
+        if map.flags.any(bit) {
+            flags |= flag as u32;
+        }
+    }
+    if map.flags.any(VmFlags::DROPPABLE) {
+        // A mapping type of its own, in place of MAP_PRIVATE.
+        flags = flags & !(libc::MAP_PRIVATE as u32) | MAP_DROPPABLE;
+    }
+    let madv = MADVISE.iter().filter(|(bit, _)| map.flags.any(*bit)).map(|(_, advice)| 1u64 << advice).sum();
+    (flags, (madv != 0).then_some(madv))
+}
+
+/// Makes entries of what flags of their mappings tell now; `maps` are those that `vmas` were made of.
+///
+/// # Errors
+/// Flags that cannot be kept, or with which the entry would have been another one.
+pub fn refresh(vmas: &mut [Vma], maps: &[Map]) -> Result<()> {
+    let kind = (libc::MAP_HUGETLB as u32) | MAP_DROPPABLE;
+    let all = BY_FLAGS.iter().fold(0, |all, (_, flag)| all | *flag as u32) & !kind;
+    let mut maps = maps.iter().peekable();
+    for vma in vmas {
+        let entry = &mut vma.entry;
+        while maps.next_if(|m| m.start < entry.start).is_some() {}
+        let Some(map) = maps.peek().filter(|m| m.start == entry.start) else { continue };
+        let during = || format!("mapping {:x}-{:x} {}", map.start, map.end, excerpt(&map.name));
+        check_flags(map, entry.status).during(during)?;
+        let had = entry.flags;
+        (entry.flags, entry.madv) = told_by_flags(map, had & !all);
+        if (had ^ entry.flags) & kind != 0 {
+            return Err(Error::host("it was mapped a moment before the dump, in huge pages or as droppable memory")
+                .remedy("dump again"))
+            .during(during);
+        }
+    }
+    Ok(())
+}
+
+/// An entry for a range of guard pages.
+pub fn guard(start: u64, end: u64) -> Vma {
+    let entry = pb::VmaEntry { start, end, status: st::GUARD, fd: -1, ..pb::VmaEntry::default() };
+    Vma { entry, name: None, touched: false }
+}
+
+const BY_FLAGS: [(u64, i32); 4] = [
+    (VmFlags::GROWS_DOWN, libc::MAP_GROWSDOWN),
+    (VmFlags::LOCKED, libc::MAP_LOCKED),
+    (VmFlags::NO_RESERVE, libc::MAP_NORESERVE),
+    (VmFlags::HUGETLB, libc::MAP_HUGETLB),
+];
 
 /// madvise(2) numbers of the flags it sets.
 const MADVISE: [(u64, i32); 8] = [

@@ -34,6 +34,10 @@ pub struct Map {
     pub pkey: u32,
     /// Some page is resident or swapped; always true in `maps`, which does not say.
     pub touched: bool,
+    /// Bytes of private pages of its own that are in memory.
+    pub anonymous: u64,
+    /// Those of them that are mapped by huge page entries.
+    pub huge: u64,
 }
 
 impl Map {
@@ -129,6 +133,13 @@ impl VmFlags {
         Some(flags)
     }
 
+    /// These without `bits`.
+    #[must_use]
+    pub fn without(mut self, bits: u64) -> VmFlags {
+        self.bits &= !bits;
+        self
+    }
+
     /// Flags with just these bits, for tests of what is made of them.
     #[cfg(test)]
     pub fn of(bits: u64) -> VmFlags {
@@ -214,10 +225,23 @@ pub fn parse(mut source: impl BufRead, name: &str, flags: bool) -> Result<Vec<Ma
                 let last = maps.last_mut().ok_or_else(|| strange(text))?;
                 last.touched |= words(rest).next() != Some(b"0");
             }
+            [b'A', b'n', b'o', b'n', rest @ ..] => {
+                let last = maps.last_mut().ok_or_else(|| strange(text))?;
+                if let Some(kib) = rest.strip_prefix(b"ymous:") {
+                    last.anonymous = kibibytes(kib).ok_or_else(|| strange(text))?;
+                } else if let Some(kib) = rest.strip_prefix(b"HugePages:") {
+                    last.huge = kibibytes(kib).ok_or_else(|| strange(text))?;
+                }
+            }
             _ => {}
         }
     }
     if open { Err(Error::host(format!("{name} ends in the middle of a mapping"))) } else { Ok(maps) }
+}
+
+/// `  12 kB` as bytes.
+fn kibibytes(text: &[u8]) -> Option<u64> {
+    number::<u64>(words(text).next()?)?.checked_mul(1024)
 }
 
 /// `start-end rwxs pgoff major:minor inode   name`
@@ -264,7 +288,7 @@ mod tests {
     use super::*;
 
     const SMAPS: &[u8] = b"55f29e350000-55f29e351000 r--p 00001000 fe:01 1234                       /bin/a b (deleted)\n\
-        Size:                  4 kB\nRss:                   4 kB\nTHPeligible:           0\nProtectionKey:         3\n\
+        Size:                  4 kB\nRss:                   4 kB\nAnonymous:             8 kB\nAnonHugePages:         2 kB\nTHPeligible:           0\nProtectionKey:         3\n\
         VmFlags: rd mr mw me sd \n\
         7f2f1aa2b000-7f2f1aa31000 rw-s 00000000 00:01 77 /dev/zero\\012 (deleted)\nVmFlags: rd wr sh mr mw me ms zz sd zy \n\
         7f2f1aa31000-7f2f1aa33000 ---p 00000000 00:00 0 \nRss: 0 kB\nSwap:  4 kB\nVmFlags: mr mw me nr lo\n\
@@ -277,6 +301,7 @@ mod tests {
         assert_eq!((maps[0].start, maps[0].end, maps[0].prot), (0x55f2_9e35_0000, 0x55f2_9e35_1000, 1));
         assert_eq!((maps[0].dev, maps[0].ino, maps[0].pgoff), ((0xfe, 1), 1234, 0x1000));
         assert_eq!((maps[0].pkey, maps[1].pkey), (3, 0));
+        assert_eq!((maps[0].anonymous, maps[0].huge, maps[1].anonymous), (8 << 10, 2 << 10, 0));
         assert!(maps[0].touched && !maps[1].touched && maps[2].touched);
         assert_eq!(maps[0].name, b"/bin/a b (deleted)");
         assert_eq!(maps[1].name, b"/dev/zero\\012 (deleted)");

@@ -26,6 +26,7 @@ pub mod pagemap_scan;
 pub mod pidfd;
 pub(crate) mod probe;
 pub mod ptrace;
+pub(crate) mod ptrace_calls;
 pub mod rlimit;
 pub mod robust_list;
 pub mod rseq;

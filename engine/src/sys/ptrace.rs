@@ -39,6 +39,10 @@ pub const O_TRACEFORK: u64 = 1 << 1;
 pub const O_TRACEVFORK: u64 = 1 << 2;
 /// `PTRACE_O_TRACECLONE`: likewise for clone, threads included.
 pub const O_TRACECLONE: u64 = 1 << 3;
+/// `PTRACE_O_TRACEEXEC`: a stop when the tracee has executed another program.
+pub const O_TRACEEXEC: u64 = 1 << 4;
+/// `PTRACE_O_TRACEEXIT`: a stop on the way out, while the tracee still has its memory.
+pub const O_TRACEEXIT: u64 = 1 << 6;
 /// `PTRACE_O_EXITKILL`: should the tracer end, the tracee gets SIGKILL.
 pub const O_EXITKILL: u64 = 1 << 20;
 /// `PTRACE_O_SUSPEND_SECCOMP`: filters and strict mode sleep while the tracee is traced.
@@ -56,7 +60,7 @@ pub const NT_X86_XSTATE: u32 = 0x202;
 /// ELF note type of the shadow stack pointer.
 pub const NT_X86_SHSTK: u32 = 0x204;
 
-fn request(
+pub(super) fn request(
     name: &'static str,
     request: libc::c_uint,
     tid: RealPid,
@@ -71,7 +75,7 @@ fn request(
     }
 }
 
-fn plain(name: &'static str, what: libc::c_uint, tid: RealPid, data: usize) -> Result<()> {
+pub(super) fn plain(name: &'static str, what: libc::c_uint, tid: RealPid, data: usize) -> Result<()> {
     request(name, what, tid, 0, without_provenance_mut(data)).map(drop)
 }
 

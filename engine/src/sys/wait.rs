@@ -120,6 +120,25 @@ pub fn until(tid: RealPid, deadline: Instant) -> Result<Option<Status>> {
     }
 }
 
+/// The next change of state of any child or tracee; `None` now and then, so that the caller can look after other
+/// things, or if there are none.
+pub fn next() -> Result<Option<(RealPid, Status)>> {
+    let alarm = Alarm::at(Instant::now() + Duration::from_millis(5));
+    let options = if alarm.is_some() { libc::__WALL } else { libc::__WALL | libc::WNOHANG };
+    let mut raw = 0;
+    // SAFETY: raw is a local of the right type.
+    match unsafe { libc::waitpid(-1, &mut raw, options) } {
+        pid if pid > 0 => return Ok(Some((RealPid(pid), Status::from_raw(raw)))),
+        0 => std::thread::sleep(Duration::from_micros(50)),
+        _ => match errno::last() {
+            libc::EINTR => {}
+            libc::ECHILD => std::thread::sleep(Duration::from_millis(1)),
+            e => return Err(Error::sys("waitpid", e)),
+        },
+    }
+    Ok(None)
+}
+
 /// Waits until any child or tracee has news, which are left for [`poll`], or until `deadline`. Says whether there
 /// are any; they may be somebody's whom the caller does not mean.
 pub fn any(deadline: Instant) -> bool {

@@ -32,6 +32,7 @@ const CAP_SYS_RESOURCE: u64 = 1 << 24;
 #[derive(Debug)]
 pub struct MoreOut {
     out: ImageWriter,
+    entries: Vec<pb::RcriuTaskEntry>,
     allowed: affinity::Allowed,
     usual_slice: u64,
 }
@@ -54,12 +55,13 @@ impl MoreOut {
     pub fn new(images: &ImageDir) -> MoreOut {
         MoreOut {
             out: images.writer(ImageKind::RcriuTasks, 0),
+            entries: Vec::new(),
             allowed: affinity::Allowed::ask(),
             usual_slice: sched::usual_slice(),
         }
     }
 
-    /// Writes the entry of a task.
+    /// Takes the entry of a task.
     pub fn task(&mut self, seen: Seen<'_>) -> Result<()> {
         let Seen { dir, info, .. } = seen;
         let mut entry = pb::RcriuTaskEntry {
@@ -101,11 +103,23 @@ impl MoreOut {
             }
         }
         entry.mapping = seen.mapping;
-        Ok(self.out.write(&entry)?)
+        self.entries.push(entry);
+        Ok(())
+    }
+
+    /// Replaces what was told of the mappings of a task.
+    pub fn set_mapping(&mut self, pid: VirtPid, mapping: Vec<pb::RcriuMappingEntry>) {
+        let pid = pid.0.cast_unsigned();
+        if let Some(entry) = self.entries.iter_mut().find(|entry| entry.pid == pid) {
+            entry.mapping = mapping;
+        }
     }
 
     /// Completes the image.
-    pub fn finish(self) -> Result<()> {
+    pub fn finish(mut self) -> Result<()> {
+        for entry in &self.entries {
+            self.out.write(entry)?;
+        }
         Ok(self.out.finish()?)
     }
 }

@@ -155,7 +155,7 @@ impl Tracker {
         if !self.must_enter(task) {
             return;
         }
-        let made = infected.userfaultfd().and_then(|uffd| {
+        let made = infected.userfaultfd(true).and_then(|uffd| {
             userfaultfd::api(&uffd, Features::WP_ASYNC)?;
             Ok(uffd)
         });
