@@ -53,6 +53,82 @@ fn the_original_is_unharmed() -> Result<()> {
     program.verify()
 }
 
+/// More than this many MiB in small pages are protected, not copied.
+const LARGE: &str = "160";
+
+/// A task with large memory is followed while that is read: it goes on unharmed, and what is restored is of one moment.
+fn large_memory(kind: &'static str, args: &'static [&'static str]) -> Result<()> {
+    let (program, images, cycle) = (Program::start(kind, args)?, Images::new()?, Cycle::new()?);
+    let all = processes()?.len();
+    cycle.try_dump(program.pid(), &images, BACKGROUND)?.ok()?;
+    says(&images, "is protected")?;
+    let tree = program.tree()?;
+    let seccomp = std::fs::read_to_string(format!("/proc/{}/status", program.pid()))?;
+    ensure!(seccomp.contains("TracerPid:\t0"), "it is still traced");
+    let smaps = std::fs::read_to_string(format!("/proc/{}/smaps", program.pid()))?;
+    ensure!(!smaps.lines().any(|l| l.starts_with("VmFlags:") && l.contains(" uw ")), "it is still protected");
+    if all < processes()?.len() {
+        no_copies(all)?;
+    }
+    // Unharmed: it stands still for a moment only to be ended.
+    tree.iter().for_each(|t| t.kill(Signal::SIGKILL));
+    wait_gone(&tree)?;
+    cycle.restore(&images)?;
+    program.verify()
+}
+
+fn large_original(kind: &'static str, args: &'static [&'static str]) -> Result<()> {
+    let (program, cycle) = (Program::start(kind, args)?, Cycle::new()?);
+    for _ in 0..2 {
+        let images = Images::new()?;
+        cycle.try_dump(program.pid(), &images, BACKGROUND)?.ok()?;
+        says(&images, "is protected")?;
+    }
+    program.verify()
+}
+
+fn says(images: &Images, words: &str) -> Result<()> {
+    let log = std::fs::read_to_string(images.file("dump.log"))?;
+    ensure!(log.contains(words), "the log does not say that it {words}: {log}");
+    Ok(())
+}
+
+/// Without write protection the same memory is copied by fork.
+fn large_without_protection() -> Result<()> {
+    let (program, images) = (Program::start("writer", &[LARGE])?, Images::new()?);
+    let pid = program.pid().to_string();
+    let mut args = vec!["dump", "-t", &pid, "-D", images.as_str()?, "-v4", "-o", "dump.log"];
+    args.extend(BACKGROUND);
+    let engine = Engine::rcriu()?;
+    let mut command = engine.command(&args);
+    command.env("RCRIU_WITHOUT", "uffd_wp_async");
+    engine.finish(command)?.ok()?;
+    says(&images, "from copy")?;
+    program.verify()
+}
+
+/// The program ends, or is killed, while its memory is read: it does so, and the snapshot is complete.
+fn ends_meanwhile(how: Signal) -> Result<()> {
+    let (program, images, cycle) = (Program::start("writer", &[LARGE])?, Images::new()?, Cycle::new()?);
+    let pid = program.pid().to_string();
+    let mut args = vec!["dump", "-t", &pid, "-D", images.as_str()?, "-v4", "-o", "dump.log"];
+    args.extend(BACKGROUND);
+    let target = PidFd::open(Pid::from_raw(program.pid())).context("pidfd_open")?;
+    let engine = Engine::rcriu()?;
+    let child = engine.command(&args).spawn().context("starting the dump")?;
+    let dump = PidFd::open(Pid::from_raw(child.id() as i32)).context("pidfd_open")?;
+    let writing = || images.names().is_ok_and(|n| n.iter().any(|n| n.starts_with("pages-")));
+    ensure!(wait_file(images.path(), Some(&dump), PATIENCE, writing)?, "the dump ended too early");
+    target.kill(how);
+    let done = child.wait_with_output()?;
+    ensure!(done.status.success(), "the dump failed: {}", String::from_utf8_lossy(&done.stderr));
+    target.wait_dead(PATIENCE).context("the program has not ended")?;
+    target.reap();
+    std::fs::write(program.dir().join("out"), "")?;
+    cycle.restore(&images)?;
+    program.verify()
+}
+
 /// The dumping process is killed while it copies: the program goes on, the copies end.
 fn killed_while_copying() -> Result<()> {
     let (program, images) = (Program::start("writer", &["200"])?, Images::new()?);
@@ -128,6 +204,23 @@ pub fn cases() -> Vec<Case> {
             }),
             Case::new("background: a tree is restored behind its back", || {
                 restored_in_the_background("tree", &["3", "3"])
+            }),
+            Case::new("background: memory of a large writer is of one moment", || {
+                large_memory("writer", &[LARGE])
+            }),
+            Case::new("background: large memory is of one moment however it is changed", || {
+                large_memory("movers", &[LARGE, "3"])
+            }),
+            Case::new("background: large memory that changes in every way is unharmed", || {
+                large_original("movers", &[LARGE, "3"])
+            }),
+            Case::new(
+                "background: large memory is copied where it cannot be protected",
+                large_without_protection,
+            ),
+            Case::new("background: a large program may end meanwhile", || ends_meanwhile(Signal::SIGTERM)),
+            Case::new("background: a large program may be killed meanwhile", || {
+                ends_meanwhile(Signal::SIGKILL)
             }),
             Case::new("background: options that do not fit are refused", needs_a_running_tree),
             Case::new("background: memory that no child inherits is copied at once", what_cannot_fork),

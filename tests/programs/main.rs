@@ -24,6 +24,7 @@ mod identity;
 mod kept;
 mod kit;
 mod late_memory;
+mod movers;
 mod other_sockets;
 mod outside;
 mod page_path;
@@ -168,6 +169,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("unlinked", unlinked::run),
     ("unsupported", unsupported::run),
     ("vfork", vfork::run),
+    ("movers", movers::run),
     ("writer", writer::run),
     ("zombies", zombies::run),
 ];

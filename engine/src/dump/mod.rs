@@ -27,8 +27,8 @@ mod task;
 use std::sync::atomic::Ordering;
 
 use background::{Background, Out, Protected};
-use guardian::Guardian;
 use finish::Ready;
+use guardian::Guardian;
 use rcriu_images::ImageDir;
 
 use crate::{

@@ -8,7 +8,7 @@ use rcriu_images::{ImageKind, pagemap::PAGE_SIZE, pb};
 
 use super::{
     DumpCx,
-    background::{Kept, MemoryCopy},
+    background::Kept,
     collect::{Pstree, Task},
     core,
     finish::one,
@@ -40,8 +40,6 @@ pub(super) struct Asked {
     pub threads: Vec<ThreadInfo>,
     pub sigactions: Vec<pb::SaEntry>,
     pub timers: pb::TaskTimersEntry,
-    /// Its memory as it is now, to be read when the task runs again.
-    pub copy: Option<MemoryCopy>,
     /// Address of a `syscall` instruction in the task.
     pub syscall: u64,
     /// Memory policies of mappings, by their start.
@@ -94,7 +92,13 @@ fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -
     let rings = Rings::look(dir.pid(), &vmas)?;
 
     let infected = Infected::new(stopped, cx.kernel)?;
-    let mut asked = ask(task, &infected, &maps, &vmas, &statuses, &mut track, protected.is_some(), cx)?;
+    let mut asked = ask(task, &infected, &vmas, &statuses, &mut track, cx)?;
+    // Its memory as it is now, to be read when the task runs again.
+    let adopts = asked.task.child_subreaper > 0;
+    let copy = match protected {
+        Some(_) => None,
+        None => cx.background.copy(&infected, &maps, &statuses, adopts, cx.kernel)?,
+    };
     more::add_policies(&mut mapping, &vmas, asked.policies.iter().cloned());
     cx.more.task(Seen {
         pid: task.virt,
@@ -108,7 +112,7 @@ fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -
         mapping,
     })?;
 
-    match asked.copy.take() {
+    match copy {
         Some(copy) => cx.background.push(copy, task.virt, &vmas, stacks(stopped)),
         None if protected.is_some() => {}
         None => pages(task, &infected, &vmas, &track, cx)?,
@@ -166,11 +170,9 @@ fn signals(stopped: &StoppedTask, statuses: &[Status]) -> Result<Signals> {
 fn ask(
     task: &Task,
     infected: &Infected<'_>,
-    maps: &[maps::Map],
     vmas: &[Vma],
     statuses: &[Status],
     track: &mut TaskTrack,
-    protected: bool,
     cx: &mut DumpCx<'_>,
 ) -> Result<Asked> {
     let timers = timers::read(&task.dir)?;
@@ -197,17 +199,11 @@ fn ask(
     let policies = policies.filter_map(|(at, mode, nodes)| Some((at, numa::dump(mode, &nodes)?))).collect();
     let lock_future = more::lock_future(&info, &task.dir, infected.range().start)?;
     let syscall = infected.syscall_instruction();
-    let adopts = info.child_subreaper > 0;
-    let copy = match protected {
-        true => None,
-        false => cx.background.copy(infected, maps, statuses, adopts, cx.kernel)?,
-    };
     Ok(Asked {
         task: info,
         threads,
         sigactions: sigaction::dump(&sigactions),
         timers: crate::task::timers::dump(intervals, &timers, &left)?,
-        copy,
         syscall,
         policies,
         lock_future,

@@ -101,7 +101,9 @@ impl Words {
                 word & (word::PRESENT | word::SWAPPED) != 0 && word & (word::FILE | word::GUARD) == 0;
             content.then_some(word & word::EXCLUSIVE != 0)
         };
-        self.runs(start, end, value, |from, to, had| had.map_or(Ok(()), |exclusive| found(from, to, exclusive)))
+        self.runs(start, end, value, |from, to, had| {
+            had.map_or(Ok(()), |exclusive| found(from, to, exclusive))
+        })
     }
 
     /// Calls `found(start, end, exclusive)` for every longest run of pages of `[start, end)` that are mapped by

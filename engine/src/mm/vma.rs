@@ -380,8 +380,10 @@ pub fn refresh(vmas: &mut [Vma], maps: &[Map]) -> Result<()> {
         let had = entry.flags;
         (entry.flags, entry.madv) = told_by_flags(map, had & !all);
         if (had ^ entry.flags) & kind != 0 {
-            return Err(Error::host("it was mapped a moment before the dump, in huge pages or as droppable memory")
-                .remedy("dump again"))
+            return Err(Error::host(
+                "it was mapped a moment before the dump, in huge pages or as droppable memory",
+            )
+            .remedy("dump again"))
             .during(during);
         }
     }

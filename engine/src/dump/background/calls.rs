@@ -64,9 +64,11 @@ pub fn takes(entry: &Entry, heap: u64) -> Part {
 pub fn changes(entry: &Entry, heap: u64) -> Part {
     let Entry { nr: Some(nr), args } = entry else { return Part::All };
     match *nr as i64 {
-        libc::SYS_mprotect | libc::SYS_pkey_mprotect | libc::SYS_mlock | libc::SYS_mlock2 | libc::SYS_munlock => {
-            range(args[0], args[1])
-        }
+        libc::SYS_mprotect
+        | libc::SYS_pkey_mprotect
+        | libc::SYS_mlock
+        | libc::SYS_mlock2
+        | libc::SYS_munlock => range(args[0], args[1]),
         libc::SYS_madvise | SYS_MSEAL => range(args[0], args[1]),
         libc::SYS_mlockall | libc::SYS_munlockall | libc::SYS_userfaultfd | SYS_MAP_SHADOW_STACK => Part::All,
         libc::SYS_prctl if args[0] == PR_SET_MEMORY_MERGE => Part::All,

@@ -219,7 +219,12 @@ impl Chunks {
     }
 
     /// Puts the content of a chunk aside unless that is not needed any more. With the lock, after the freeze.
-    pub fn save(&self, (chunk, start, end): (usize, u64, u64), reader: &mut Reader, _: &Locked<'_>) -> Result<()> {
+    pub fn save(
+        &self,
+        (chunk, start, end): (usize, u64, u64),
+        reader: &mut Reader,
+        _: &Locked<'_>,
+    ) -> Result<()> {
         if self.state(chunk).load(Ordering::Acquire) != CLEAN {
             return Ok(());
         }
@@ -274,7 +279,12 @@ impl Chunks {
 
     /// Takes a chunk as read. If it was put aside before, `found` gets that content instead: address and bytes of
     /// each run of pages that had any. Says which.
-    pub fn done(&self, chunk: usize, start: u64, mut found: impl FnMut(u64, &[u8]) -> Result<()>) -> Result<bool> {
+    pub fn done(
+        &self,
+        chunk: usize,
+        start: u64,
+        mut found: impl FnMut(u64, &[u8]) -> Result<()>,
+    ) -> Result<bool> {
         let was = self.state(chunk).compare_exchange(CLEAN, DONE, Ordering::AcqRel, Ordering::Acquire);
         let place = match was {
             Ok(_) => return Ok(true),

@@ -149,7 +149,8 @@ impl<'a> Follower<'a> {
         let mut all =
             Follower { tasks, progress, threads: HashMap::new(), expected: HashSet::new(), lost: None };
         for task in 0..all.tasks.len() {
-            let stopped = all.tasks[task].stopped.take().ok_or_else(|| Error::bug("a task that is not stopped"))?;
+            let stopped =
+                all.tasks[task].stopped.take().ok_or_else(|| Error::bug("a task that is not stopped"))?;
             for tid in stopped.hand_over() {
                 all.threads.insert(tid, Thread { task, own: true, state: State::Runs });
                 // Seccomp is not to sleep any more.

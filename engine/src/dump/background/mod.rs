@@ -18,13 +18,10 @@ mod write;
 
 use rcriu_images::{ImageDir, ImageKind, pb};
 
-pub use self::{
-    copied::MemoryCopy,
-    protected::{Protected, prepare},
-};
+pub use self::protected::{Protected, prepare};
 use self::{
     chunks::Reader,
-    copied::Later,
+    copied::{Later, MemoryCopy},
     follow::{Followed, Follower, Progress},
 };
 use super::{finish::one, seize::Frozen};
@@ -220,7 +217,7 @@ fn write_all(
         let mut mapping = more::collect(&kept.maps);
         more::add_policies(&mut mapping, &kept.vmas, std::mem::take(&mut kept.policies));
         out.more.set_mapping(kept.task, mapping);
-        kept.mm.vmas = kept.vmas.iter().map(|v| v.entry.clone()).collect();
+        kept.mm.vmas = kept.vmas.iter().map(|v| v.entry).collect();
         one(out.images, ImageKind::Mm, kept.task.0.cast_unsigned().into(), &kept.mm)?;
         write::pages(protected, kept, reader, out.pages, progress, out.stats)
             .during(|| format!("memory of task {}", kept.task))?;

@@ -124,7 +124,8 @@ fn large_tasks(root: RealPid) -> Vec<RealPid> {
         }
         let status = dir.read("status").unwrap_or_default();
         let line = status.split(|b| *b == b'\n').find_map(|line| line.strip_prefix(b"RssAnon:"));
-        let kib = line.and_then(|l| std::str::from_utf8(l).ok()?.trim().strip_suffix("kB")?.trim().parse().ok());
+        let kib =
+            line.and_then(|l| std::str::from_utf8(l).ok()?.trim().strip_suffix("kB")?.trim().parse().ok());
         if kib.is_some_and(|kib: u64| kib.saturating_mul(1024) >= WORTH_WHILE) {
             large.push(pid);
         }
@@ -143,7 +144,8 @@ fn choose(maps: &[Map]) -> Option<Vec<(u64, u64)>> {
     };
     let chosen: Vec<&Map> = maps.iter().filter(fit).collect();
     let small: u64 = chosen.iter().map(|m| m.anonymous.saturating_sub(m.huge)).sum();
-    let rest = maps.iter().map(|m| m.anonymous).sum::<u64>() - chosen.iter().map(|m| m.anonymous).sum::<u64>();
+    let rest =
+        maps.iter().map(|m| m.anonymous).sum::<u64>() - chosen.iter().map(|m| m.anonymous).sum::<u64>();
     let addresses: u64 = chosen.iter().map(|m| m.len()).sum();
     (small >= WORTH_WHILE && rest <= REST && addresses <= ADDRESSES)
         .then(|| chosen.iter().map(|m| (m.start, m.end)).collect())
@@ -441,7 +443,8 @@ fn uncovered(maps: &[Map], covered: &[(u64, u64)]) -> Vec<(u64, u64, bool)> {
 
 /// Where old content goes: a file without a name beside the images, so that it need not stay in memory.
 fn aside(opts: &DumpOptions) -> Result<File> {
-    tempfile::tempfile_in(format!("/proc/self/fd/{}", opts.common.images_dir.raw_fd())).call("open(O_TMPFILE)")
+    tempfile::tempfile_in(format!("/proc/self/fd/{}", opts.common.images_dir.raw_fd()))
+        .call("open(O_TMPFILE)")
 }
 
 #[cfg(test)]
@@ -471,10 +474,19 @@ mod tests {
     #[test]
     fn what_is_not_covered_is_found() {
         let shared = Map { shared: true, ..map(0x9000, 0xa000, b"", 0) };
-        let maps = [map(0x1000, 0x5000, b"", 0), map(0x5000, 0x8000, b"", 0), shared, map(0xb000, 0xc000, b"[vdso]", 0)];
+        let maps = [
+            map(0x1000, 0x5000, b"", 0),
+            map(0x5000, 0x8000, b"", 0),
+            shared,
+            map(0xb000, 0xc000, b"[vdso]", 0),
+        ];
         let parts = uncovered(&maps, &[(0x2000, 0x3000), (0x4000, 0x6000)]);
-        let expected =
-            [(0x1000, 0x2000, false), (0x3000, 0x4000, false), (0x6000, 0x8000, false), (0xb000, 0xc000, true)];
+        let expected = [
+            (0x1000, 0x2000, false),
+            (0x3000, 0x4000, false),
+            (0x6000, 0x8000, false),
+            (0xb000, 0xc000, true),
+        ];
         assert_eq!(parts, expected);
         assert_eq!(uncovered(&maps[..1], &[(0x1000, 0x8000)]), []);
     }

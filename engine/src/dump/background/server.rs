@@ -108,7 +108,8 @@ fn serve(uffd: &OwnedFd, chunks: &Chunks, reader: &mut Reader, dump: &OwnedFd) -
             if flags & WRITE_PROTECTED == 0 {
                 fill(uffd, address)?;
             } else {
-                let (start, end) = place.map_or((address, address + PAGE_SIZE), |(_, start, end)| (start, end));
+                let (start, end) =
+                    place.map_or((address, address + PAGE_SIZE), |(_, start, end)| (start, end));
                 lift(uffd, start, end)?;
             }
             // Where nothing is registered any more the fault is tried again all the same.
@@ -161,7 +162,9 @@ pub fn protect(uffd: &OwnedFd, start: u64, end: u64, on: bool) -> Result<()> {
 /// Errors of a range or a process that is gone: whoever waited will see for himself.
 fn tolerate(result: Result<()>) -> Result<()> {
     match result {
-        Err(e) if matches!(e.errno(), Some(libc::ENOENT | libc::EEXIST | libc::ESRCH | libc::EINVAL)) => Ok(()),
+        Err(e) if matches!(e.errno(), Some(libc::ENOENT | libc::EEXIST | libc::ESRCH | libc::EINVAL)) => {
+            Ok(())
+        }
         other => other,
     }
 }

@@ -44,8 +44,11 @@ pub fn mappings(protected: &Protected, kept: &mut Kept, kernel: &Kernel) -> Resu
         let at = now.partition_point(|m| m.end <= map.start);
         let same = now.get(at).filter(|m| m.start <= map.start && map.end <= m.end && m.prot == map.prot);
         let is = same.ok_or_else(|| {
-            Error::host(format!("mapping {:x}-{:x} has changed before its flags were read", map.start, map.end))
-                .remedy("dump again, or without --background")
+            Error::host(format!(
+                "mapping {:x}-{:x} has changed before its flags were read",
+                map.start, map.end
+            ))
+            .remedy("dump again, or without --background")
         })?;
         let mut ours = false;
         clip(&protected.covered, map.start, map.end, |_, _| ours = true);
@@ -148,7 +151,14 @@ impl Writer<'_> {
         written
     }
 
-    fn emit_batch(&mut self, range: &Range, from: u64, to: u64, cut: &[(usize, Run)], buf: &[u8]) -> Result<()> {
+    fn emit_batch(
+        &mut self,
+        range: &Range,
+        from: u64,
+        to: u64,
+        cut: &[(usize, Run)],
+        buf: &[u8],
+    ) -> Result<()> {
         let protected = self.protected;
         let mut cut = cut.iter().peekable();
         let mut at = 0;
