@@ -247,6 +247,8 @@ pub struct DumpOptions {
     pub track_mem: bool,
     /// `--background`: memory is copied when the tree runs again.
     pub background: bool,
+    /// `--compress`: pages are compressed, at this level of zstd.
+    pub compress: Option<i32>,
     /// `--checksum`: sums of all images go with them.
     pub checksum: bool,
     /// `--prev-images-dir`: images to build upon, relative to the images folder.
@@ -273,6 +275,7 @@ impl DumpOptions {
             ghost_fiemap: true,
             track_mem: false,
             background: false,
+            compress: None,
             checksum: false,
             prev_images_dir: None,
             pre_dump_mode: PreDumpMode::default(),

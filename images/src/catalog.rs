@@ -184,6 +184,8 @@ catalog! {
     RcriuFiles "RCRIU_FILES" "rcriu-files" No "" Common magic::RCRIU_FILES, "rcriu_file_entry" None;
     RcriuTasks "RCRIU_TASKS" "rcriu-tasks" No "" Common magic::RCRIU_TASKS, "rcriu_task_entry" None;
     RcriuSums "RCRIU_SUMS" "rcriu-sums" No "" Common magic::RCRIU_SUMS, "rcriu_sums_entry" None;
+    RcriuPages "RCRIU_PAGES" "rcriu-pages-" Dec "" Raw 0, "" None;
+    RcriuBlocks "RCRIU_BLOCKS" "rcriu-blocks-" Dec "" Common magic::RCRIU_BLOCKS, "rcriu_blocks_entry" None;
     IrmapCache "IRMAP_CACHE" "irmap-cache" No "" Service magic::IRMAP_CACHE, "irmap_cache_entry" None;
 }
 

@@ -6,6 +6,7 @@
 //! | [`catalog`] | which images there are, their names, magics and entry types |
 //! | [`frame`] | header and entries of one image |
 //! | [`dir`] | an image folder: opening, creating, the chain of parents |
+//! | [`packed`] | compressed pages |
 //! | [`pagemap`] | which memory pages are stored, and where |
 //! | [`extra`] | payloads behind entries |
 //! | [`json`] | the human form, both ways |
@@ -25,6 +26,7 @@ pub mod extra;
 pub mod frame;
 pub mod json;
 pub mod magic;
+pub mod packed;
 pub mod pagemap;
 pub mod required;
 pub mod schema;

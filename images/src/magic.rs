@@ -11,6 +11,8 @@ pub const IMG_SERVICE: u32 = 0x55105940;
 pub const IMAGES_V1: u32 = 1;
 /// `inventory_entry.img_version` of sets with it; what is written today.
 pub const IMAGES_V1_1: u32 = 2;
+/// The same of sets some of whose pages, or their parents' pages, are compressed: other readers must refuse them.
+pub const IMAGES_PACKED: u32 = 0x5243_0001;
 
 pub const INVENTORY: u32 = 0x58313116;
 pub const FDINFO: u32 = 0x56213732;
@@ -87,3 +89,4 @@ pub const RCRIU_SEGMENTS: u32 = 0x5243_5253;
 pub const RCRIU_TRACKING: u32 = 0x5243_5254;
 pub const RCRIU_TASKS: u32 = 0x5243_524b;
 pub const RCRIU_SUMS: u32 = 0x5243_5255;
+pub const RCRIU_BLOCKS: u32 = 0x5243_5242;

@@ -5,6 +5,7 @@
 mod background;
 mod cgroups;
 mod clocks;
+mod compressed;
 mod damage;
 mod failures;
 mod faults;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
         files::cases,
         incremental::cases,
         sums::cases,
+        compressed::cases,
         sockets::cases,
         pages::cases,
         cgroups::cases,

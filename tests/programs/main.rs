@@ -134,6 +134,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("pipe-packets", pipes::packets),
     ("private-memory", private_memory::run),
     ("ping-socket", other_sockets::ping),
+    ("compressible-memory", private_memory::compressible),
     ("random-memory", private_memory::random),
     ("raw-sockets", other_sockets::raw),
     ("registers", registers::run),

@@ -6,7 +6,7 @@
 
 use anyhow::{Context, bail};
 
-use crate::kit::mem::{Mapping, PAGE, anon, map};
+use crate::kit::mem::{self, Mapping, PAGE, anon, map};
 use crate::kit::{Check, number, rest, same, sys};
 
 const ANON: i32 = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS;
@@ -118,6 +118,38 @@ pub fn random(args: &[String]) -> Check {
     m.fill(5);
     rest()?;
     m.check("random memory", 5)
+}
+
+/// A word of objects as they lie in a heap, 64 bytes each: a number, a pointer, two small values, a piece of text,
+/// and room to spare.
+fn object(at: usize) -> u64 {
+    const TEXT: [&[u8; 8]; 8] = [
+        b"GET /ind",
+        b"ex.html ",
+        b"user-nam",
+        b"e=\"value",
+        b"content-",
+        b"length: ",
+        b"checkpoi",
+        b"nt image",
+    ];
+    let (record, word) = (at / 8, mem::word(9, at / 8));
+    match at % 8 {
+        0 => record as u64,
+        1 => 0x5580_0000_0000 + (word & 0xf_ffff) * 64,
+        2 => word >> 20 & 0xff,
+        3 => word >> 28 & 0x1f,
+        4 | 5 => u64::from_le_bytes(*TEXT[(word >> (33 + 3 * (at % 2))) as usize % TEXT.len()]),
+        _ => 0,
+    }
+}
+
+/// `compressible-memory MIB`: objects of a heap.
+pub fn compressible(args: &[String]) -> Check {
+    let m = anon(number(args, 0, 64)? << 20)?;
+    m.fill_by(object);
+    rest()?;
+    m.check_by("memory with objects", object)
 }
 
 /// `many-mappings COUNT`: neighbours that cannot be joined, each with a page of content.

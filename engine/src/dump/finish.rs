@@ -1,7 +1,7 @@
 //! The images of the dump as a whole. The inventory is the last: without it there is no snapshot.
 
 use nix::time::{ClockId, clock_gettime};
-use rcriu_images::{ImageDir, ImageKind, pb};
+use rcriu_images::{ImageDir, ImageKind, magic, pb};
 
 use super::{
     DumpCx,
@@ -87,13 +87,24 @@ pub fn whole_tree(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<Ready> {
     Ok(Ready { track: cx.track, connections, more: cx.more, inventory })
 }
 
-/// The inventory, the last image: no inventory, no snapshot. With `checksum`, sums of all images come before it.
-pub fn seal(images: &ImageDir, mut inventory: pb::InventoryEntry, checksum: bool) -> Result<()> {
+/// The inventory, the last image: no inventory, no snapshot. With `--checksum`, sums of all images come before it.
+pub fn seal(images: &ImageDir, mut inventory: pb::InventoryEntry, opts: &DumpOptions) -> Result<()> {
     images.check_written()?;
-    if checksum {
+    if opts.compress.is_some() || on_packed(images)? {
+        // Who knows nothing of compressed pages must not take the set for one without content.
+        inventory.img_version = magic::IMAGES_PACKED;
+    }
+    if opts.checksum {
         sums::write(images, &mut inventory)?;
     }
     one(images, ImageKind::Inventory, 0, &inventory)
+}
+
+/// Whether the parent images, or theirs, have compressed pages.
+fn on_packed(images: &ImageDir) -> Result<bool> {
+    let Some(parent) = images.parent()? else { return Ok(false) };
+    let inventory: Option<pb::InventoryEntry> = parent.read_opt(ImageKind::Inventory, 0)?;
+    Ok(inventory.is_some_and(|i| i.img_version == magic::IMAGES_PACKED))
 }
 
 /// Clocks of the tree at the time of the dump: a restore makes them go on from here. `timens-0.img` for a tree

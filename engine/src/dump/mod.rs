@@ -133,7 +133,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let images = opts.common.images_dir.images()?;
     let created = Created::new(&images);
     // A page server that is not there is noticed before anything is frozen.
-    let pages = PageStore::sending(images.clone(), Link::connect(&opts.common)?);
+    let pages = PageStore::of_dump(images.clone(), Link::connect(&opts.common)?, opts.compress);
 
     // The same for a port that is taken.
     let listener = lazy::listen(opts)?;
@@ -141,6 +141,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     // Following ends with the tree.
     let follow = opts.track_mem && opts.afterwards != Afterwards::Kill;
     let track = Tracker::new(opts, kernel, &images, follow)?;
+    sums::check_parent(&images, opts)?;
 
     let mut stats = DumpStats::default();
     let guardian = Guardian::start(opts.freeze_cgroup.clone(), kernel)?;
@@ -187,12 +188,12 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
         )?;
         more.finish()?;
         pages.finish()?;
-        finish::seal(&images, inventory, opts.checksum)?;
+        finish::seal(&images, inventory, opts)?;
         created.keep();
     } else {
         more.finish()?;
         pages.finish()?;
-        finish::seal(&images, inventory, opts.checksum)?;
+        finish::seal(&images, inventory, opts)?;
         // Needs: all pages read, and nothing that can still fail and leave the parent as the newest images.
         track.mark();
         // A complete set stays, also if somebody objects to ending the tree.

@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 
 use rcriu_images::ImageKind;
 
-use super::{Created, collect, finish, refuse, seize};
+use super::{Created, collect, finish, refuse, seize, sums};
 use crate::{
     error::{Context, Error, Kind, Result},
     infect::{Infected, StoppedTask},
@@ -52,8 +52,10 @@ pub fn pre_dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     }
     let images = opts.common.images_dir.images()?;
     let created = Created::new(&images);
-    let store = PageStore::sending(images.clone(), Link::connect(&opts.common)?);
+    sums::check(opts)?;
+    let store = PageStore::of_dump(images.clone(), Link::connect(&opts.common)?, opts.compress);
     let mut track = Tracker::new(opts, kernel, &images, true)?;
+    sums::check_parent(&images, opts)?;
     let rules = VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev: super::shmem_dev()? };
 
     let mut stats = DumpStats::default();
@@ -95,7 +97,7 @@ pub fn pre_dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     store.finish()?;
     stats.memwrite.stop();
     track.write(&images)?;
-    finish::seal(&images, inventory, opts.checksum)?;
+    finish::seal(&images, inventory, opts)?;
     created.keep();
     track.commit();
     if opts.common.auto_dedup && opts.prev_images_dir.is_some() {

@@ -12,18 +12,32 @@ use rcriu_images::{
 use crate::{
     error::{Error, Result},
     interrupt,
+    mm::dedup,
     options::DumpOptions,
 };
 
 /// Fails for options that cannot be combined.
 pub fn check(opts: &DumpOptions) -> Result<()> {
-    if opts.checksum && opts.common.page_server.is_some() {
-        return Err(Error::usage(
-            "--checksum cannot be combined with --page-server, which writes pages elsewhere",
-        )
-        .remedy("leave one of them out"));
+    let (sums, packed) = (opts.checksum, opts.compress.is_some());
+    let clash = match opts.common.page_server.is_some() {
+        true if sums => "--checksum cannot be combined with --page-server, which writes pages elsewhere",
+        true if packed => "--compress cannot be combined with --page-server, which writes pages elsewhere",
+        _ if packed && opts.common.auto_dedup => {
+            "--compress cannot be combined with --auto-dedup: single compressed pages cannot be freed"
+        }
+        _ => return Ok(()),
+    };
+    Err(Error::usage(clash).remedy("leave one of them out"))
+}
+
+/// Fails if pages of parents are to be freed that cannot be.
+///
+/// Precondition: the parent is linked.
+pub fn check_parent(images: &ImageDir, opts: &DumpOptions) -> Result<()> {
+    match images.parent()? {
+        Some(parent) if opts.common.auto_dedup => dedup::check(&parent),
+        _ => Ok(()),
     }
-    Ok(())
 }
 
 /// Writes the sums of everything that is in the folder by now, and of the inventory, which is told of them.

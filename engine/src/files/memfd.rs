@@ -264,14 +264,14 @@ fn fill(file: &std::fs::File, inode: &pb::MemfdInodeEntry, images: &ImageDir) ->
     let end = inode.size.next_multiple_of(4096);
     let mut buffer = vec![0; STEP.min(end) as usize];
     for run in pages.runs(0, end) {
-        let Some((source, from)) = stored(&pages, &run)? else { continue };
+        let Some(content) = stored(&pages, &run)? else { continue };
         // The last page may reach beyond the end of the file.
         let len = run.len.min(inode.size.saturating_sub(run.vaddr));
         let mut done = 0;
         while done < len {
             crate::interrupt::check()?;
             let part = &mut buffer[..STEP.min(len - done) as usize];
-            source.read_exact_at(part, from + done).call("pread")?;
+            content.read(part, done)?;
             file.write_all_at(part, run.vaddr + done).call("pwrite")?;
             done += part.len() as u64;
         }

@@ -28,6 +28,7 @@ pub fn parents(images: &ImageDir) -> Result<u64> {
         return Err(Error::image("Can't enter previous snapshot folder: the images have no parent")
             .remedy("give the images of an incremental dump"));
     }
+    check(images)?;
     // What is about to go is no longer compared; done twice, this comes to the same.
     for (level, parent) in parents.iter().enumerate() {
         let Some(mut sums) = Sums::read(parent)? else { continue };
@@ -65,6 +66,20 @@ pub fn parents(images: &ImageDir) -> Result<u64> {
     }
     log::info!("Deduplicated");
     Ok(holes.bytes / PAGE_SIZE)
+}
+
+/// Fails if pages of the images or their parents are compressed.
+pub fn check(images: &ImageDir) -> Result<()> {
+    for dir in images.chain()? {
+        if dir.images()?.iter().any(|(kind, _)| *kind == ImageKind::RcriuPages) {
+            let path = dir.path().display();
+            return Err(Error::unsupported(format!(
+                "pages in {path} are compressed: single ones cannot be freed"
+            ))
+            .remedy("leave deduplication out, or dump without --compress"));
+        }
+    }
+    Ok(())
 }
 
 /// Calls `found(which parent, its pagemap, from, to)` for each range of bytes in a pages file of a parent that

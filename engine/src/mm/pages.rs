@@ -40,6 +40,8 @@ struct Shared {
     next: AtomicU32,
     /// Pages go to a page server instead.
     link: Option<Arc<Link>>,
+    /// Pages are compressed, at this level.
+    compress: Option<i32>,
     counts: Counts,
 }
 
@@ -52,23 +54,24 @@ pub struct Counts {
 
 impl PageStore {
     pub fn new(images: ImageDir) -> Self {
-        PageStore::with(images, 1, None)
+        PageStore::with(images, 1, None, None)
     }
 
-    fn with(images: ImageDir, first: u32, link: Option<Link>) -> Self {
-        let shared =
-            Shared { next: AtomicU32::new(first), link: link.map(Arc::new), counts: Counts::default() };
+    fn with(images: ImageDir, first: u32, link: Option<Link>, compress: Option<i32>) -> Self {
+        let link = link.map(Arc::new);
+        let shared = Shared { next: AtomicU32::new(first), link, compress, counts: Counts::default() };
         PageStore { images, shared: Arc::new(shared) }
     }
 
-    /// Pages go through `link` if there is one; no page file is written here then.
-    pub fn sending(images: ImageDir, link: Option<Link>) -> Self {
-        PageStore::with(images, 1, link)
+    /// Pages go through `link` if there is one; no page file is written here then. Otherwise they are compressed if
+    /// a level is given.
+    pub fn of_dump(images: ImageDir, link: Option<Link>, compress: Option<i32>) -> Self {
+        PageStore::with(images, 1, link, compress)
     }
 
     /// Of a page server: its page files have numbers that those of a dump into the same folder have not.
     pub fn of_server(images: ImageDir) -> Self {
-        PageStore::with(images, 0x1_0001, None)
+        PageStore::with(images, 0x1_0001, None, None)
     }
 
     /// The connection to the page server, if pages go to one.
@@ -92,7 +95,10 @@ impl PageStore {
             Some(link) => Sink::server(link, kind, id)?,
             None => {
                 let pages_id = self.shared.next.fetch_add(1, Ordering::Relaxed);
-                Sink::files(&self.images, kind, id, pages_id)?
+                match self.shared.compress {
+                    Some(level) => Sink::packed(&self.images, kind, id, pages_id, level)?,
+                    None => Sink::files(&self.images, kind, id, pages_id)?,
+                }
             }
         };
         Ok(PagesOut { sink, open: None, written: 0, in_parent: 0 })

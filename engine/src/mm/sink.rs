@@ -4,6 +4,7 @@ use std::{fs::File, sync::Arc};
 
 use rcriu_images::{
     ImageDir, ImageKind, ImageWriter,
+    packed::PackedWriter,
     pagemap::{PAGE_SIZE, PE_LAZY, PE_PRESENT, PagemapWriter, Place, Region},
 };
 
@@ -20,6 +21,13 @@ pub enum Sink {
         /// Their content.
         pages: ImageWriter,
     },
+    /// The same, with compressed pages.
+    Packed {
+        /// Which pages there are.
+        pagemap: PagemapWriter,
+        /// Their content.
+        pages: Box<PackedWriter>,
+    },
     /// A page server writes both files.
     Server {
         /// The connection, which all objects of a dump share.
@@ -34,9 +42,20 @@ pub enum Sink {
 impl Sink {
     /// Files for the object `id` of `kind`; the pages go to `pages-PAGES_ID`.
     pub fn files(images: &ImageDir, kind: ImageKind, id: u64, pages_id: u32) -> Result<Self> {
+        // Of an earlier dump into the same folder.
+        images.writer(ImageKind::RcriuBlocks, pages_id.into()).finish()?;
+        images.writer(ImageKind::RcriuPages, pages_id.into()).finish()?;
         Ok(Sink::Files {
             pagemap: PagemapWriter::create(images, kind, id, pages_id)?,
             pages: images.writer(ImageKind::Pages, pages_id.into()),
+        })
+    }
+
+    /// As [`Sink::files`], with pages compressed at a level of zstd.
+    pub fn packed(images: &ImageDir, kind: ImageKind, id: u64, pages_id: u32, level: i32) -> Result<Self> {
+        Ok(Sink::Packed {
+            pagemap: PagemapWriter::create(images, kind, id, pages_id)?,
+            pages: Box::new(PackedWriter::create(images, pages_id.into(), level)),
         })
     }
 
@@ -52,6 +71,7 @@ impl Sink {
     pub fn content(&mut self, vaddr: u64, bytes: &[u8], lazy: bool) -> Result<()> {
         match self {
             Sink::Files { pages, .. } => Ok(pages.write_raw(bytes)?),
+            Sink::Packed { pages, .. } => Ok(pages.write(bytes)?),
             Sink::Server { link, object, .. } => {
                 let flags = PE_PRESENT | if lazy { PE_LAZY } else { 0 };
                 link.add(*object, vaddr, bytes.len() as u64 / PAGE_SIZE, flags, bytes)
@@ -63,14 +83,14 @@ impl Sink {
     pub fn file(&mut self) -> Result<Option<&File>> {
         match self {
             Sink::Files { pages, .. } => Ok(Some(pages.as_file()?)),
-            Sink::Server { .. } => Ok(None),
+            Sink::Packed { .. } | Sink::Server { .. } => Ok(None),
         }
     }
 
     /// Takes a complete region.
     pub fn region(&mut self, region: &Region) -> Result<()> {
         match self {
-            Sink::Files { pagemap, .. } => Ok(pagemap.add(region)?),
+            Sink::Files { pagemap, .. } | Sink::Packed { pagemap, .. } => Ok(pagemap.add(region)?),
             // Sent with its content.
             Sink::Server { .. } if matches!(region.place, Place::Present { .. }) => Ok(()),
             Sink::Server { link, object, .. } => {
@@ -83,17 +103,23 @@ impl Sink {
     /// Whether the parent images of a page server have this object; `None` when there is no server.
     pub fn server_has_parent(&self) -> Option<bool> {
         match self {
-            Sink::Files { .. } => None,
+            Sink::Files { .. } | Sink::Packed { .. } => None,
             Sink::Server { has_parent, .. } => Some(*has_parent),
         }
     }
 
     /// The object is complete.
     pub fn finish(self) -> Result<()> {
-        if let Sink::Files { pagemap, pages } = self {
-            pages.finish()?;
-            pagemap.finish()?;
+        match self {
+            Sink::Files { pagemap, pages } => {
+                pages.finish()?;
+                Ok(pagemap.finish()?)
+            }
+            Sink::Packed { pagemap, pages } => {
+                pages.finish()?;
+                Ok(pagemap.finish()?)
+            }
+            Sink::Server { .. } => Ok(()),
         }
-        Ok(())
     }
 }

@@ -1,24 +1,72 @@
-//! Where the content of a run of shared memory stands in the images.
+//! Where the content of a run of memory stands in the images, and reading it.
 
-use std::fs::File;
-
-use rcriu_images::pagemap::{PageReader, Run, Source};
+use rcriu_images::pagemap::{PageReader, Run, Source, Stored};
 
 use crate::error::{Error, Result};
+use crate::sys::map::Region;
 
-/// The file of pages and the offset in it; `None` for a run that has no content.
+/// Bytes unpacked at a time: a block as they are written here.
+const STEP: u64 = 256 << 10;
+
+/// The stored content of a run.
+#[derive(Clone, Copy)]
+pub(crate) struct Content<'a> {
+    pages: &'a PageReader,
+    level: usize,
+    offset: u64,
+}
+
+/// The content of a run of shared memory; `None` for one that has none.
 ///
 /// # Errors
 /// Pages that the images promise and do not have.
-pub(crate) fn stored<'a>(pages: &'a PageReader, run: &Run) -> Result<Option<(&'a File, u64)>> {
+pub(crate) fn stored<'a>(pages: &'a PageReader, run: &Run) -> Result<Option<Content<'a>>> {
     match run.source {
         Source::Absent => Ok(None),
-        Source::Stored { level, offset } => {
-            let file = pages.pages(level).ok_or_else(|| Error::image("its file of pages is missing"))?;
-            Ok(Some((file, offset)))
-        }
+        Source::Stored { level, offset } => Ok(Some(Content { pages, level, offset })),
         Source::Lazy | Source::Missing => {
             Err(Error::image(format!("page {:#x} is not in the images", run.vaddr)))
         }
     }
+}
+
+impl Content<'_> {
+    /// Reads the bytes from `from` on.
+    pub fn read(&self, buf: &mut [u8], from: u64) -> Result<()> {
+        Ok(self.pages.read_stored(self.level, buf, self.offset + from)?)
+    }
+
+    /// Reads `len` bytes from `from` on into memory at `at`, which must be writable.
+    pub fn read_into(&self, region: &Region, from: u64, at: u64, len: u64) -> Result<()> {
+        let offset = self.offset + from;
+        match self.pages.stored(self.level) {
+            Some(Stored::Packed(_)) => unpack(self.pages, self.level, offset, region, &[(at, len)]),
+            Some(Stored::Plain(file)) if region.read_file(file, offset, &[(at, len)])? == len => Ok(()),
+            _ => Err(Error::image("its file of pages is too short")),
+        }
+    }
+}
+
+/// Reads compressed pages, those at `offset` of the pages file they stand for, into `pieces` (address and length) of
+/// `region`, which must be writable.
+pub(crate) fn unpack(
+    pages: &PageReader,
+    level: usize,
+    mut offset: u64,
+    region: &Region,
+    pieces: &[(u64, u64)],
+) -> Result<()> {
+    let mut buf = vec![0; STEP as usize];
+    for &(mut at, mut len) in pieces {
+        while len > 0 {
+            crate::interrupt::check()?;
+            // Whole blocks are unpacked in place.
+            let part = (STEP - offset % STEP).min(len);
+            let bytes = &mut buf[..part as usize];
+            pages.read_stored(level, bytes, offset)?;
+            region.write(at, bytes)?;
+            (offset, at, len) = (offset + part, at + part, len - part);
+        }
+    }
+    Ok(())
 }

@@ -262,11 +262,7 @@ fn fill(entry: &pb::RcriuSegmentEntry, images: &ImageDir) -> Result<()> {
         match stored(&pages, &run)? {
             // Others may have written to it meanwhile.
             None => region.advise(at, run.len, REMOVE)?,
-            Some((file, offset)) => {
-                if region.read_file(file, offset, &[(at, run.len)])? != run.len {
-                    return Err(Error::image("its file of pages is too short"));
-                }
-            }
+            Some(content) => content.read_into(&region, 0, at, run.len)?,
         }
     }
     region.unmap()

@@ -85,6 +85,9 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     let images = opts.common.images_dir.images()?;
     // Nothing is made of images that are not as they were written.
     sums::verify(&images)?;
+    if opts.common.auto_dedup {
+        crate::mm::dedup::check(&images)?;
+    }
     let mut snapshot = Snapshot::read(&images)?;
     faults::point("restore-plan")?;
     let plan = Plan::build(&snapshot, opts, kernel)?;

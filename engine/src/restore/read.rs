@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
-use rcriu_images::pagemap::{PAGE_SIZE, PageReader};
+use rcriu_images::pagemap::{PAGE_SIZE, PageReader, Stored};
 use rcriu_images::{Cause, ImageDir, ImageKind, compat, pb};
 
 use crate::error::{Context, Error, Result, SysContext};
@@ -380,9 +380,13 @@ fn check_pages(dir: &ImageDir, pid: VirtPid) -> Result<()> {
     };
     for level in 0..pages.levels() {
         let Some(map) = pages.pagemap(level).filter(|map| map.stored > 0) else { continue };
-        let name = || format!("pages-{}.img", map.pages_id);
-        let file = pages.pages(level).ok_or_else(|| Error::image(format!("{} is missing", name())))?;
-        let len = file.metadata().call("fstat").during(name)?.len();
+        let kind = match pages.stored(level) {
+            Some(Stored::Packed(_)) => ImageKind::RcriuPages,
+            _ => ImageKind::Pages,
+        };
+        let name = || kind.file_name(map.pages_id.into());
+        let stored = pages.stored(level).ok_or_else(|| Error::image(format!("{} is missing", name())))?;
+        let len = stored.size().call("fstat").during(name)?;
         let want = map.stored.saturating_mul(PAGE_SIZE);
         if len < want {
             let of = if level == 0 { "" } else { " of a parent dump" };

@@ -3,9 +3,11 @@
 use super::Check;
 use crate::{
     catalog::ImageKind,
-    pagemap::{PAGE_SIZE, PageReader, Place, Source},
+    packed::Packed,
+    pagemap::{PAGE_SIZE, PageReader, Place, Source, Stored},
     pb::{FdTypes, VmaEntry},
-    set::Task,
+    set::{Finding, Task},
+    sums,
 };
 
 /// `vma_entry.status` bits.
@@ -107,6 +109,9 @@ impl Check<'_> {
         }
         let want = map.stored * PAGE_SIZE;
         let pages_id = u64::from(map.pages_id);
+        if let Some(Stored::Packed(packed)) = pages.stored(0) {
+            return self.packed(kind, id, want, packed);
+        }
         let have = self.note(self.set.dir.size(ImageKind::Pages, pages_id)).flatten().unwrap_or(0);
         if have < want {
             let text = format!("truncated: {} refers to {want} bytes, there are {have}", kind.file_name(id));
@@ -114,6 +119,20 @@ impl Check<'_> {
         } else if have > want {
             let text = format!("{} bytes that {} does not refer to", have - want, kind.file_name(id));
             self.warn(ImageKind::Pages, pages_id, text);
+        }
+    }
+
+    /// Compressed pages: each block must unpack.
+    fn packed(&mut self, kind: ImageKind, id: u64, want: u64, packed: &Packed) {
+        let have = packed.blocks.len();
+        if have != want {
+            let text = format!("{} refers to {want} bytes of pages, there are {have}", kind.file_name(id));
+            self.found.push(Finding::error(packed.name(), text));
+        }
+        for (pages, why) in packed.damaged() {
+            let place = sums::places(&self.set.dir, packed.id(), &pages);
+            let text = place.map_or(why.clone(), |place| format!("{place}: {why}"));
+            self.found.push(Finding::error(packed.name(), text));
         }
     }
 

@@ -124,7 +124,7 @@ pub fn inventory(dir: &ImageDir) -> Result<pb::InventoryEntry> {
     let inventory: pb::InventoryEntry = dir.read_one(ImageKind::Inventory, 0)?;
     let refuse = |why: String| Err(Error::invalid(ImageKind::Inventory.file_name(0), why));
     match inventory.img_version {
-        crate::magic::IMAGES_V1 | crate::magic::IMAGES_V1_1 => {}
+        crate::magic::IMAGES_V1 | crate::magic::IMAGES_V1_1 | crate::magic::IMAGES_PACKED => {}
         other => return refuse(format!("image version {other} is not known; 1 and 2 are")),
     }
     if !inventory.fdinfo_per_id() {

@@ -14,7 +14,7 @@ mod reader;
 
 use std::io::Read;
 
-pub use self::reader::{PageReader, Run, Source};
+pub use self::reader::{PageReader, Run, Source, Stored};
 use crate::{
     catalog::ImageKind,
     dir::{ImageDir, ImageWriter},

@@ -7,6 +7,7 @@ use crate::{
     catalog::ImageKind,
     dir::ImageDir,
     error::{Error, Result},
+    packed::Packed,
 };
 
 /// Where the bytes of a run are.
@@ -43,9 +44,36 @@ pub struct PageReader {
 struct Level {
     map: Pagemap,
     /// None if the pages file is absent, as it is when nothing is stored.
-    pages: Option<File>,
+    pages: Option<Stored>,
     name: String,
     layout: Layout,
+}
+
+/// What holds the stored pages of a level.
+#[derive(Debug)]
+pub enum Stored {
+    /// The pages file.
+    Plain(File),
+    /// Blocks in its place; offsets are those that pages would have in the pages file.
+    Packed(Packed),
+}
+
+impl Stored {
+    /// Opens what there is of `pages-ID`.
+    pub fn open(dir: &ImageDir, id: u64) -> Result<Option<Self>> {
+        match dir.open_raw(ImageKind::Pages, id)? {
+            Some(file) => Ok(Some(Stored::Plain(file))),
+            None => Ok(Packed::open(dir, id)?.map(Stored::Packed)),
+        }
+    }
+
+    /// Bytes of all pages.
+    pub fn size(&self) -> std::io::Result<u64> {
+        match self {
+            Stored::Plain(file) => Ok(file.metadata()?.len()),
+            Stored::Packed(packed) => Ok(packed.blocks.len()),
+        }
+    }
 }
 
 /// How a pages file is laid out.
@@ -75,7 +103,7 @@ impl PageReader {
         for dir in dir.chain()? {
             if let Some(map) = Pagemap::read(&dir, kind, id)? {
                 let pages_id = map.pages_id.into();
-                let pages = dir.open_raw(ImageKind::Pages, pages_id)?;
+                let pages = Stored::open(&dir, pages_id)?;
                 levels.push(Level {
                     map,
                     pages,
@@ -84,7 +112,8 @@ impl PageReader {
                 });
             } else if let Some((map, pages, head)) = addressed::read(&dir, kind, id)? {
                 let name = addressed::kind_of(kind).file_name(id);
-                levels.push(Level { map, pages: Some(pages), name, layout: Layout::Addressed { head } });
+                let (pages, layout) = (Some(Stored::Plain(pages)), Layout::Addressed { head });
+                levels.push(Level { map, pages, name, layout });
             } else {
                 break;
             }
@@ -102,9 +131,48 @@ impl PageReader {
         self.levels.get(level).map(|l| &l.map)
     }
 
-    /// The pages file of a level.
+    /// The pages file of a level, where it has one: not if its pages are compressed.
     pub fn pages(&self, level: usize) -> Option<&File> {
+        match self.stored(level)? {
+            Stored::Plain(file) => Some(file),
+            Stored::Packed(_) => None,
+        }
+    }
+
+    /// What holds the pages of a level.
+    pub fn stored(&self, level: usize) -> Option<&Stored> {
         self.levels.get(level)?.pages.as_ref()
+    }
+
+    /// Whether pages of some level are compressed.
+    pub fn any_packed(&self) -> bool {
+        self.levels.iter().any(|level| matches!(level.pages, Some(Stored::Packed(_))))
+    }
+
+    /// Reads the bytes of a [`Source::Stored`].
+    ///
+    /// # Errors
+    /// A pages file that is missing, shorter, damaged.
+    pub fn read_stored(&self, level: usize, buf: &mut [u8], offset: u64) -> Result<()> {
+        let Some(level) = self.levels.get(level) else {
+            return Err(Error::invalid("pagemap", format!("there is no level {level}")));
+        };
+        let want = buf.len();
+        let cut = |left| {
+            let text = format!("truncated: {want} bytes at {offset} wanted, {left} left");
+            Error::invalid(&level.name, text)
+        };
+        match &level.pages {
+            None => Err(cut(0)),
+            Some(Stored::Packed(packed)) => packed.read_exact_at(buf, offset),
+            Some(Stored::Plain(file)) => match file.read_exact_at(buf, offset) {
+                Err(e) if e.kind() == std::io::ErrorKind::UnexpectedEof => {
+                    Err(cut(file.metadata().map_or(0, |m| m.len().saturating_sub(offset))))
+                }
+                Err(e) => Err(Error::sys(&level.name, "pread", e)),
+                Ok(()) => Ok(()),
+            },
+        }
     }
 
     /// What the range consists of, in order and without gaps. Neighbours in the same file are one run.
@@ -174,23 +242,17 @@ impl PageReader {
         let mut bytes = Vec::new();
         for run in runs {
             let Source::Stored { level, offset } = run.source else { return Ok(None) };
-            let level = &self.levels[level];
-            let cut = |left| {
-                Error::invalid(
-                    &level.name,
-                    format!("truncated: {} bytes at {offset} wanted, {left} left", run.len),
-                )
-            };
-            let Some(pages) = &level.pages else { return Err(cut(0)) };
-            let size = pages.metadata().map_err(|e| Error::sys(&level.name, "fstat", e))?.len();
-            if size.saturating_sub(offset) < run.len {
-                return Err(cut(size.saturating_sub(offset)));
+            let Level { pages, name, .. } = &self.levels[level];
+            let have =
+                pages.as_ref().map_or(Ok(0), Stored::size).map_err(|e| Error::sys(name, "fstat", e))?;
+            let left = have.saturating_sub(offset);
+            if left < run.len {
+                let text = format!("truncated: {} bytes at {offset} wanted, {left} left", run.len);
+                return Err(Error::invalid(name, text));
             }
             let from = bytes.len();
             bytes.resize(from + run.len as usize, 0);
-            pages
-                .read_exact_at(&mut bytes[from..], offset)
-                .map_err(|e| Error::sys(&level.name, "pread", e))?;
+            self.read_stored(level, &mut bytes[from..], offset)?;
         }
         Ok(Some(bytes))
     }

@@ -2,7 +2,7 @@
 //!
 //! This reads every page, so it is done on request or for small sets only.
 
-use std::{collections::HashSet, io::Read};
+use std::{collections::HashSet, os::unix::fs::FileExt};
 
 use super::{
     ImageSet,
@@ -11,8 +11,11 @@ use super::{
 use crate::{
     catalog::ImageKind,
     error::{Error, Result},
-    pagemap::PAGE_SIZE,
+    pagemap::{PAGE_SIZE, Stored},
 };
+
+/// Bytes read at once.
+const STEP: u64 = 1 << 20;
 
 /// Counts of pages.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -32,38 +35,29 @@ pub fn census(set: &ImageSet, limit: u64) -> Result<Option<Census>> {
     }
     let mut census = Census::default();
     let mut seen = HashSet::new();
-    let mut buf = vec![0; 1 << 20];
+    let mut buf = vec![0; STEP as usize];
     for (id, _) in files {
-        let Some(mut file) = set.dir.open_raw(ImageKind::Pages, id.into())? else { continue };
-        loop {
-            let got = read_full(&mut file, &mut buf)
-                .map_err(|e| Error::sys(ImageKind::Pages.file_name(id.into()), "read", e))?;
-            for page in buf[..got].chunks_exact(PAGE_SIZE as usize) {
+        let name = ImageKind::Pages.file_name(id.into());
+        let Some(pages) = Stored::open(&set.dir, id.into())? else { continue };
+        let len = pages.size().map_err(|e| Error::sys(&name, "fstat", e))?;
+        for at in (0..len).step_by(buf.len()) {
+            let part = &mut buf[..STEP.min(len - at) as usize];
+            match &pages {
+                Stored::Plain(file) => {
+                    file.read_exact_at(part, at).map_err(|e| Error::sys(&name, "pread", e))?
+                }
+                Stored::Packed(packed) => packed.read_exact_at(part, at)?,
+            }
+            for page in part.chunks_exact(PAGE_SIZE as usize) {
                 census.pages += 1;
                 let digest = digest(page);
                 census.zero += u64::from(page.iter().all(|&b| b == 0));
                 seen.insert(digest);
             }
-            if got < buf.len() {
-                break;
-            }
         }
     }
     census.unique = seen.len() as u64;
     Ok(Some(census))
-}
-
-fn read_full(file: &mut impl Read, buf: &mut [u8]) -> std::io::Result<usize> {
-    let mut got = 0;
-    while got < buf.len() {
-        match file.read(&mut buf[got..]) {
-            Ok(0) => break,
-            Ok(n) => got += n,
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(got)
 }
 
 /// 128 bit of two independent multiply-and-add hashes. Good enough to count by; nothing is decided by it.

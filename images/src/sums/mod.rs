@@ -27,7 +27,7 @@ use std::{
 use prost::Message;
 
 pub use self::{
-    verify::{Damage, Fault, as_error, of_folder, verify},
+    verify::{Damage, Fault, as_error, of_folder, places, verify},
     work::Sweep,
 };
 use crate::{

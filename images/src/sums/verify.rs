@@ -7,6 +7,7 @@ use crate::{
     catalog::ImageKind,
     dir::{ImageDir, PARENT_LINK},
     error::{Error, Result},
+    packed::Packed,
     pagemap::{PAGE_SIZE, Pagemap, Place},
     pb,
 };
@@ -165,35 +166,46 @@ fn of_inventory_of_parent(dir: &ImageDir) -> Result<Option<FileSums>> {
 /// Most ranges of a file that are named one by one.
 const NAMED: usize = 64;
 
-/// What ranges of bytes of a pages file are to whom: `task 12, 7f0000000000-7f0000000fff`.
+/// What ranges of bytes of a file with pages are to whom: `task 12, 7f0000000000-7f0000000fff`.
 fn name_places(dir: &ImageDir, file: &str, bad: Vec<Range<u64>>) -> Vec<(Range<u64>, Option<String>)> {
-    let mut named = Vec::new();
-    let maps = match ImageKind::from_file_name(file) {
-        Some((ImageKind::Pages, id)) if !bad.is_empty() => pagemaps(dir, id),
-        _ => Vec::new(),
+    let (maps, packed) = match ImageKind::from_file_name(file) {
+        _ if bad.is_empty() => (Vec::new(), None),
+        Some((ImageKind::Pages, id)) => (pagemaps(dir, id), None),
+        Some((ImageKind::RcriuPages, id)) => (pagemaps(dir, id), Packed::open(dir, id).ok().flatten()),
+        _ => (Vec::new(), None),
     };
+    let mut named = Vec::new();
     for bytes in bad.iter().take(NAMED).cloned() {
-        let mut places = Vec::new();
-        for (what, map) in &maps {
-            for region in &map.regions {
-                let Place::Present { first } = region.place else { continue };
-                // The sums of pages that are stored fit the file, which no sum of this can.
-                let start = first.saturating_mul(PAGE_SIZE);
-                let end = start.saturating_add(region.len());
-                let (from, to) = (bytes.start.max(start), bytes.end.min(end));
-                if from < to {
-                    let at = region.vaddr.saturating_add(from - start);
-                    places.push(format!("{what}, {at:x}-{:x}", at + (to - from) - 1));
-                }
-            }
-        }
-        named.push((bytes, (!places.is_empty()).then(|| places.join("; "))));
+        let pages = packed.as_ref().map_or(bytes.clone(), |packed| packed.blocks.pages_of(&bytes));
+        named.push((bytes, owners(&maps, &pages)));
     }
     if let (Some(first), Some(last)) = (bad.get(NAMED), bad.last()) {
         let more = bad.len() - NAMED;
         named.push((first.start..last.end, Some(format!("and {more} more ranges of pages"))));
     }
     named
+}
+
+/// Whose the pages at these bytes of `pages-ID` are, and where.
+pub fn places(dir: &ImageDir, id: u64, pages: &Range<u64>) -> Option<String> {
+    owners(&pagemaps(dir, id), pages)
+}
+
+fn owners(maps: &[(String, Pagemap)], pages: &Range<u64>) -> Option<String> {
+    let mut places = Vec::new();
+    for (what, map) in maps {
+        for region in &map.regions {
+            let Place::Present { first } = region.place else { continue };
+            let start = first.saturating_mul(PAGE_SIZE);
+            let end = start.saturating_add(region.len());
+            let (from, to) = (pages.start.max(start), pages.end.min(end));
+            if from < to {
+                let at = region.vaddr.saturating_add(from - start);
+                places.push(format!("{what}, {at:x}-{:x}", at + (to - from) - 1));
+            }
+        }
+    }
+    (!places.is_empty()).then(|| places.join("; "))
 }
 
 /// The pagemaps whose pages are in `pages-ID`, and whose they are. Those that cannot be read are reported by

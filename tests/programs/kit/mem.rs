@@ -88,7 +88,12 @@ impl Mapping {
 
     /// Writes the pattern of `seed`; the range must be writable.
     pub fn fill(&self, seed: u64) -> &Mapping {
-        self.words_mut().iter_mut().enumerate().for_each(|(i, w)| *w = word(seed, i));
+        self.fill_by(|i| word(seed, i))
+    }
+
+    /// Writes words by their position; the range must be writable.
+    pub fn fill_by(&self, word: impl Fn(usize) -> u64) -> &Mapping {
+        self.words_mut().iter_mut().enumerate().for_each(|(i, w)| *w = word(i));
         self
     }
 
@@ -99,10 +104,15 @@ impl Mapping {
 
     /// Fails at the first word that is not the pattern's; the range must be readable.
     pub fn check(&self, what: &str, seed: u64) -> Check {
-        match self.words().iter().enumerate().find(|(i, w)| **w != word(seed, *i)) {
+        self.check_by(what, |i| word(seed, i))
+    }
+
+    /// Fails at the first word that is not what its position says; the range must be readable.
+    pub fn check_by(&self, what: &str, word: impl Fn(usize) -> u64) -> Check {
+        match self.words().iter().enumerate().find(|(i, w)| **w != word(*i)) {
             None => Ok(()),
             Some((i, w)) => {
-                bail!("{what}: word {i} at {:#x} is {w:#x}, was {:#x}", self.at + 8 * i, word(seed, i))
+                bail!("{what}: word {i} at {:#x} is {w:#x}, was {:#x}", self.at + 8 * i, word(i))
             }
         }
     }

@@ -47,7 +47,7 @@ pub(super) fn fill(file: &File, inode: &pb::MemfdInodeEntry, flags: u32, images:
     }
     let mut mapped: Option<(u64, Region)> = None;
     for run in pages.runs(0, end) {
-        let Some((source, from)) = stored(&pages, &run)? else { continue };
+        let Some(content) = stored(&pages, &run)? else { continue };
         let mut done = 0;
         while done < run.len {
             crate::interrupt::check()?;
@@ -64,9 +64,7 @@ pub(super) fn fill(file: &File, inode: &pb::MemfdInodeEntry, flags: u32, images:
             }
             let Some((_, region)) = &mapped else { return Err(Error::bug("nothing is mapped")) };
             let len = (run.len - done).min(base + page - at);
-            if region.read_file(source, from + done, &[(region.start() + (at - base), len)])? != len {
-                return Err(Error::image("its file of pages is too short"));
-            }
+            content.read_into(region, done, region.start() + (at - base), len)?;
             done += len;
         }
     }

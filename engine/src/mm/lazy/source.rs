@@ -1,9 +1,6 @@
 //! Where late pages come from.
 
-use std::{
-    collections::{HashMap, VecDeque},
-    os::unix::fs::FileExt,
-};
+use std::collections::{HashMap, VecDeque};
 
 use rcriu_images::{
     ImageDir, ImageKind,
@@ -50,8 +47,7 @@ impl Source {
         for run in reader.runs(at, at + buf.len() as u64) {
             let part = &mut buf[(run.vaddr - at) as usize..][..run.len as usize];
             let pagemap::Source::Stored { level, offset } = run.source else { return Err(during(missing())) };
-            let file = reader.pages(level).ok_or_else(missing).map_err(during)?;
-            file.read_exact_at(part, offset).map_err(|e| during(Error::io("pread", &e)))?;
+            reader.read_stored(level, part, offset).map_err(|e| during(e.into()))?;
         }
         Ok(())
     }

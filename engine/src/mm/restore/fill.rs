@@ -9,7 +9,7 @@ mod bulk;
 mod huge;
 
 use rcriu_images::{
-    pagemap::{PAGE_SIZE, PageReader, Run, Source},
+    pagemap::{PAGE_SIZE, PageReader, Run, Source, Stored},
     pb,
 };
 
@@ -20,7 +20,7 @@ use bulk::Blocks;
 
 use super::{Pages, Placed, READ_WRITE};
 use crate::error::{Error, Result};
-use crate::mm::{lazy::OfVma, status as st};
+use crate::mm::{lazy::OfVma, status as st, stored::unpack};
 use crate::sys::map::Region;
 
 /// Most bytes and pieces gathered before they are read.
@@ -184,6 +184,14 @@ impl Batch<'_> {
         if self.len == 0 {
             return Ok(());
         }
+        if let Some(pages) = self.pages
+            && let Some(Stored::Packed(_)) = pages.stored(self.level)
+        {
+            unpack(pages, self.level, self.offset, self.region, &self.pieces)?;
+            self.pieces.clear();
+            self.len = 0;
+            return Ok(());
+        }
         let missing = || missing(self.pages, self.level, self.offset);
         let file = self.pages.and_then(|p| p.pages(self.level)).ok_or_else(missing)?;
         if self.bulk.read(self.region, file, self.offset, &self.pieces, &self.blocks)? != self.len {
@@ -212,17 +220,22 @@ fn compare(
 ) -> Result<()> {
     use std::os::unix::fs::FileExt;
     let missing = |at| missing(pages, level, at);
-    let file = pages.and_then(|p| p.pages(level)).ok_or_else(|| missing(offset))?;
+    let stored = pages.and_then(|p| p.stored(level)).ok_or_else(|| missing(offset))?;
     let size = len.min(COMPARED) as usize;
     let (mut wanted, mut have) = (vec![0u8; size], vec![0u8; size]);
     let mut done = 0;
     while done < len {
         let part = (len - done).min(COMPARED) as usize;
         let (wanted, have) = (&mut wanted[..part], &mut have[..part]);
-        file.read_exact_at(wanted, offset + done).map_err(|e| match e.kind() {
-            std::io::ErrorKind::UnexpectedEof => missing(offset + done),
-            _ => Error::io("pread", &e),
-        })?;
+        match stored {
+            Stored::Packed(packed) => packed.read_exact_at(wanted, offset + done)?,
+            Stored::Plain(file) => {
+                file.read_exact_at(wanted, offset + done).map_err(|e| match e.kind() {
+                    std::io::ErrorKind::UnexpectedEof => missing(offset + done),
+                    _ => Error::io("pread", &e),
+                })?;
+            }
+        }
         region.read(at + done, have)?;
         let page = PAGE_SIZE as usize;
         let differs = |i: usize| wanted[i * page..(i + 1) * page] != have[i * page..(i + 1) * page];

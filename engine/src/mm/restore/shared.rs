@@ -7,13 +7,13 @@ use std::collections::BTreeMap;
 
 use rcriu_images::{
     ImageKind,
-    pagemap::{PAGE_SIZE, PageReader, Source},
+    pagemap::{PAGE_SIZE, PageReader, Source, Stored},
     pb,
 };
 
 use super::{READ_WRITE, Room, TABLE, entry, vmas};
 use crate::error::{Context, Error, Result};
-use crate::mm::status as st;
+use crate::mm::{status as st, stored::unpack};
 use crate::restore::Snapshot;
 use crate::sys::map::{Mapping, Region};
 
@@ -63,6 +63,9 @@ fn make(snapshot: &Snapshot, shmid: u64, size: u64, room: &mut Room) -> Result<R
         crate::interrupt::check()?;
         match run.source {
             Source::Absent => {}
+            Source::Stored { level, offset } if matches!(pages.stored(level), Some(Stored::Packed(_))) => {
+                unpack(&pages, level, offset, &object, &[(object.start() + run.vaddr, run.len)])?;
+            }
             Source::Stored { level, offset } => {
                 let file = pages.pages(level);
                 let at = object.start() + run.vaddr;

@@ -68,6 +68,7 @@ pub fn dump(raw: &Raw, folders: &Folders, listener: Option<Arc<dyn Notifier>>) -
         track_mem: raw.track_mem,
         background: raw.background,
         checksum: raw.checksum,
+        compress: raw.compress,
         prev_images_dir: raw.prev_images_dir.clone(),
         pre_dump_mode: raw.pre_dump_mode,
         network_lock: raw.network_lock,

@@ -37,6 +37,12 @@ const PLAIN: Row = Row {
     measure: cycle,
 };
 
+/// Compressed here; the peer dumps the same memory as it is.
+const PACKED: Row = Row { program: "compressible-memory", dump: &["--compress"], ..PLAIN };
+
+/// Sums are made here, and compared by the restore; the peer knows none.
+const SUMS: Row = Row { program: "random-memory", dump: &["--checksum"], ..PLAIN };
+
 /// Rows in the order of the table. Those whose names differ only in the leading number are also compared
 /// with each other, for the growth of their times.
 pub const ROWS: &[Row] = &[
@@ -68,6 +74,12 @@ pub const ROWS: &[Row] = &[
         long: true,
         ..PLAIN
     },
+    Row { name: "1 GiB compressed by zstd", args: &["1024"], ..PACKED },
+    Row { name: "2 GiB compressed by zstd", args: &["2048"], ..PACKED },
+    Row { name: "4 GiB compressed by zstd", args: &["4096"], long: true, ..PACKED },
+    Row { name: "1 GiB with sums", args: &["1024"], mib: 1024, ..SUMS },
+    Row { name: "2 GiB with sums", args: &["2048"], mib: 2048, ..SUMS },
+    Row { name: "4 GiB with sums", args: &["4096"], mib: 4096, long: true, ..SUMS },
     Row { name: "100 processes", program: "tree", args: &["10", "10"], ..PLAIN },
     Row { name: "200 processes", program: "tree", args: &["10", "20"], ..PLAIN },
     Row { name: "1,000 processes", program: "tree", args: &["10", "100"], long: true, ..PLAIN },

@@ -9,6 +9,7 @@ pub const OPTIONS: &[&Opt] = &[
     &PREV_IMAGES_DIR,
     &AUTO_DEDUP,
     &CHECKSUM,
+    &COMPRESS,
     &PRE_DUMP_MODE,
     &LAZY_PAGES,
     &STREAM,
@@ -96,6 +97,33 @@ static CHECKSUM: Opt = Opt {
     apply: |raw, v| {
         raw.checksum = v.on();
         Ok(())
+    },
+};
+
+static COMPRESS: Opt = Opt {
+    long: "compress",
+    short: None,
+    takes: Takes::Maybe("zstd:LEVEL"),
+    group: Group::Memory,
+    on: on::DUMP,
+    help: "Compress memory: zstd [default], zstd:LEVEL",
+    more: "Levels are those of zstd, 1 if none is given; negative ones are faster still. Other programs than this one \
+           cannot read such images, and refuse them.",
+    apply: |raw, v| {
+        let given = v.text()?;
+        let level = match given.split_once(':') {
+            None if matches!(given, "" | "zstd") => Ok(1),
+            Some(("zstd", level)) => level.parse(),
+            _ => return Err(v.bad("give zstd or zstd:LEVEL")),
+        };
+        let levels = rcriu_images::packed::levels();
+        match level {
+            Ok(level) if levels.contains(&level) => {
+                raw.compress = Some(level);
+                Ok(())
+            }
+            _ => Err(v.bad(&format!("give a level from {} to {}", levels.start(), levels.end()))),
+        }
     },
 };
 
@@ -322,6 +350,18 @@ mod tests {
     fn sums_are_made_on_request() {
         assert!(!raw(&[]).checksum && raw(&["--checksum"]).checksum);
         assert!(!raw(&["--checksum", "--no-checksum"]).checksum);
+    }
+
+    #[test]
+    fn memory_is_compressed_on_request() {
+        let level = |args: &[&str]| raw(args).compress;
+        assert_eq!(level(&[]), None);
+        assert_eq!((level(&["--compress"]), level(&["--compress=zstd"])), (Some(1), Some(1)));
+        assert_eq!((level(&["--compress=zstd:9"]), level(&["--compress=zstd:-3"])), (Some(9), Some(-3)));
+        for bad in ["lz4", "zstd:", "zstd:99", "9"] {
+            assert!(refused(&[&format!("--compress={bad}")]).contains("zstd") || bad.contains(':'), "{bad}");
+        }
+        assert!(refused(&["--compress=zstd:99"]).contains("22"));
     }
 
     #[test]

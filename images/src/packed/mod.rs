@@ -1,0 +1,43 @@
+//! Compressed pages: in place of a pages file, its pages in blocks that are packed each by itself.
+//!
+//! ```text
+//! pagemap-42.img       which pages, in which order: as always
+//! pages-7.img          is not there
+//! rcriu-pages-7.img    |block   |blo|bloc|block  | ...      each of 64 pages, packed
+//! rcriu-blocks-7.img   lengths of the blocks
+//! ```
+//!
+//! Pages keep the numbers and offsets that they would have in a pages file, so whoever looks up pages does not
+//! notice; only who reads them does. A page is found without unpacking more than its block. Blocks that do not get
+//! smaller stand there as they are, blocks of zeros take no room.
+//!
+//! The version in the inventory of such a set is one that other readers refuse.
+
+mod reader;
+mod writer;
+
+pub use self::{
+    reader::{Blocks, Packed, Unpacker},
+    writer::PackedWriter,
+};
+
+use crate::pagemap::PAGE_SIZE;
+
+/// Pages in a block of those written here.
+pub const BLOCK_PAGES: u32 = 64;
+/// Most pages in a block that are taken: what a reader needs memory for.
+pub const MAX_BLOCK_PAGES: u32 = 1024;
+
+/// `rcriu_blocks_entry.method`: a frame of zstd.
+const ZSTD: u32 = 1;
+
+/// Bytes of a whole block of those written here.
+const BLOCK: usize = BLOCK_PAGES as usize * PAGE_SIZE as usize;
+
+/// Levels that zstd knows.
+pub fn levels() -> std::ops::RangeInclusive<i32> {
+    zstd::compression_level_range()
+}
+
+#[cfg(test)]
+mod tests;
