@@ -6,8 +6,10 @@ use rcriu_images::{
     catalog::{CATALOG, Head},
     frame::{EntryReader, header_bytes},
     json::{self, Style},
+    packed::{Blocks, Unpacker},
     pagemap::Pagemap,
     pb,
+    sums::{Sums, seal},
 };
 
 /// A target and the name of its binary.
@@ -18,6 +20,8 @@ pub const TARGETS: &[Target] = &[
     ("entries", entries),
     ("payloads", payloads),
     ("pagemap", pagemap),
+    ("packed", packed),
+    ("sums", sums),
     ("json_decode", json_decode),
     ("json_encode", json_encode),
     ("json_text", json_text),
@@ -98,6 +102,38 @@ pub fn pagemap(data: &[u8]) {
     assert!(map.regions.windows(2).all(|w| w[0].end() <= w[1].vaddr));
     for region in map.regions.iter().take(8) {
         assert_eq!(map.find(region.vaddr), Some(region));
+    }
+}
+
+/// A list of blocks behind its header, then one packed block; the first byte says how long the list is.
+pub fn packed(data: &[u8]) {
+    let Some((&len, data)) = data.split_first() else { return };
+    let (list, block) = data.split_at(data.len().min(len.into()));
+    if let Ok(entry) = reader(list, true).one::<pb::RcriuBlocksEntry>()
+        && let Ok(blocks) = Blocks::new(&entry)
+    {
+        for at in 0..blocks.count().min(8) {
+            let pages = blocks.pages(at);
+            assert!(pages.start < pages.end && pages.end <= blocks.len());
+        }
+        let all = blocks.pages_of(&(0..blocks.packed().max(1)));
+        assert!(all.end <= blocks.len());
+    }
+    let mut out = vec![0; 4 * 4096];
+    let unpacked = Unpacker::new().expect("room for an unpacker").unpack(block, &mut out);
+    assert!(unpacked.is_err() || !block.is_empty() || out.iter().all(|b| *b == 0));
+}
+
+/// Sums of a set behind the header, as they are and with a right sum of their own.
+pub fn sums(data: &[u8]) {
+    let mut image = header_bytes(ImageKind::RcriuSums);
+    image.extend_from_slice(data);
+    if let Ok(sums) = Sums::parse(&image) {
+        assert_eq!(Sums::parse(&sums.to_bytes()).ok(), Some(sums));
+    }
+    image.extend(seal(&image));
+    if let Ok(sums) = Sums::parse(&image) {
+        assert_eq!(Sums::parse(&sums.to_bytes()).ok(), Some(sums));
     }
 }
 

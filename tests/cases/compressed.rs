@@ -9,6 +9,7 @@ use rcriu_tests::{Case, Cycle, Engine, Images, Program};
 
 use crate::failures::nothing_left;
 use crate::incremental::{Chain, step};
+use crate::pages::Server;
 
 const PACKED: &[&str] = &["--compress"];
 
@@ -157,6 +158,19 @@ fn in_the_background() -> Result<()> {
     program.verify()
 }
 
+/// Memory that comes late from compressed pages, with or without sums.
+fn lazily(dump: &[&str]) -> Result<()> {
+    let program = Program::start("late-memory", &["64"])?;
+    let images = Images::new()?;
+    let cycle = Cycle::new()?.with_dump(dump);
+    cycle.dump(&program, &images)?;
+    let serving = Server::start(&Engine::rcriu()?, "lazy-pages", &images, &[])?;
+    cycle.try_restore(&images, &["--lazy-pages"])?.ok()?;
+    let verified = program.verify();
+    serving.ended_well()?;
+    verified
+}
+
 /// What cannot be done with compressed pages is refused by name before anything is touched.
 fn refusals() -> Result<()> {
     let (program, images) = (Program::start("sleeper", &[])?, Images::new()?);
@@ -198,6 +212,8 @@ pub fn cases() -> Vec<Case> {
             Case::new("compressed: damage is found", || damaged(false)),
             Case::new("compressed: damage is found by sums", || damaged(true)),
             Case::new("compressed: dumped and restored behind the tree", in_the_background),
+            Case::new("compressed: restored lazily", || lazily(PACKED)),
+            Case::new("compressed: restored lazily, with sums", || lazily(&["--compress", "--checksum"])),
             Case::new("compressed: what cannot be is refused by name", refusals),
             Case::new("interop: compressed images are refused by CRIU", foreign),
         ])

@@ -1,8 +1,9 @@
 //! Where the content of a run of memory stands in the images, and reading it.
 
+use rcriu_images::packed::{Packed, Unpacker};
 use rcriu_images::pagemap::{PageReader, Run, Source, Stored};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, SysContext};
 use crate::sys::map::Region;
 
 /// Bytes unpacked at a time: a block as they are written here.
@@ -40,33 +41,43 @@ impl Content<'_> {
     pub fn read_into(&self, region: &Region, from: u64, at: u64, len: u64) -> Result<()> {
         let offset = self.offset + from;
         match self.pages.stored(self.level) {
-            Some(Stored::Packed(_)) => unpack(self.pages, self.level, offset, region, &[(at, len)]),
+            Some(Stored::Packed(packed)) => {
+                Unpacking::new(packed)?.read(region, offset, &[(at, len)]).map(drop)
+            }
             Some(Stored::Plain(file)) if region.read_file(file, offset, &[(at, len)])? == len => Ok(()),
             _ => Err(Error::image("its file of pages is too short")),
         }
     }
 }
 
-/// Reads compressed pages, those at `offset` of the pages file they stand for, into `pieces` (address and length) of
-/// `region`, which must be writable.
-pub(crate) fn unpack(
-    pages: &PageReader,
-    level: usize,
-    mut offset: u64,
-    region: &Region,
-    pieces: &[(u64, u64)],
-) -> Result<()> {
-    let mut buf = vec![0; STEP as usize];
-    for &(mut at, mut len) in pieces {
-        while len > 0 {
-            crate::interrupt::check()?;
-            // Whole blocks are unpacked in place.
-            let part = (STEP - offset % STEP).min(len);
-            let bytes = &mut buf[..part as usize];
-            pages.read_stored(level, bytes, offset)?;
-            region.write(at, bytes)?;
-            (offset, at, len) = (offset + part, at + part, len - part);
-        }
+/// Compressed pages on their way into memory. Each thread has its own.
+pub(crate) struct Unpacking<'a> {
+    packed: &'a Packed,
+    with: Unpacker,
+    buf: Vec<u8>,
+}
+
+impl<'a> Unpacking<'a> {
+    pub fn new(packed: &'a Packed) -> Result<Self> {
+        let with = Unpacker::new().call("ZSTD_createDCtx")?;
+        Ok(Unpacking { packed, with, buf: vec![0; STEP as usize] })
     }
-    Ok(())
+
+    /// Reads the pages at `offset` of the pages file they stand for into `pieces` (address and length) of `region`,
+    /// which must be writable. Gives the number of bytes.
+    pub fn read(&mut self, region: &Region, mut offset: u64, pieces: &[(u64, u64)]) -> Result<u64> {
+        let before = offset;
+        for &(mut at, mut len) in pieces {
+            while len > 0 {
+                crate::interrupt::check()?;
+                // A whole block at a time, where there is one.
+                let part = (STEP - offset % STEP).min(len);
+                let bytes = &mut self.buf[..part as usize];
+                self.packed.read_with(&mut self.with, bytes, offset)?;
+                region.write(at, bytes)?;
+                (offset, at, len) = (offset + part, at + part, len - part);
+            }
+        }
+        Ok(offset - before)
+    }
 }

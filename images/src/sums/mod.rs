@@ -184,8 +184,8 @@ impl Sums {
     }
 }
 
-/// The entry about all bytes before it.
-fn seal(before: &[u8]) -> Vec<u8> {
+/// The entry about all bytes before it, with which such a file ends.
+pub fn seal(before: &[u8]) -> Vec<u8> {
     let entry = pb::RcriuSumsEntry { name: own_name(), size: before.len() as u64, sum: vec![sum(before)] };
     let mut bytes = Vec::with_capacity(entry.encoded_len() + 4);
     append_entry(&entry, &mut bytes);

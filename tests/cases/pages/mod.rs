@@ -18,14 +18,14 @@ use rcriu_tests::events::{PATIENCE, PidFd, readable};
 use rcriu_tests::{Case, Engine, Images};
 
 /// A server command of an engine that is ready to serve.
-struct Server {
+pub struct Server {
     child: Child,
     log: std::path::PathBuf,
 }
 
 impl Server {
     /// Starts `args`, which must serve in the foreground, with images in `images`.
-    fn start(engine: &Engine, command: &str, images: &Images, args: &[&str]) -> Result<Server> {
+    pub fn start(engine: &Engine, command: &str, images: &Images, args: &[&str]) -> Result<Server> {
         let log = format!("{command}.log");
         let bin = engine.path().to_str().context("path")?;
         // The descriptor to tell readiness by must not be one of the first three: CRIU closes it.
@@ -62,7 +62,7 @@ impl Server {
     }
 
     /// Waits for its end, which must be a success.
-    fn ended_well(self) -> Result<()> {
+    pub fn ended_well(self) -> Result<()> {
         let (code, log) = self.end()?;
         ensure!(code == Some(0), "the server ended with {code:?}; its log:\n{log}");
         Ok(())

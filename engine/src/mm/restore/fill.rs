@@ -20,7 +20,7 @@ use bulk::Blocks;
 
 use super::{Pages, Placed, READ_WRITE};
 use crate::error::{Error, Result};
-use crate::mm::{lazy::OfVma, status as st, stored::unpack};
+use crate::mm::{lazy::OfVma, status as st};
 use crate::sys::map::Region;
 
 /// Most bytes and pieces gathered before they are read.
@@ -184,17 +184,9 @@ impl Batch<'_> {
         if self.len == 0 {
             return Ok(());
         }
-        if let Some(pages) = self.pages
-            && let Some(Stored::Packed(_)) = pages.stored(self.level)
-        {
-            unpack(pages, self.level, self.offset, self.region, &self.pieces)?;
-            self.pieces.clear();
-            self.len = 0;
-            return Ok(());
-        }
         let missing = || missing(self.pages, self.level, self.offset);
-        let file = self.pages.and_then(|p| p.pages(self.level)).ok_or_else(missing)?;
-        if self.bulk.read(self.region, file, self.offset, &self.pieces, &self.blocks)? != self.len {
+        let stored = self.pages.and_then(|p| p.stored(self.level)).ok_or_else(missing)?;
+        if self.bulk.read(self.region, stored, self.offset, &self.pieces, &self.blocks)? != self.len {
             return Err(missing());
         }
         self.pieces.clear();

@@ -13,7 +13,7 @@ use rcriu_images::{
 
 use super::{READ_WRITE, Room, TABLE, entry, vmas};
 use crate::error::{Context, Error, Result};
-use crate::mm::{status as st, stored::unpack};
+use crate::mm::{status as st, stored::Unpacking};
 use crate::restore::Snapshot;
 use crate::sys::map::{Mapping, Region};
 
@@ -63,13 +63,15 @@ fn make(snapshot: &Snapshot, shmid: u64, size: u64, room: &mut Room) -> Result<R
         crate::interrupt::check()?;
         match run.source {
             Source::Absent => {}
-            Source::Stored { level, offset } if matches!(pages.stored(level), Some(Stored::Packed(_))) => {
-                unpack(&pages, level, offset, &object, &[(object.start() + run.vaddr, run.len)])?;
-            }
             Source::Stored { level, offset } => {
-                let file = pages.pages(level);
                 let at = object.start() + run.vaddr;
-                let got = file.map_or(Ok(0), |file| object.read_file(file, offset, &[(at, run.len)]))?;
+                let got = match pages.stored(level) {
+                    Some(Stored::Plain(file)) => object.read_file(file, offset, &[(at, run.len)])?,
+                    Some(Stored::Packed(packed)) => {
+                        Unpacking::new(packed)?.read(&object, offset, &[(at, run.len)])?
+                    }
+                    None => 0,
+                };
                 if got != run.len {
                     return Err(super::fill::missing(Some(&pages), level, offset));
                 }

@@ -1,4 +1,4 @@
-//! Large reads: many pages of a file into memory that has no content yet.
+//! Large reads: many pages of a file, or of compressed blocks, into memory that has no content yet.
 //!
 //! What is read at once is cut into units, which several threads take in turn:
 //!
@@ -27,10 +27,13 @@ use nix::{
     unistd::gettid,
 };
 
+use rcriu_images::pagemap::Stored;
+
 use super::huge::Huge;
 use crate::{
     error::Result,
     interrupt,
+    mm::stored::Unpacking,
     sys::{
         cached,
         map::{MAX_PIECES, Region},
@@ -74,13 +77,13 @@ impl Bulk {
         Bulk { threads: if alone { processors() } else { 1 }, huge }
     }
 
-    /// Reads from `file` at `offset` into `pieces` (address and length) of `region`, one after the other;
+    /// Reads from `stored` at `offset` into `pieces` (address and length) of `region`, one after the other;
     /// `blocks` are ranges that get huge pages. Gives the number of bytes; fewer than asked for mean that the
     /// file ends.
     pub fn read(
         &self,
         region: &Region,
-        file: &File,
+        stored: &Stored,
         offset: u64,
         pieces: &[(u64, u64)],
         blocks: &Blocks,
@@ -92,7 +95,7 @@ impl Bulk {
         let work = || {
             while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
                 let ahead = units.get(next.load(Ordering::Relaxed)..).unwrap_or_default();
-                let read = self.unit(region, file, unit, ahead, blocks);
+                let read = self.unit(region, stored, unit, ahead, blocks);
                 let stop = read.as_ref().map_or(true, |n| *n < unit.len);
                 let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
                 match (&mut *total, read) {
@@ -130,13 +133,15 @@ impl Bulk {
     fn unit(
         &self,
         region: &Region,
-        file: &File,
+        stored: &Stored,
         unit: &Unit,
         ahead: &[Unit],
         blocks: &Blocks,
     ) -> Result<u64> {
         interrupt::check()?;
-        if !cached::has(file, unit.offset + unit.len - 1)? {
+        if let Stored::Plain(file) = stored
+            && !cached::has(file, unit.offset + unit.len - 1)?
+        {
             for unit in std::iter::once(unit).chain(ahead.iter().take(AHEAD * self.threads)) {
                 let (offset, len) = (unit.offset.cast_signed(), unit.len.cast_signed());
                 // Only advice: without it the same is read, later.
@@ -154,18 +159,32 @@ impl Bulk {
             }
             small.push((from, at + len));
         }
-        self::read(region, file, unit, &small)
+        self::read(region, stored, unit, &small)
     }
+}
+
+/// What a thread reads from.
+enum From<'a> {
+    File(&'a File),
+    Packed(Unpacking<'a>),
 }
 
 /// Reads a unit; `small` are the ranges of it that have no memory yet. Where they are long they get it a stretch at
 /// a time: that takes half as long as a fault for each page.
-fn read(region: &Region, file: &File, unit: &Unit, small: &[(u64, u64)]) -> Result<u64> {
+fn read(region: &Region, stored: &Stored, unit: &Unit, small: &[(u64, u64)]) -> Result<u64> {
     let mut small = small.iter().filter(|range| range.0 < range.1).peekable();
     let mut done = 0;
     let mut gathered: Vec<(u64, u64)> = Vec::new();
+    let mut from = match stored {
+        Stored::Plain(file) => From::File(file),
+        Stored::Packed(packed) => From::Packed(Unpacking::new(packed)?),
+    };
     let mut next = |pieces: &[(u64, u64)]| -> Result<bool> {
-        let n = region.read_file(file, unit.offset + done, pieces)?;
+        let offset = unit.offset + done;
+        let n = match &mut from {
+            From::File(file) => region.read_file(file, offset, pieces)?,
+            From::Packed(unpacking) => unpacking.read(region, offset, pieces)?,
+        };
         done += n;
         Ok(n == pieces.iter().map(|piece| piece.1).sum::<u64>())
     };
@@ -307,16 +326,17 @@ mod tests {
             file: None,
         };
         let len = bytes.len() as u64;
+        let stored = Stored::Plain(file);
         let region = Region::map(at, len, anon).unwrap();
         let blocks = Blocks::inside(std::iter::once((at, at + len)), super::super::huge::SIZE);
         let bulk = Bulk { threads: 3, huge: Huge::as_allowed() };
-        let read = bulk.read(&region, &file, 0, &[(at, len)], &blocks).unwrap();
+        let read = bulk.read(&region, &stored, 0, &[(at, len)], &blocks).unwrap();
         assert_eq!(read, len);
         let mut seen = vec![0; bytes.len()];
         region.read(at, &mut seen).unwrap();
         assert!(seen == bytes);
         // A file that ends early is told, not filled up.
-        let short = bulk.read(&region, &file, 4096, &[(at, len)], &blocks).unwrap();
+        let short = bulk.read(&region, &stored, 4096, &[(at, len)], &blocks).unwrap();
         assert!(short < len);
         region.unmap().unwrap();
     }
