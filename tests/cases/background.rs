@@ -211,6 +211,9 @@ pub fn cases() -> Vec<Case> {
             Case::new("background: large memory is of one moment however it is changed", || {
                 large_memory("movers", &[LARGE, "3"])
             }),
+            Case::new("background: large memory of another user is of one moment", || {
+                large_memory("movers", &[LARGE, "2", "1000"])
+            }),
             Case::new("background: large memory that changes in every way is unharmed", || {
                 large_original("movers", &[LARGE, "3"])
             }),

@@ -1,4 +1,4 @@
-//! Threads that never stop changing large memory in every way there is: `movers MIB THREADS`. Each has an area of its
+//! Threads that never stop changing large memory in every way there is: `movers MIB THREADS [UID]`. Each has an area of its
 //! own and knows what every block of it holds: blocks are written, dropped, replaced by new mappings, moved away
 //! and back, looked at by a child and by a short-lived thread. Memory that is not of one moment shows as a block
 //! that holds something else. At the end it tells the longest time between two writes of a thread.
@@ -13,7 +13,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, fork};
+use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, setresgid, setresuid};
 
 use crate::kit::{Check, number, tell_ready, wait_term};
 
@@ -159,6 +159,12 @@ fn move_on(len: usize, mut seed: u64) -> Check {
 /// See the module.
 pub fn run(args: &[String]) -> Check {
     let (mib, count) = (number(args, 0, 16)?, number(args, 1, 2)? as u64);
+    let uid = number(args, 2, 0)? as u32;
+    if uid != 0 {
+        let (gid, uid) = (Gid::from_raw(uid), Uid::from_raw(uid));
+        setresgid(gid, gid, gid).context("setresgid")?;
+        setresuid(uid, uid, uid).context("setresuid")?;
+    }
     let threads: Vec<_> = (1..=count)
         .map(|n| {
             std::thread::spawn(move || {

@@ -56,17 +56,35 @@ impl Infected<'_> {
     }
 
     /// A userfaultfd of the process's memory, of which the process itself keeps no descriptor. With `user_mode_only`
-    /// it serves faults of user mode only, which any process may ask for.
+    /// it serves faults of user mode only, which any process may ask for; else we must be allowed to open
+    /// /dev/userfaultfd (Linux 6.1), or the process must have CAP_SYS_PTRACE.
     ///
     /// # Errors
-    /// EMFILE if the process has no free descriptor; EPERM if a security module forbids it, or if faults of the
-    /// kernel are asked for and the process has no CAP_SYS_PTRACE.
+    /// EMFILE if the process has no free descriptor; EPERM, EACCES if it is not allowed.
     pub fn userfaultfd(&self, user_mode_only: bool) -> Result<OwnedFd> {
-        let flags = (libc::O_CLOEXEC | libc::O_NONBLOCK | i32::from(user_mode_only)) as u64;
-        let fd = self.syscall("userfaultfd", libc::SYS_userfaultfd as u64, [flags, 0, 0, 0, 0], &[])?;
+        let mode = (libc::O_CLOEXEC | libc::O_NONBLOCK) as u64;
+        let flags = mode | u64::from(user_mode_only);
+        let fd = match self.syscall("userfaultfd", libc::SYS_userfaultfd as u64, [flags, 0, 0, 0, 0], &[]) {
+            Err(e) if e.errno() == Some(libc::EPERM) && !user_mode_only => {
+                self.userfaultfd_of_device(mode)?
+            }
+            other => other?,
+        };
         let taken = self.take_fd(fd as i32);
-        self.syscall("close", libc::SYS_close as u64, [fd, 0, 0, 0, 0], &[])?;
+        self.close(fd)?;
         taken
+    }
+
+    /// The same by a device, which only we may open.
+    fn userfaultfd_of_device(&self, mode: u64) -> Result<u64> {
+        /// `USERFAULTFD_IOC_NEW`.
+        const NEW: u64 = 0xaa00;
+        let device = File::options().read(true).write(true).open("/dev/userfaultfd");
+        let device = self.give_fd(device.call("open(/dev/userfaultfd)")?.as_fd())?;
+        let args = [device, NEW, mode, 0, 0];
+        let made = self.syscall("ioctl(USERFAULTFD_IOC_NEW)", libc::SYS_ioctl as u64, args, &[]);
+        self.close(device)?;
+        made
     }
 
     /// A descriptor of the process itself, where the kernel can take descriptors through it.
@@ -167,7 +185,7 @@ impl Infected<'_> {
 
 /// An abstract socket name nobody can guess.
 #[derive(Debug)]
-pub(super) struct Name([u8; 32]);
+pub(super) struct Name(pub(super) [u8; 32]);
 
 impl Name {
     pub(super) fn new() -> Result<Name> {

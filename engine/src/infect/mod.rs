@@ -30,6 +30,7 @@ mod calls;
 mod fault;
 mod fds;
 mod gadget;
+mod give;
 mod infected;
 mod ledger;
 mod leftover;

@@ -69,6 +69,22 @@ pub fn changes(entry: &Entry, heap: u64) -> Part {
         | libc::SYS_mlock
         | libc::SYS_mlock2
         | libc::SYS_munlock => range(args[0], args[1]),
+        // Advice that leaves the mapping as it is.
+        libc::SYS_madvise
+            if matches!(
+                args[2] as i32,
+                libc::MADV_DONTNEED
+                    | libc::MADV_FREE
+                    | libc::MADV_REMOVE
+                    | libc::MADV_WILLNEED
+                    | libc::MADV_COLD
+                    | libc::MADV_PAGEOUT
+                    | libc::MADV_POPULATE_READ
+                    | libc::MADV_POPULATE_WRITE
+            ) =>
+        {
+            Part::Nothing
+        }
         libc::SYS_madvise | SYS_MSEAL => range(args[0], args[1]),
         libc::SYS_mlockall | libc::SYS_munlockall | libc::SYS_userfaultfd | SYS_MAP_SHADOW_STACK => Part::All,
         libc::SYS_prctl if args[0] == PR_SET_MEMORY_MERGE => Part::All,
@@ -108,6 +124,8 @@ mod tests {
     fn what_changes_flags_waits_until_they_are_read() {
         let changes = |nr, args| changes(&call(nr, args), 0);
         assert_eq!(changes(libc::SYS_madvise, [0x1000, 0x1000, 14, 0, 0]), Part::Range(0x1000, 0x2000));
+        assert_eq!(changes(libc::SYS_madvise, [0x1000, 0x1000, 3, 0, 0]), Part::Nothing);
+        assert_eq!(changes(libc::SYS_madvise, [0x1000, 0x1000, 4, 0, 0]), Part::Nothing);
         assert_eq!(changes(libc::SYS_mlock, [0x1000, 1, 0, 0, 0]), Part::Range(0x1000, 0x2000));
         assert_eq!(changes(libc::SYS_mlockall, [0; 5]), Part::All);
         assert_eq!(changes(libc::SYS_munmap, [0x1000, 1, 0, 0, 0]), Part::Range(0x1000, 0x2000));

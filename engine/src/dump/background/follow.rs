@@ -141,13 +141,23 @@ pub struct Follower<'a> {
     expected: HashSet<RealPid>,
     /// The last of a task has ended although its memory was needed.
     lost: Option<RealPid>,
+    /// One that was killed, and how many the kernel had killed for want of memory before.
+    killed: Option<RealPid>,
+    kills: u64,
 }
 
 impl<'a> Follower<'a> {
     /// Lets the tasks run; their threads are stopped.
     pub fn start(tasks: Vec<Followed<'a>>, progress: &'a Progress) -> Result<Follower<'a>> {
-        let mut all =
-            Follower { tasks, progress, threads: HashMap::new(), expected: HashSet::new(), lost: None };
+        let mut all = Follower {
+            tasks,
+            progress,
+            threads: HashMap::new(),
+            expected: HashSet::new(),
+            lost: None,
+            killed: None,
+            kills: out_of_memory_kills(),
+        };
         for task in 0..all.tasks.len() {
             let stopped =
                 all.tasks[task].stopped.take().ok_or_else(|| Error::bug("a task that is not stopped"))?;
@@ -177,7 +187,13 @@ impl<'a> Follower<'a> {
                 return Err(Error::new(Kind::TaskDied(pid.0)).during("its memory was not read yet"));
             }
         }
-        Ok(())
+        // Then the kernel takes memory away before the task is gone.
+        match self.killed {
+            Some(pid) if out_of_memory_kills() != self.kills => {
+                Err(Error::host(format!("task {pid} was killed when the system ran out of memory")))
+            }
+            _ => Ok(()),
+        }
     }
 
     fn stopped(&mut self, tid: RealPid, status: Status) -> Result<()> {
@@ -207,6 +223,9 @@ impl<'a> Follower<'a> {
             Status::EventStop(libc::SIGTRAP) => alive(ptrace::syscall(tid, 0)),
             Status::EventStop(_) => alive(ptrace_calls::listen(tid)),
             Status::Event(EVENT_EXIT) if own => {
+                if ptrace_calls::event_message(tid).is_ok_and(|code| code & 0x7f == libc::SIGKILL as u64) {
+                    self.killed = Some(self.tasks[task].protected.pid);
+                }
                 self.state(tid, State::Leaves);
                 self.leave(tid, task)
             }
@@ -347,6 +366,12 @@ impl Drop for Follower<'_> {
             report(tid, alive(let_go(tid, deadline)));
         }
     }
+}
+
+/// How often the kernel has killed a process for want of memory.
+fn out_of_memory_kills() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    text.lines().find_map(|l| l.strip_prefix("oom_kill ")?.trim().parse().ok()).unwrap_or(0)
 }
 
 fn let_go(tid: RealPid, deadline: Instant) -> Result<()> {

@@ -9,6 +9,7 @@
 //! Either way the pages are those of the moment at which the tree was frozen.
 
 mod calls;
+mod choose;
 mod chunks;
 mod copied;
 mod follow;

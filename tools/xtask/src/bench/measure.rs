@@ -102,3 +102,21 @@ pub fn cycle(engine: &Engine, row: &Row, peer: bool) -> Result<Round> {
     program.verify()?;
     Ok(Round { dump, restore, frozen, bytes })
 }
+
+/// The same of a tree that goes on, until it is ended for the restore.
+pub fn background(engine: &Engine, row: &Row, _: bool) -> Result<Round> {
+    let program = Program::start(row.program, row.args)?;
+    let images = Images::new()?;
+    let (dir, pid) = (images.as_str()?, program.pid().to_string());
+    let tree = program.tree()?;
+    let dump = ["dump", "-t", &pid, "-D", dir, "-o", "dump.log"];
+    let dump = timed(engine, &[&dump[..], row.dump].concat(), || Ok(()))?;
+    tree.iter().for_each(|t| t.kill(nix::sys::signal::Signal::SIGKILL));
+    wait_gone(&tree)?;
+    let bytes = bytes(&images)?;
+    let restore = ["restore", "-d", "-D", dir, "-o", "restore.log"];
+    let restore = timed(engine, &restore, || Ok(()))?;
+    let frozen = frozen(&images)?;
+    program.verify()?;
+    Ok(Round { dump, restore, frozen, bytes })
+}

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use rcriu_tests::Engine;
 
-use super::measure::{Round, cycle};
+use super::measure::{Round, background, cycle};
 
 /// One line of the table.
 pub struct Row {
@@ -43,6 +43,15 @@ const PACKED: Row = Row { program: "compressible-memory", dump: &["--compress"],
 /// Sums are made here, and compared by the restore; the peer knows none.
 const SUMS: Row = Row { program: "random-memory", dump: &["--checksum"], ..PLAIN };
 
+/// The peer has nothing like it.
+const BACKGROUND: Row = Row {
+    program: "writer",
+    dump: &["--leave-running", "--background"],
+    peer: false,
+    measure: background,
+    ..PLAIN
+};
+
 /// Rows in the order of the table. Those whose names differ only in the leading number are also compared
 /// with each other, for the growth of their times.
 pub const ROWS: &[Row] = &[
@@ -80,6 +89,8 @@ pub const ROWS: &[Row] = &[
     Row { name: "1 GiB with sums", args: &["1024"], mib: 1024, ..SUMS },
     Row { name: "2 GiB with sums", args: &["2048"], mib: 2048, ..SUMS },
     Row { name: "4 GiB with sums", args: &["4096"], mib: 4096, long: true, ..SUMS },
+    Row { name: "1 GiB of a writer in the background", args: &["1024"], ..BACKGROUND },
+    Row { name: "4 GiB of a writer in the background", args: &["4096"], long: true, ..BACKGROUND },
     Row { name: "100 processes", program: "tree", args: &["10", "10"], ..PLAIN },
     Row { name: "200 processes", program: "tree", args: &["10", "20"], ..PLAIN },
     Row { name: "1,000 processes", program: "tree", args: &["10", "100"], long: true, ..PLAIN },
