@@ -11,6 +11,7 @@ pub const KINDS: &[Kind] = &[
     kind("groups and sessions stay as they were", "sessions", &[]),
     kind("a group and a session without leader stay", "sessions", &["leaderless"]).beyond_criu(),
     kind("a member of a session led from below stays", "sessions", &["adopted"]).beyond_criu(),
+    kind("a member of a session whose leader moved up stays", "sessions", &["moved"]).beyond_criu(),
     kind("zombies keep their status", "zombies", &[]),
     kind("threads keep what is theirs", "threads", &["12"]),
     kind("every register is as it was", "registers", &[]),

@@ -40,7 +40,7 @@ fn in_session(below: usize) -> anyhow::Result<Member> {
 }
 
 /// `leaderless`: adds a group and a session whose leaders have ended. `adopted`: adds a member of a session that is
-/// led from below, whose parents have ended.
+/// led from below, whose parents have ended. `moved`: adds one whose leader was below its parent once.
 pub fn run(args: &[String]) -> Check {
     let leader = in_group(Pid::from_raw(0))?;
     let follower = in_group(leader.pid)?;
@@ -54,6 +54,9 @@ pub fn run(args: &[String]) -> Check {
     }
     if args.iter().any(|a| a == "adopted") {
         extra.extend(adopted()?);
+    }
+    if args.iter().any(|a| a == "moved") {
+        extra.extend(moved()?);
     }
     let reaper = nix::sys::prctl::get_child_subreaper().context("PR_GET_CHILD_SUBREAPER")?;
     hold()?;
@@ -126,6 +129,65 @@ fn adopted() -> anyhow::Result<[Member; 2]> {
     nix::unistd::read(&from, &mut pid[..1]).context("read")?;
     nix::sys::prctl::set_child_subreaper(false).context("PR_SET_CHILD_SUBREAPER")?;
     Ok([orphan, middle])
+}
+
+/// Says when it has come to `parent`, and finds everything there unchanged at the end.
+fn settle(parent: Pid, to: &std::os::fd::OwnedFd) -> Check {
+    crate::kit::tell_ready()?;
+    crate::kit::wait_term()?;
+    let me = || -> anyhow::Result<_> { Ok((Pid::parent(), getpgid(None)?, getsid(None)?)) };
+    let before = me()?;
+    same("parent after moving", before.0, parent)?;
+    nix::unistd::write(to, b"x").context("write")?;
+    crate::kit::wait_term()?;
+    same("(parent, group, session)", me()?, before)
+}
+
+fn pid_from(from: &std::os::fd::OwnedFd) -> anyhow::Result<Member> {
+    let mut pid = [0; 4];
+    nix::unistd::read(from, &mut pid).context("read")?;
+    Ok(Member { pid: Pid::from_raw(i32::from_ne_bytes(pid)) })
+}
+
+/// A member with a child in a session whose leader was below it once and is our child now.
+fn moved() -> anyhow::Result<[Member; 2]> {
+    let reap = |on| nix::sys::prctl::set_child_subreaper(on).context("PR_SET_CHILD_SUBREAPER");
+    let tell = |to: &std::os::fd::OwnedFd, who: &Member| {
+        nix::unistd::write(to, &who.pid.as_raw().to_ne_bytes()).context("write").map(drop)
+    };
+    reap(true)?;
+    let (from, to) = nix::unistd::pipe().context("pipe")?;
+    let root = Pid::this();
+    let parent = member(|| {
+        reap(true)?;
+        let (below_from, below_to) = nix::unistd::pipe().context("pipe")?;
+        let me = Pid::this();
+        let between = member(|| {
+            let leader = member(|| {
+                setsid().context("setsid")?;
+                let ended = member(|| {
+                    tell(&below_to, &member(|| settle(me, &below_to))?)?;
+                    rest()
+                })?;
+                ended.verify()?;
+                settle(root, &to)
+            })?;
+            tell(&to, &leader)?;
+            rest()
+        })?;
+        let below = pid_from(&below_from)?;
+        below.ask()?;
+        nix::unistd::read(&below_from, &mut [0]).context("read")?;
+        reap(false)?;
+        between.verify()?;
+        hold()?;
+        below.verify()
+    })?;
+    let leader = pid_from(&from)?;
+    leader.ask()?;
+    nix::unistd::read(&from, &mut [0]).context("read")?;
+    reap(false)?;
+    Ok([parent, leader])
 }
 
 fn hold_as_orphan(parent: Pid) -> Check {

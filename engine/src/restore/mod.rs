@@ -14,6 +14,7 @@ mod pidfile;
 pub mod plan;
 pub mod preflight;
 pub mod read;
+mod rounds;
 pub mod stages;
 mod sums;
 pub mod task;

@@ -42,7 +42,8 @@ struct Head {
     strays: [AtomicU64; STRAYS],
     /// 1 while a task does what only one may at a time. A futex word.
     lock: AtomicU32,
-    pad: u32,
+    /// 1 once all turns were taken. A futex word.
+    turned: AtomicU32,
 }
 
 /// More children than this do not get a wrong number before something else is wrong.
@@ -55,6 +56,8 @@ struct Birth {
     group: AtomicU32,
     /// How many others have joined that group. A futex word.
     joined: AtomicU32,
+    /// One more than the number of the turn that is its own now. A futex word.
+    turn: AtomicU32,
 }
 
 /// The shared mapping.
@@ -268,6 +271,29 @@ impl Area {
     /// Waits until `joiners` have joined the group of node `ix`.
     pub fn wait_joined(&self, ix: TaskIx, joiners: u32) -> Result<()> {
         self.wait_for(&self.birth(ix)?.joined, |joined| joined >= joiners)
+    }
+
+    /// Makes turn `number` that of node `ix`.
+    pub fn give_turn(&self, ix: TaskIx, number: u32) -> Result<()> {
+        let birth = self.birth(ix)?;
+        birth.turn.store(number + 1, Ordering::Release);
+        futex::wake_all(&birth.turn).map(drop)
+    }
+
+    /// Waits until turn `number` is that of node `ix`.
+    pub fn wait_turn(&self, ix: TaskIx, number: u32) -> Result<()> {
+        self.wait_for(&self.birth(ix)?.turn, |turn| turn > number)
+    }
+
+    /// Tells that there is no turn left.
+    pub fn turns_over(&self) -> Result<()> {
+        self.engine_head().turned.store(1, Ordering::Release);
+        futex::wake_all(&self.engine_head().turned).map(drop)
+    }
+
+    /// Waits until there is no turn left.
+    pub fn wait_turned(&self) -> Result<()> {
+        self.wait_for(&self.engine_head().turned, |over| over == 1)
     }
 
     fn wait_for(&self, word: &AtomicU32, done: impl Fn(u32) -> bool) -> Result<()> {

@@ -8,6 +8,7 @@
 //! children      all others
 //! group         waits for whoever makes it
 //! -- FORKING reached: everybody exists
+//! rounds        tasks that were born deeper than they belong move up
 //! end           helpers and zombies; their parents reap helpers
 //! -- RESTORE opened: nobody will die any more
 //! files, folders, restorer
@@ -32,6 +33,7 @@ use crate::restore::fork;
 use crate::restore::handoff::{self, Leftovers};
 use crate::restore::plan::{self, Plan};
 use crate::restore::read::{Snapshot, TaskImage, TaskIx};
+use crate::restore::rounds;
 use crate::restore::stages::Area;
 use crate::restore::tree::{Group, Make, Node, Role};
 use crate::sys::clone3::Side;
@@ -183,8 +185,13 @@ fn live(cx: &TaskCx<'_>, inherited: Begun) -> Result<(Make, Begun)> {
     }
     check_session(node)?;
     join_group(cx)?;
+    if node.reaper && !cx.plan.tree.rounds.is_empty() {
+        // Only in its rounds.
+        nix::sys::prctl::set_child_subreaper(false).call("prctl(PR_SET_CHILD_SUBREAPER)")?;
+    }
     cx.area.reach(Stage::Forking);
     cx.area.wait_end()?;
+    rounds::take_turns(cx)?;
     reap_helpers(cx)?;
     match node.role {
         Role::Helper => fork::leave(0),

@@ -13,6 +13,9 @@ impl Build<'_> {
         // Sessions of groups: a group lives in exactly one.
         let mut sessions: HashMap<VirtPid, VirtPid> = HashMap::new();
         for i in 0..self.nodes.len() {
+            if self.passing.contains(&TaskIx(i as u32)) {
+                continue;
+            }
             let (pgid, sid) = (self.nodes[i].pgid, self.nodes[i].sid);
             if *sessions.entry(pgid).or_insert(sid) != sid {
                 return Err(Error::image(format!("pstree.img: group {pgid} is in two sessions")));

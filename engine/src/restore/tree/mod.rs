@@ -12,15 +12,19 @@
 //! | led by nobody any more | a helper that leads it, a sibling, with CLONE_PARENT |
 //! | led by somebody deeper below its parent, a reaper | a helper below that leader; its end makes an orphan |
 //!
-//! Helpers live until everybody has his session and group, then exit and are reaped.
+//! Helpers live until everybody has his session and group, then exit and are reaped. Where the table does not do,
+//! tasks are born deeper than they belong and move up in [`Round`]s, one after the other.
 
 mod groups;
+mod rounds;
 mod sessions;
 mod sharing;
 
 use std::collections::{HashMap, HashSet};
 
-use crate::error::{Error, Result};
+pub use rounds::Round;
+
+use crate::error::{Error, Kind, Result};
 use crate::pstree::VirtPid;
 use crate::restore::read::{Snapshot, TaskIx};
 
@@ -100,6 +104,8 @@ impl Node {
 pub struct Tree {
     /// By [`TaskIx`].
     pub nodes: Vec<Node>,
+    /// Orphans to make once everybody exists, in this order, before other helpers end.
+    pub rounds: Vec<Round>,
 }
 
 /// Where the restore itself runs: what tasks inherit when their session or group lies outside the tree.
@@ -168,6 +174,9 @@ struct Build<'a> {
     by_pid: HashMap<VirtPid, TaskIx>,
     tids: HashSet<VirtPid>,
     outside: Outside,
+    /// Helpers that only make orphans: no group matters to them.
+    passing: HashSet<TaskIx>,
+    rounds: Vec<Round>,
     /// Whether a pid is free on this host, for helpers whose number does not matter.
     is_free: &'a dyn Fn(VirtPid) -> bool,
 }
@@ -179,12 +188,23 @@ impl Tree {
     /// # Errors
     /// A tree that cannot be made (with the tasks concerned), a session outside without `--shell-job`.
     pub fn build(members: &[Member], outside: Outside, is_free: &dyn Fn(VirtPid) -> bool) -> Result<Tree> {
-        let mut build = Build::new(members, outside, is_free);
-        build.adopt_outside(members)?;
-        build.find_makers()?;
-        build.find_groups()?;
-        build.share(members)?;
-        build.finish()
+        let attempt = |in_rounds: bool| {
+            let mut build = Build::new(members, outside, is_free);
+            build.adopt_outside(members)?;
+            if in_rounds {
+                build.find_rounds()?
+            } else {
+                build.find_makers()?
+            }
+            build.find_groups()?;
+            build.share(members)?;
+            build.finish()
+        };
+        match attempt(false) {
+            // The first way's error is the one that names the tasks.
+            Err(e) if matches!(e.kind(), Kind::Unsupported(_)) => attempt(true).map_err(|_| e),
+            done => done,
+        }
     }
 
     /// A node.
@@ -213,6 +233,8 @@ impl<'a> Build<'a> {
             by_pid: HashMap::new(),
             tids: members.iter().flat_map(|m| m.other_tids.iter().copied()).collect(),
             outside,
+            passing: HashSet::new(),
+            rounds: Vec::new(),
             is_free,
         };
         for m in members {
@@ -295,7 +317,7 @@ impl<'a> Build<'a> {
             let first = |m: &Make| !m.before_setsid;
             node.makes.sort_by_key(first);
         }
-        Ok(Tree { nodes: self.nodes })
+        Ok(Tree { nodes: self.nodes, rounds: self.rounds })
     }
 
     /// Every chain of makers must lead to the root.

@@ -1,5 +1,7 @@
 //! Sessions: which moment of which process a task must be forked from.
 
+use std::collections::HashSet;
+
 use super::{Build, Member, Node, Role};
 use crate::error::{Error, Result};
 use crate::pstree::VirtPid;
@@ -10,7 +12,7 @@ const FIRST_FREE: i32 = 301;
 /// `pid_max` of a kernel that was told nothing.
 const LAST_FREE: i32 = 32768;
 
-impl Build<'_> {
+impl<'a> Build<'a> {
     /// Puts the session and the group that lie outside the tree in the place of those of the dump.
     pub(super) fn adopt_outside(&mut self, members: &[Member]) -> Result<()> {
         let root = &members[0];
@@ -169,12 +171,15 @@ impl Build<'_> {
 
     /// A number that neither the images nor the host use.
     fn free_number(&self) -> Result<VirtPid> {
-        let used: std::collections::HashSet<VirtPid> =
-            self.nodes.iter().flat_map(|n| [n.pid, n.sid, n.pgid]).collect();
-        (FIRST_FREE..LAST_FREE)
-            .map(VirtPid)
-            .find(|p| !used.contains(p) && !self.tids.contains(p) && (self.is_free)(*p))
-            .ok_or_else(|| Error::host("there is no free pid for a helper"))
+        let used = self.nodes.iter().flat_map(|n| [n.pid, n.sid, n.pgid]).collect();
+        self.free_numbers(used).next().ok_or_else(|| Error::host("there is no free pid for a helper"))
+    }
+
+    /// All such numbers, but for those `used`.
+    pub(super) fn free_numbers(&self, mut used: HashSet<VirtPid>) -> impl Iterator<Item = VirtPid> + use<'a> {
+        used.extend(self.tids.iter().copied());
+        let is_free = self.is_free;
+        (FIRST_FREE..LAST_FREE).map(VirtPid).filter(move |p| !used.contains(p) && is_free(*p))
     }
 
     /// Whether a node is a helper.

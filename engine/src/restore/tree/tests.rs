@@ -52,11 +52,23 @@ fn play(tree: &Tree, outside: Outside) {
     made.insert(TaskIx::ROOT, Made { sid: outside.sid.0, pgid: outside.pgid.0, parent: None });
     live(tree, TaskIx::ROOT, &mut made);
     assert_eq!(made.len(), tree.nodes.len(), "not everybody is made");
+    let mut moved: HashMap<TaskIx, Option<TaskIx>> = made.iter().map(|(ix, m)| (*ix, m.parent)).collect();
+    let passing: HashSet<TaskIx> = tree.rounds.iter().map(|r| r.helper).collect();
+    for round in &tree.rounds {
+        assert_eq!(moved[&round.helper], Some(round.parent), "who reaps the helper");
+        let mut above = Some(round.parent);
+        while above.is_some_and(|a| a != round.reaper) {
+            above = moved[&above.unwrap()];
+        }
+        assert!(above.is_some(), "{} is not above {}", round.reaper.0, round.helper.0);
+        moved.values_mut().filter(|p| **p == Some(round.helper)).for_each(|p| *p = Some(round.reaper));
+    }
     for (i, node) in tree.nodes.iter().enumerate() {
         let ix = TaskIx(i as u32);
         let got = &made[&ix];
         assert_eq!(got.sid, node.sid.0, "session of {}", node.pid);
         match node.group {
+            Group::Born if passing.contains(&ix) => {}
             Group::Born => assert_eq!(got.pgid, node.pgid.0, "group of {}", node.pid),
             Group::Own => assert_eq!(node.pgid, node.pid),
             Group::Of(leader) | Group::Leave { to: leader, .. } => {
@@ -69,8 +81,10 @@ fn play(tree: &Tree, outside: Outside) {
             }
         }
         // Orphans of helpers come to the next reaper above.
-        let mut parent = got.parent;
-        while let Some(p) = parent.filter(|p| tree.node(*p).role == Role::Helper && node.role != Role::Helper)
+        let mut parent = if tree.rounds.is_empty() { got.parent } else { moved[&ix] };
+        while tree.rounds.is_empty()
+            && let Some(p) =
+                parent.filter(|p| tree.node(*p).role == Role::Helper && node.role != Role::Helper)
         {
             let mut above = tree.node(p).parent;
             while above.is_some_and(|a| !tree.node(a).reaper) {
@@ -85,6 +99,7 @@ fn play(tree: &Tree, outside: Outside) {
             .enumerate()
             .filter(|(_, n)| n.role == Role::Helper && n.parent == Some(ix))
             .map(|(i, _)| TaskIx(i as u32))
+            .filter(|helper| !passing.contains(helper))
             .collect();
         assert_eq!(node.helpers, helpers, "helpers of {}", node.pid);
     }
@@ -148,6 +163,24 @@ fn orphans_of_a_leader_deeper_below_come_through_a_helper() {
 fn daemons_of_a_dead_session_below_one_parent() {
     // A double fork: session 150's leader is gone, its child 151 made a session of its own first.
     plays(&[(100, 0, 100, 100), (151, 100, 151, 151), (152, 151, 150, 150), (153, 100, 150, 150)]);
+}
+
+#[test]
+fn sessions_with_members_below_several_parents_are_made_in_rounds() {
+    // Nobody leads 69 and 74, and each has members below 68 and 72, which lead sessions of their own.
+    let tree = plays(&[
+        (66, 0, 66, 66),
+        (67, 66, 67, 67),
+        (68, 67, 68, 68),
+        (70, 68, 69, 69),
+        (77, 68, 74, 74),
+        (72, 67, 72, 72),
+        (73, 72, 69, 69),
+        (75, 72, 74, 74),
+    ]);
+    assert!(!tree.rounds.is_empty());
+    // The leader of 103 has moved up to the root, a member of its session has stayed.
+    plays(&[(100, 0, 100, 100), (101, 100, 100, 100), (102, 101, 103, 103), (103, 100, 103, 103)]);
 }
 
 #[test]
@@ -284,6 +317,52 @@ fn plays_iteratively(rows: &[(i32, i32, i32, i32)]) {
 }
 
 proptest::proptest! {
+    /// The same with reapers anywhere that come and go, and forks of siblings: orphans go to the next reaper.
+    #[test]
+    fn trees_with_reapers_can_be_made_again(
+        steps in proptest::collection::vec((0..8u8, 0..1000usize), 1..200)
+    ) {
+        #[derive(Clone, Copy)]
+        struct Task { pid: i32, parent: i32, sid: i32, reaper: bool }
+        let mut tasks = vec![Task { pid: 1000, parent: 0, sid: 1000, reaper: true }];
+        let mut next = 1001;
+        for (what, a) in steps {
+            let i = a % tasks.len();
+            let task = tasks[i];
+            match what {
+                0..=2 => {
+                    let sibling = what == 2 && i > 0;
+                    let parent = if sibling { task.parent } else { task.pid };
+                    tasks.push(Task { pid: next, parent, sid: task.sid, reaper: false });
+                    next += 1;
+                }
+                3 | 4 if i > 0 => tasks[i].sid = task.pid,
+                5 if i > 0 => tasks[i].reaper = !task.reaper,
+                6 | 7 if i > 0 => {
+                    let by_pid = |pid: i32| tasks.iter().find(|t| t.pid == pid).copied().unwrap();
+                    let mut to = by_pid(task.parent);
+                    while !to.reaper {
+                        to = by_pid(to.parent);
+                    }
+                    tasks.remove(i);
+                    tasks.iter_mut().filter(|t| t.parent == task.pid).for_each(|t| t.parent = to.pid);
+                }
+                _ => {}
+            }
+        }
+        let mut rows = vec![(1000, 0, 1000, 1000)];
+        let mut at = 0;
+        while at < rows.len() {
+            let parent = rows[at].0;
+            rows.extend(tasks.iter().filter(|t| t.parent == parent).map(|t| (t.pid, parent, t.sid, t.sid)));
+            at += 1;
+        }
+        match build(&members(&rows), OUTSIDE) {
+            Ok(tree) => play(&tree, OUTSIDE),
+            Err(e) => proptest::prop_assert!(false, "{e} for {rows:?}"),
+        }
+    }
+
     /// Whatever a real tree did by fork, setsid, setpgid and exit of leaders can be made again.
     #[test]
     fn trees_that_lived_can_be_made_again(steps in proptest::collection::vec((0..5u8, 0..64usize, 0..64usize), 1..60)) {
