@@ -65,6 +65,8 @@ impl Drop for Elsewhere {
 /// Who does what.
 struct Cast {
     dumps: Engine,
+    /// Further arguments of the dump.
+    args: &'static [&'static str],
     serves: Engine,
     restores: Engine,
 }
@@ -72,7 +74,7 @@ struct Cast {
 impl Cast {
     fn rcriu() -> Result<Cast> {
         let rcriu = Engine::rcriu()?;
-        Ok(Cast { dumps: rcriu.clone(), serves: rcriu.clone(), restores: rcriu })
+        Ok(Cast { dumps: rcriu.clone(), args: &[], serves: rcriu.clone(), restores: rcriu })
     }
 }
 
@@ -82,7 +84,7 @@ fn migrate(cast: &Cast, program: &str, args: &[&str]) -> Result<()> {
     let (images, port, pid) = (Images::new()?, free_port()?, program.pid().to_string());
     let tree = program.tree()?;
     let dump = ["-t", &pid, "--lazy-pages", "--address", "127.0.0.1", "--port", &port];
-    let dump = Server::start(&cast.dumps, "dump", &images, &dump)?;
+    let dump = Server::start(&cast.dumps, "dump", &images, &[&dump[..], cast.args].concat())?;
     ensure!(tree.first().is_some_and(|root| !root.is_dead()), "the dump has ended the tree already");
     let from = ["--page-server", "--address", "127.0.0.1", "--port", &port];
     let pages = Server::start(&cast.serves, "lazy-pages", &images, &from)?;
@@ -94,9 +96,9 @@ fn migrate(cast: &Cast, program: &str, args: &[&str]) -> Result<()> {
 }
 
 /// A page server serves the pages of complete images.
-fn from_page_server(server: &Engine, lazy: &Engine) -> Result<()> {
+fn from_page_server(server: &Engine, lazy: &Engine, dump: &[&str]) -> Result<()> {
     let program = Program::start("late-memory", &["64"])?;
-    let (images, port, cycle) = (Images::new()?, free_port()?, Cycle::new()?);
+    let (images, port, cycle) = (Images::new()?, free_port()?, Cycle::new()?.with_dump(dump));
     cycle.dump(&program, &images)?;
     let pages = Server::start(server, "page-server", &images, &["--lazy-pages", "--port", &port])?;
     let from = ["--page-server", "--address", "127.0.0.1", "--port", &port];
@@ -206,17 +208,28 @@ pub fn cases() -> Vec<Case> {
     let criu = Engine::criu;
     cases.extend([
         Case::new("pages: a page server serves a lazy restore", move || {
-            from_page_server(&rcriu()?, &rcriu()?)
+            from_page_server(&rcriu()?, &rcriu()?, &[])
+        }),
+        Case::new("pages: a page server serves compressed images", move || {
+            from_page_server(&rcriu()?, &rcriu()?, &["--compress"])
+        }),
+        Case::new("pages: a lazy dump whose images are compressed and have sums", move || {
+            let args = &["--compress", "--checksum"];
+            migrate(&Cast { args, ..Cast::rcriu()? }, "late-memory", &["64"])
         }),
         Case::new("interop: rcriu's page server serves CRIU's lazy-pages", move || {
-            from_page_server(&rcriu()?, &criu()?)
+            from_page_server(&rcriu()?, &criu()?, &[])
         }),
         Case::new("interop: rcriu dumps lazily, CRIU fetches and restores", move || {
-            migrate(&Cast { dumps: rcriu()?, serves: criu()?, restores: criu()? }, "random-memory", &["64"])
+            migrate(
+                &Cast { dumps: rcriu()?, args: &[], serves: criu()?, restores: criu()? },
+                "random-memory",
+                &["64"],
+            )
         }),
         Case::new("interop: CRIU dumps lazily, rcriu fetches and restores", move || {
             large_pipes()?;
-            migrate(&Cast { dumps: criu()?, serves: rcriu()?, restores: rcriu()? }, "threads", &[])
+            migrate(&Cast { dumps: criu()?, args: &[], serves: rcriu()?, restores: rcriu()? }, "threads", &[])
         }),
         Case::new("pages: a broken connection is an error on both sides, never zeroes", broken_connection),
         Case::new("pages: a lazy dump whose client leaves", || {
