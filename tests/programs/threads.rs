@@ -22,8 +22,11 @@ thread_local! {
 #[derive(Default)]
 struct Gate {
     arrived: Mutex<usize>,
+    /// Of `arrived`: only the first thread waits for it. With one condition for both, every arrival would wake all
+    /// that came before.
+    one_more: Condvar,
     open: Mutex<bool>,
-    changed: Condvar,
+    opened: Condvar,
 }
 
 fn altstack() -> anyhow::Result<(usize, i32, usize)> {
@@ -58,10 +61,10 @@ fn thread(i: usize, gate: &Gate) -> Check {
     let before = (mask()?, altstack()?);
 
     *gate.arrived.lock().map_err(|_| anyhow!("poisoned"))? += 1;
-    gate.changed.notify_all();
+    gate.one_more.notify_all();
     let mut open = gate.open.lock().map_err(|_| anyhow!("poisoned"))?;
     while !*open {
-        open = gate.changed.wait(open).map_err(|_| anyhow!("poisoned"))?;
+        open = gate.opened.wait(open).map_err(|_| anyhow!("poisoned"))?;
     }
     drop(open);
 
@@ -87,12 +90,12 @@ pub fn run(args: &[String]) -> Check {
     }
     let mut arrived = gate.arrived.lock().map_err(|_| anyhow!("poisoned"))?;
     while *arrived < count && !threads.iter().any(|t| t.is_finished()) {
-        arrived = gate.changed.wait(arrived).map_err(|_| anyhow!("poisoned"))?;
+        arrived = gate.one_more.wait(arrived).map_err(|_| anyhow!("poisoned"))?;
     }
     drop(arrived);
     rest()?;
     *gate.open.lock().map_err(|_| anyhow!("poisoned"))? = true;
-    gate.changed.notify_all();
+    gate.opened.notify_all();
     for (i, thread) in threads.into_iter().enumerate() {
         thread
             .join()

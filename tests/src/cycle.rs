@@ -22,6 +22,12 @@ impl Images {
         Ok(Images { scratch: Scratch::new()? })
     }
 
+    /// The same in memory, where there is such a place: what a file system on a disk does with thousands of new files
+    /// depends on how many others were removed before (ext4 looks at every inode that was freed in the last minutes).
+    pub fn in_memory() -> Result<Images> {
+        Ok(Images { scratch: Scratch::in_memory()? })
+    }
+
     pub fn path(&self) -> &Path {
         self.scratch.path()
     }

@@ -40,6 +40,9 @@ enum Place {
     Job,
 }
 
+/// A place for files in memory.
+const MEMORY: &str = "/dev/shm";
+
 /// A folder that is removed with the case.
 pub struct Scratch {
     dir: tempfile::TempDir,
@@ -47,7 +50,19 @@ pub struct Scratch {
 
 impl Scratch {
     pub fn new() -> Result<Scratch> {
-        let dir = tempfile::Builder::new().prefix("rcriu-test.").tempdir().context("scratch folder")?;
+        Scratch::below(&std::env::temp_dir())
+    }
+
+    /// In memory, where there is such a place.
+    pub fn in_memory() -> Result<Scratch> {
+        let tmpfs = nix::sys::statfs::statfs(MEMORY)
+            .is_ok_and(|s| s.filesystem_type() == nix::sys::statfs::TMPFS_MAGIC);
+        if tmpfs { Scratch::below(Path::new(MEMORY)) } else { Scratch::new() }
+    }
+
+    fn below(parent: &Path) -> Result<Scratch> {
+        let dir =
+            tempfile::Builder::new().prefix("rcriu-test.").tempdir_in(parent).context("scratch folder")?;
         // Programs that give up root still work here.
         use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).context("chmod")?;

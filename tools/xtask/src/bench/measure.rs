@@ -1,6 +1,7 @@
 //! One round of a row.
 
 use std::fs::{self, File};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
@@ -53,7 +54,11 @@ pub fn timed(engine: &Engine, args: &[&str], then: impl FnOnce() -> Result<()>) 
 
 /// Microseconds that the tree was frozen, as the dump's own statistics say.
 pub fn frozen(images: &Images) -> Result<Duration> {
-    let file = File::open(images.file("stats-dump")).context("stats-dump")?;
+    frozen_in(images.path())
+}
+
+fn frozen_in(dir: &Path) -> Result<Duration> {
+    let file = File::open(dir.join("stats-dump")).context("stats-dump")?;
     let mut reader = EntryReader::new(file, "stats-dump", None);
     reader.header(ImageKind::StatsDump)?;
     let stats: StatsEntry = reader.one()?;
@@ -62,7 +67,11 @@ pub fn frozen(images: &Images) -> Result<Duration> {
 
 /// Size of all files in bytes.
 fn bytes(images: &Images) -> Result<u64> {
-    fs::read_dir(images.path())?.map(|entry| Ok(entry?.metadata()?.len())).sum()
+    bytes_in(images.path())
+}
+
+fn bytes_in(dir: &Path) -> Result<u64> {
+    fs::read_dir(dir)?.map(|entry| Ok(entry?.metadata()?.len())).sum()
 }
 
 /// Brings all files to the disk.
@@ -85,7 +94,7 @@ pub fn forget(images: &Images) -> Result<()> {
 /// Dump and restore.
 pub fn cycle(engine: &Engine, row: &Row, peer: bool) -> Result<Round> {
     let program = Program::start(row.program, row.args)?;
-    let images = Images::new()?;
+    let images = if row.mib > 0 { Images::new()? } else { Images::in_memory()? };
     let (dir, pid) = (images.as_str()?, program.pid().to_string());
     let tree = program.tree()?;
     let own = if peer { &[] } else { row.dump };
@@ -117,6 +126,33 @@ pub fn background(engine: &Engine, row: &Row, _: bool) -> Result<Round> {
     let restore = ["restore", "-d", "-D", dir, "-o", "restore.log"];
     let restore = timed(engine, &restore, || Ok(()))?;
     let frozen = frozen(&images)?;
+    program.verify()?;
+    Ok(Round { dump, restore, frozen, bytes })
+}
+
+/// Three pre-dumps of a program that goes on, then the dump, whose time counts alone; and restore.
+pub fn after_pre_dumps(engine: &Engine, row: &Row, _: bool) -> Result<Round> {
+    const PRE_DUMPS: usize = 3;
+    let program = Program::start(row.program, row.args)?;
+    let images = Images::new()?;
+    let (base, pid) = (images.as_str()?, program.pid().to_string());
+    let tree = program.tree()?;
+    let mut dump = Timed::default();
+    for number in 0..=PRE_DUMPS {
+        let dir = format!("{base}/{number}");
+        fs::create_dir(&dir).context("a folder for images")?;
+        let verb = if number < PRE_DUMPS { "pre-dump" } else { "dump" };
+        let mut args = vec![verb, "-t", &pid, "-D", &dir, "-o", "dump.log", "--track-mem"];
+        let parent = format!("../{}", number.saturating_sub(1));
+        if number > 0 {
+            args.extend(["--prev-images-dir", &parent]);
+        }
+        dump = timed(engine, &args, || Ok(()))?;
+    }
+    wait_gone(&tree)?;
+    let last = format!("{base}/{PRE_DUMPS}");
+    let restore = timed(engine, &["restore", "-d", "-D", &last, "-o", "restore.log"], || Ok(()))?;
+    let (frozen, bytes) = (frozen_in(Path::new(&last))?, bytes_in(Path::new(&last))?);
     program.verify()?;
     Ok(Round { dump, restore, frozen, bytes })
 }

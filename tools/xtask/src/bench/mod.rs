@@ -6,6 +6,7 @@
 //! measure  one round: start a program, dump it, restore it, have it verify
 //! limit    what the machine can do at best with as many bytes, in the same run
 //! table    medians and ratios, as Markdown
+//! watch    the process above, which leaves nothing behind
 //! ```
 //!
 //! Each round ends with the restored program checking itself: a figure of a restore that lost something is
@@ -15,6 +16,7 @@ mod limit;
 mod measure;
 mod rows;
 mod table;
+mod watch;
 
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
@@ -49,6 +51,9 @@ pub struct Options {
     /// The release binaries are built already
     #[arg(long, hide = true)]
     built: bool,
+    /// Somebody cleans up behind this process
+    #[arg(long, hide = true)]
+    watched: bool,
 }
 
 impl Options {
@@ -81,6 +86,10 @@ pub fn run(options: &Options) -> Result<()> {
     if !options.built {
         return build();
     }
+    if !options.watched {
+        return watch::run();
+    }
+    watch::watched()?;
     nix::sys::prctl::set_child_subreaper(true).context("PR_SET_CHILD_SUBREAPER")?;
     let ours = Engine::rcriu()?;
     let peer = options.peer.as_deref().map(Engine::at).transpose()?;
@@ -90,7 +99,7 @@ pub fn run(options: &Options) -> Result<()> {
         let line = match line(&ours, peer.as_ref(), row, options) {
             Ok(line) => line,
             Err(e) => {
-                println!("| {} | {} |", row.name, format!("{e:#}").lines().next().unwrap_or(""));
+                println!("| {} | {} |", row.name, table::reason(&e));
                 continue;
             }
         };
@@ -123,6 +132,6 @@ fn line(ours: &Engine, peer: Option<&Engine>, row: &'static Row, options: &Optio
         }
     }
     // A peer that cannot do a row does not keep us from telling our figures.
-    let theirs: Option<Vec<Round>> = theirs.into_iter().collect::<Result<_>>().ok();
-    Ok(Line::new(row, &mine, theirs.as_deref(), &limits))
+    let theirs: Result<Vec<Round>> = theirs.into_iter().collect();
+    Ok(Line::new(row, &mine, theirs, &limits))
 }

@@ -3,7 +3,7 @@
 use anyhow::Result;
 use rcriu_tests::Engine;
 
-use super::measure::{Round, background, cycle};
+use super::measure::{Round, after_pre_dumps, background, cycle};
 
 /// One line of the table.
 pub struct Row {
@@ -91,6 +91,14 @@ pub const ROWS: &[Row] = &[
     Row { name: "4 GiB with sums", args: &["4096"], mib: 4096, long: true, ..SUMS },
     Row { name: "1 GiB of a writer in the background", args: &["1024"], ..BACKGROUND },
     Row { name: "4 GiB of a writer in the background", args: &["4096"], long: true, ..BACKGROUND },
+    Row {
+        name: "the dump after three pre-dumps of a writer of 256 MiB",
+        program: "writer",
+        args: &["256"],
+        mib: 256,
+        measure: after_pre_dumps,
+        ..PLAIN
+    },
     Row { name: "100 processes", program: "tree", args: &["10", "10"], ..PLAIN },
     Row { name: "200 processes", program: "tree", args: &["10", "20"], ..PLAIN },
     Row { name: "1,000 processes", program: "tree", args: &["10", "100"], long: true, ..PLAIN },

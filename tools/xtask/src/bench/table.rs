@@ -14,29 +14,33 @@ pub struct Line {
     row: &'static Row,
     mine: Round,
     theirs: Option<Round>,
+    /// Why there are no figures of the other.
+    why: Option<String>,
     limit: Option<Limit>,
 }
 
 impl Line {
-    pub fn new(row: &'static Row, mine: &[Round], theirs: Option<&[Round]>, limits: &[Limit]) -> Line {
+    pub fn new(row: &'static Row, mine: &[Round], theirs: Result<Vec<Round>>, limits: &[Limit]) -> Line {
         let limit = (!limits.is_empty()).then(|| Limit {
             write: median(limits.iter().map(|l| l.write)),
             read: median(limits.iter().map(|l| l.read)),
         });
-        let theirs = theirs.filter(|t| !t.is_empty()).map(medians);
-        Line { row, mine: medians(mine), theirs, limit }
+        let why = theirs.as_ref().err().map(reason);
+        let theirs = theirs.ok().filter(|t| !t.is_empty()).map(|t| medians(&t));
+        Line { row, mine: medians(mine), theirs, why, limit }
     }
 
     /// The line as Markdown.
     pub fn text(&self) -> String {
         let pick: [fn(&Round) -> Duration; 3] = [|r| r.dump.wall, |r| r.restore.wall, |r| r.frozen];
         let mut cells = vec![self.row.name.to_owned()];
+        let mut why = self.why.as_deref();
         for pick in pick {
             let mine = pick(&self.mine);
             cells.push(milliseconds(mine));
             match &self.theirs {
                 Some(theirs) => cells.extend([milliseconds(pick(theirs)), ratio(mine, pick(theirs))]),
-                None => cells.extend(["-".into(), "-".into()]),
+                None => cells.extend([why.take().unwrap_or("-").to_owned(), "-".into()]),
             }
         }
         cells.push(mebibytes(self.mine.bytes));
@@ -94,6 +98,15 @@ pub fn growth(lines: &[Line]) -> String {
         }
     }
     out
+}
+
+/// What a failure says, for a cell of the table: the last line with words in it is the cause.
+pub fn reason(e: &anyhow::Error) -> String {
+    let text = format!("{e:#}");
+    let lines: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).collect();
+    let error = lines.iter().find(|line| line.contains("Error")).or(lines.first());
+    let words: String = error.copied().unwrap_or("").chars().filter(|c| *c != '|').take(120).collect();
+    format!("no figure: {words}")
 }
 
 /// One round, for the eyes of who waits.
