@@ -97,7 +97,8 @@ pub fn seal(images: &ImageDir, mut inventory: pb::InventoryEntry, opts: &DumpOpt
     if opts.checksum {
         sums::write(images, &mut inventory)?;
     }
-    one(images, ImageKind::Inventory, 0, &inventory)
+    one(images, ImageKind::Inventory, 0, &inventory)?;
+    Ok(images.check_written()?)
 }
 
 /// Whether the parent images, or theirs, have compressed pages.

@@ -152,6 +152,8 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let mut frozen = seize::watched_tree(opts, kernel, guardian)?;
     stats.freezing.stop();
     stats.frozen.start();
+    // Needs: the guardian forked, for which this process must have a single thread.
+    images.write_behind();
     // Needs: nobody can fork any more.
     let tree = collect::pstree(&frozen, opts.common.shell_job, kernel)?;
     // Only now that nothing changes any more can the client tell what is to stay outside.

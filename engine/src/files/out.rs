@@ -178,7 +178,7 @@ impl<'a> FilesOut<'a> {
             table.write(&entry)?;
         }
         // A table without descriptors is an image without entries, not a missing one.
-        table.as_file()?;
+        table.write_nothing();
         table.finish()?;
         Ok(())
     }

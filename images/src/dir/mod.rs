@@ -3,6 +3,7 @@
 //! The folder is held by descriptor and everything goes by `openat`, so a folder handed over by
 //! descriptor, moved, or in another mount namespace works alike.
 
+mod behind;
 mod writer;
 
 use std::{
@@ -42,10 +43,15 @@ pub struct ImageDir(Arc<Folder>);
 
 #[derive(Debug)]
 struct Folder {
-    fd: OwnedFd,
+    place: Place,
     path: PathBuf,
     made: Mutex<Made>,
+    behind: behind::Behind,
 }
+
+/// The folder itself.
+#[derive(Debug)]
+struct Place(OwnedFd);
 
 /// What was written through one [`ImageDir`].
 #[derive(Debug, Default)]
@@ -63,7 +69,12 @@ impl ImageDir {
 
     /// Takes a folder that is open already. `path` only serves to name it in messages.
     pub fn from_fd(fd: OwnedFd, path: impl Into<PathBuf>) -> Self {
-        Self(Arc::new(Folder { fd, path: path.into(), made: Mutex::default() }))
+        Self(Arc::new(Folder {
+            place: Place(fd),
+            path: path.into(),
+            made: Mutex::default(),
+            behind: behind::Behind::default(),
+        }))
     }
 
     fn open_at(at: impl AsFd, path: &Path, name: PathBuf) -> Result<Self> {
@@ -78,7 +89,13 @@ impl ImageDir {
         &self.0.path
     }
 
-    /// Starts an image. The file appears with the first byte written; if nothing ever is, a stale file
+    /// From now on small images are made by a thread: they are there once [`ImageDir::check_written`] has said so, or
+    /// anything of this folder was read.
+    pub fn write_behind(&self) {
+        self.0.behind.enable();
+    }
+
+    /// Starts an image. The file appears when it is complete or longer than a buffer; if nothing ever is written, a stale file
     /// of the same name is removed at [`ImageWriter::finish`], so that no reader takes it for ours.
     pub fn writer(&self, kind: ImageKind, id: u64) -> ImageWriter {
         ImageWriter::new(self.0.clone(), kind, kind.file_name(id))
@@ -143,7 +160,8 @@ impl ImageDir {
     }
 
     fn open_file(&self, name: &str, flags: OFlag) -> Result<Option<File>> {
-        match openat(&self.0.fd, name, flags | OFlag::O_CLOEXEC, Mode::empty()) {
+        self.0.settle();
+        match openat(&self.0.place.0, name, flags | OFlag::O_CLOEXEC, Mode::empty()) {
             Ok(fd) => Ok(Some(File::from(fd))),
             Err(Errno::ENOENT) => Ok(None),
             Err(e) => Err(Error::sys(name, "open", e)),
@@ -153,7 +171,8 @@ impl ImageDir {
     /// Size of an image in bytes; `None` if there is no such file.
     pub fn size(&self, kind: ImageKind, id: u64) -> Result<Option<u64>> {
         let name = kind.file_name(id);
-        match fstatat(&self.0.fd, name.as_str(), AtFlags::empty()) {
+        self.0.settle();
+        match fstatat(&self.0.place.0, name.as_str(), AtFlags::empty()) {
             Ok(stat) => Ok(Some(stat.st_size.max(0).cast_unsigned())),
             Err(Errno::ENOENT) => Ok(None),
             Err(e) => Err(Error::sys(name, "stat", e)),
@@ -163,9 +182,10 @@ impl ImageDir {
     /// Names of all files in the folder, sorted.
     pub fn names(&self) -> Result<Vec<OsString>> {
         use std::os::unix::ffi::OsStringExt;
+        self.0.settle();
         let failed = |e| Error::sys(self.0.path.to_string_lossy(), "read image folder", e);
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
-        let mut dir = Dir::openat(&self.0.fd, ".", flags, Mode::empty()).map_err(failed)?;
+        let mut dir = Dir::openat(&self.0.place.0, ".", flags, Mode::empty()).map_err(failed)?;
         let mut names = Vec::new();
         for entry in dir.iter() {
             let name = entry.map_err(failed)?.file_name().to_bytes().to_vec();
@@ -188,12 +208,12 @@ impl ImageDir {
     /// The folder of the previous dump, or `None` if this is a full one.
     pub fn parent(&self) -> Result<Option<ImageDir>> {
         let Some(target) = self.parent_target()? else { return Ok(None) };
-        Self::open_at(&self.0.fd, Path::new(PARENT_LINK), self.0.path.join(target)).map(Some)
+        Self::open_at(&self.0.place.0, Path::new(PARENT_LINK), self.0.path.join(target)).map(Some)
     }
 
     /// What the link to the parent says, relative to this folder.
     pub fn parent_target(&self) -> Result<Option<PathBuf>> {
-        match readlinkat(&self.0.fd, PARENT_LINK) {
+        match readlinkat(&self.0.place.0, PARENT_LINK) {
             Ok(target) => Ok(Some(target.into())),
             Err(Errno::ENOENT) => Ok(None),
             // A real folder in place of the link is followed just the same.
@@ -224,7 +244,7 @@ impl ImageDir {
 
     /// Device and inode of the folder.
     fn identity(&self) -> Result<(u64, u64)> {
-        let stat = fstat(&self.0.fd).map_err(|e| Error::sys(self.0.path.to_string_lossy(), "fstat", e))?;
+        let stat = fstat(&self.0.place.0).map_err(|e| Error::sys(self.0.path.to_string_lossy(), "fstat", e))?;
         Ok((stat.st_dev, stat.st_ino))
     }
 
@@ -234,14 +254,14 @@ impl ImageDir {
     /// The parent must be there and readable.
     pub fn link_parent(&self, target: &Path) -> Result<()> {
         let failed = |call, e| Error::sys(PARENT_LINK, call, e);
-        faccessat(&self.0.fd, target, AccessFlags::R_OK, AtFlags::empty())
+        faccessat(&self.0.place.0, target, AccessFlags::R_OK, AtFlags::empty())
             .map_err(|e| Error::sys(target.to_string_lossy(), "access parent folder", e))?;
-        match symlinkat(target, &self.0.fd, PARENT_LINK) {
+        match symlinkat(target, &self.0.place.0, PARENT_LINK) {
             Err(Errno::EEXIST) if self.parent_target()?.as_deref() == Some(target) => return Ok(()),
             Err(Errno::EEXIST) => {
-                unlinkat(&self.0.fd, PARENT_LINK, UnlinkatFlags::NoRemoveDir)
+                unlinkat(&self.0.place.0, PARENT_LINK, UnlinkatFlags::NoRemoveDir)
                     .map_err(|e| failed("unlink", e))?;
-                symlinkat(target, &self.0.fd, PARENT_LINK)
+                symlinkat(target, &self.0.place.0, PARENT_LINK)
             }
             other => other,
         }
@@ -258,35 +278,69 @@ impl ImageDir {
     /// Removes them: a failed dump leaves no half images behind. The first failure is reported after
     /// all have been tried.
     pub fn remove_created(&self) -> Result<()> {
+        self.0.settle();
         let names = std::mem::take(&mut self.0.made().names);
         names.iter().map(|name| self.0.remove(name)).fold(Ok(()), Result::and)
     }
 
-    /// Whether every image made so far was finished without a write error.
+    /// Whether every image made so far was finished without a write error; waits for the thread that makes them.
     ///
     /// # Errors
-    /// The first failure of a writer that was dropped.
+    /// The first failure of that thread, or of a writer that was dropped.
     pub fn check_written(&self) -> Result<()> {
+        self.0.settle();
         self.0.made().lost.take().map_or(Ok(()), Err)
     }
 }
 
 impl AsFd for ImageDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
-        self.0.fd.as_fd()
+        self.0.place.0.as_fd()
     }
 }
 
 impl Folder {
+    /// Waits until no image is on its way; [`ImageDir::check_written`] tells of a failure.
+    fn settle(&self) {
+        if let Err(e) = self.behind.settle() {
+            self.made().lost.get_or_insert(e);
+        }
+    }
+
+    fn create(&self, name: &str) -> Result<File> {
+        self.place.create(name)
+    }
+
+    /// The folder once more.
+    fn place(&self) -> Result<Place> {
+        let fd = self.place.0.try_clone();
+        fd.map(Place).map_err(|e| Error::sys(self.path.to_string_lossy(), "dup", e))
+    }
+
     fn made(&self) -> MutexGuard<'_, Made> {
         self.made.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn remove(&self, name: &str) -> Result<()> {
-        match unlinkat(&self.fd, name, UnlinkatFlags::NoRemoveDir) {
+        match unlinkat(&self.place.0, name, UnlinkatFlags::NoRemoveDir) {
             Ok(()) | Err(Errno::ENOENT) => Ok(()),
             Err(e) => Err(Error::sys(name, "unlink", e)),
         }
+    }
+}
+
+impl Place {
+    fn create(&self, name: &str) -> Result<File> {
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
+        let mode = Mode::S_IRUSR | Mode::S_IWUSR | Mode::S_IRGRP | Mode::S_IROTH;
+        openat(&self.0, name, flags, mode).map(File::from).map_err(|e| Error::sys(name, "open", e))
+    }
+}
+
+/// A folder that is let go has all its images.
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = self.behind.settle();
     }
 }
 

@@ -2,24 +2,22 @@
 
 use std::{
     fs::File,
-    io::{BufWriter, Write},
+    io::Write,
     os::fd::{AsFd, BorrowedFd},
     sync::Arc,
 };
 
-use nix::{
-    fcntl::{OFlag, openat},
-    sys::stat::Mode,
-};
 use prost::Message;
 
-use super::Folder;
+use super::{Folder, behind::Job};
 use crate::{
     catalog::ImageKind,
     error::{Error, Result},
     frame::{append_entry, header_bytes},
 };
 
+/// Bytes that are kept until they are written in one piece. An image that is no longer than this may be made by the
+/// folder's thread.
 const BUFFER: usize = 32 << 10;
 
 /// Writes one image; made by [`ImageDir::writer`](super::ImageDir::writer).
@@ -31,45 +29,54 @@ pub struct ImageWriter {
     folder: Arc<Folder>,
     kind: ImageKind,
     name: String,
-    out: Option<BufWriter<File>>,
+    /// Not written yet.
     buf: Vec<u8>,
+    /// Something was written, be it nothing but the head.
+    started: bool,
+    /// Once the image is longer than the buffer, or somebody wants the file itself.
+    out: Option<File>,
     finished: bool,
 }
 
 impl ImageWriter {
     pub(super) fn new(folder: Arc<Folder>, kind: ImageKind, name: String) -> Self {
-        Self { folder, kind, name, out: None, buf: Vec::new(), finished: false }
+        Self { folder, kind, name, buf: Vec::new(), started: false, out: None, finished: false }
     }
 
     /// Appends an entry.
     pub fn write(&mut self, message: &impl Message) -> Result<()> {
-        let mut buf = std::mem::take(&mut self.buf);
-        buf.clear();
-        append_entry(message, &mut buf);
-        let written = self.write_raw(&buf);
-        self.buf = buf;
-        written
+        self.start();
+        append_entry(message, &mut self.buf);
+        self.flush_from(BUFFER)
     }
 
     /// Appends bytes: the payload of the entry just written, or the content of a raw image.
     pub fn write_raw(&mut self, bytes: &[u8]) -> Result<()> {
-        self.open()?;
-        let out = self.out.as_mut().expect("opened above");
-        out.write_all(bytes).map_err(|e| Error::sys(&self.name, "write", e))
+        self.start();
+        if bytes.len() < BUFFER {
+            self.buf.extend_from_slice(bytes);
+            return self.flush_from(BUFFER);
+        }
+        self.flush_from(0)?;
+        self.out.as_ref().map_or(Ok(()), |out| put(out, &self.name, bytes))
     }
 
     /// The file, with everything written so far in it: for splice, sendfile and the like, which append
     /// at its position.
     pub fn as_file(&mut self) -> Result<&File> {
-        self.open()?;
-        let out = self.out.as_mut().expect("opened above");
-        out.flush().map_err(|e| Error::sys(&self.name, "write", e))?;
-        Ok(out.get_ref())
+        self.start();
+        self.flush_from(0)?;
+        self.file()
     }
 
     /// As [`as_file`](ImageWriter::as_file).
     pub fn fd(&mut self) -> Result<BorrowedFd<'_>> {
         self.as_file().map(AsFd::as_fd)
+    }
+
+    /// An image without entries, where that means something else than no image.
+    pub fn write_nothing(&mut self) {
+        self.start();
     }
 
     /// File name of the image.
@@ -80,33 +87,63 @@ impl ImageWriter {
     /// Completes the image.
     ///
     /// # Errors
-    /// What could not be written, a full disk for one.
+    /// What could not be written, a full disk for one. Where a thread makes the image,
+    /// [`ImageDir::check_written`](super::ImageDir::check_written) tells.
     pub fn finish(mut self) -> Result<()> {
         self.close()
     }
 
-    fn open(&mut self) -> Result<()> {
-        if self.out.is_some() {
+    fn start(&mut self) {
+        if !self.started {
+            self.started = true;
+            self.buf.extend_from_slice(&header_bytes(self.kind));
+        }
+    }
+
+    /// Writes what waits if it is more than `limit` bytes.
+    fn flush_from(&mut self, limit: usize) -> Result<()> {
+        if self.buf.len() <= limit && !(limit == 0 && self.out.is_none()) {
             return Ok(());
         }
-        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
-        let mode = Mode::S_IRUSR | Mode::S_IWUSR | Mode::S_IRGRP | Mode::S_IROTH;
-        let fd = openat(&self.folder.fd, self.name.as_str(), flags, mode)
-            .map_err(|e| Error::sys(&self.name, "open", e))?;
-        self.folder.made().names.push(self.name.clone());
-        let mut out = BufWriter::with_capacity(BUFFER, File::from(fd));
-        out.write_all(&header_bytes(self.kind)).map_err(|e| Error::sys(&self.name, "write", e))?;
-        self.out = Some(out);
+        self.file()?;
+        if let Some(out) = &self.out {
+            put(out, &self.name, &self.buf)?;
+        }
+        self.buf.clear();
         Ok(())
+    }
+
+    fn file(&mut self) -> Result<&File> {
+        let out = match self.out.take() {
+            Some(out) => out,
+            None => {
+                self.folder.made().names.push(self.name.clone());
+                self.folder.create(&self.name)?
+            }
+        };
+        Ok(self.out.insert(out))
     }
 
     fn close(&mut self) -> Result<()> {
         self.finished = true;
-        match self.out.take() {
-            Some(mut out) => out.flush().map_err(|e| Error::sys(&self.name, "write", e)),
-            None => self.folder.remove(&self.name),
+        if !self.started {
+            return self.folder.remove(&self.name);
+        }
+        if self.out.is_some() {
+            return self.flush_from(0);
+        }
+        self.folder.made().names.push(self.name.clone());
+        let job = Job { name: std::mem::take(&mut self.name), bytes: std::mem::take(&mut self.buf) };
+        match self.folder.behind.take(&self.folder, job) {
+            None => Ok(()),
+            Some(job) => put(&self.folder.create(&job.name)?, &job.name, &job.bytes),
         }
     }
+}
+
+/// Writes all of `bytes` to the image called `name`.
+pub(super) fn put(mut file: &File, name: &str, bytes: &[u8]) -> Result<()> {
+    file.write_all(bytes).map_err(|e| Error::sys(name, "write", e))
 }
 
 impl Drop for ImageWriter {
