@@ -17,9 +17,9 @@ mod image {
     /// Three places in one piece of code:
     ///
     /// - `parasite_entry`: runs the command, then leaves.
-    /// - `parasite_setup_entry`: entered once, while everything is still read-execute: makes the two
-    ///   ranges in `args[0..4]` (start, length) writable without touching memory, then leaves with the
-    ///   result in `r13`.
+    /// - `parasite_setup_entry`: entered first, while everything is still read-execute: makes the two
+    ///   ranges of the control block writable without touching memory, and goes on like `parasite_entry`; if
+    ///   that fails, it leaves with the error in `r13`.
     /// - `parasite_end`: the instruction after the call that ends a visit. Here the engine takes the
     ///   thread back; if it is gone, the thread's own registers are loaded from the signal frame.
     ///
@@ -33,6 +33,7 @@ mod image {
             // A landing pad costs nothing today and is needed where user IBT is on.
             "endbr64",
             "mov rbx, rdi",
+            "4:",
             "xor ebp, ebp",
             "and rsp, -16",
             "cld",
@@ -45,19 +46,23 @@ mod image {
             "endbr64",
             "mov rbx, rdi",
             "mov eax, {mprotect}",
-            "mov rdi, [rbx + {args}]",
-            "mov rsi, [rbx + {args} + 8]",
+            "mov rdi, [rbx + {setup}]",
+            "mov rsi, [rbx + {setup} + 8]",
             "mov edx, 3",
             "syscall",
             "mov r13, rax",
             "test rax, rax",
             "jnz 2f",
             "mov eax, {mprotect}",
-            "mov rdi, [rbx + {args} + 16]",
-            "mov rsi, [rbx + {args} + 24]",
+            "mov rdi, [rbx + {setup} + 16]",
+            "mov rsi, [rbx + {setup} + 24]",
             "mov edx, 3",
             "syscall",
             "mov r13, rax",
+            "test rax, rax",
+            "jnz 2f",
+            "mov rdi, rbx",
+            "jmp 4b",
 
             // tgkill(getpid(), gettid(), end_signal): a signal to this very thread.
             "2:",
@@ -86,7 +91,7 @@ mod image {
             "syscall",
             "ud2",
             run = sym run,
-            args = const offset_of!(Control, args),
+            setup = const offset_of!(Control, setup),
             end_signal = const offset_of!(Control, end_signal),
             rseq_cs_at = const offset_of!(Control, rseq_cs_at),
             rseq_cs = const offset_of!(Control, rseq_cs),

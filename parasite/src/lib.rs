@@ -31,6 +31,7 @@ pub mod task;
 pub mod thread;
 pub mod timers;
 pub mod tty;
+pub mod whole;
 
 use core::sync::atomic::{AtomicU32, Ordering};
 
@@ -53,7 +54,8 @@ pub const BUILD: u64 = {
     hash = fingerprint(hash, include_bytes!("task.rs"));
     hash = fingerprint(hash, include_bytes!("thread.rs"));
     hash = fingerprint(hash, include_bytes!("timers.rs"));
-    fingerprint(hash, include_bytes!("tty.rs"))
+    hash = fingerprint(hash, include_bytes!("tty.rs"));
+    fingerprint(hash, include_bytes!("whole.rs"))
 };
 
 /// Bytes of the data area.
@@ -129,6 +131,8 @@ pub enum Command {
     Policies = 14,
     /// Writes `args[0]` pieces of memory to a file of the engine's, see [`pages::write`].
     WritePages = 15,
+    /// What every process and its leader are asked, see [`whole::read`].
+    Whole = 16,
 }
 
 impl Command {
@@ -151,6 +155,7 @@ impl Command {
             Copy,
             Policies,
             WritePages,
+            Whole,
         ];
         all.into_iter().find(|c| *c as u32 == word)
     }
@@ -193,10 +198,12 @@ pub struct Control {
     pub args: [u64; 6],
     /// Results.
     pub ret: [u64; 2],
+    /// Start and length of the two ranges that the setup entry makes writable.
+    pub setup: [u64; 4],
 }
 
-const _: () = assert!(size_of::<Control>() == 136);
-// SAFETY: repr(C), integers only, 8 + 4 + 4 + 8 * 7 + 64 = 136 bytes without padding.
+const _: () = assert!(size_of::<Control>() == 168);
+// SAFETY: repr(C), integers only, 8 + 4 + 4 + 8 * 7 + 64 + 32 = 168 bytes without padding.
 unsafe impl Plain for Control {}
 
 impl Control {
@@ -270,6 +277,7 @@ fn command(control: &mut Control) -> Result<()> {
             Command::Aio => *control.data_one()? = aio::read(control.args[0]),
             Command::Copy => control.ret[0] = copy::make()?,
             Command::WritePages => pages::write(control)?,
+            Command::Whole => whole::read(control)?,
         }
     }
     Ok(())

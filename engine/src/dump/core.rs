@@ -18,6 +18,7 @@ use crate::{
     sys::{
         ptrace::{self, UserDesc},
         robust_list,
+        sched::Attr,
     },
     task::{
         creds, misc, rlimits, rseq, sched,
@@ -26,11 +27,11 @@ use crate::{
     },
 };
 
-/// Writes the cores of all threads of `task`; `statuses` and `asked.threads` are in the order of its threads.
+/// Writes the cores of all threads of `task`; `statuses`, `attributes` and `asked.threads` are in the order of its threads.
 pub(super) fn dump(
     task: &Task,
     stopped: &StoppedTask,
-    statuses: &[Status],
+    (statuses, attributes): (&[Status], &[Attr]),
     asked: Asked,
     signals: Signals,
     cx: &mut DumpCx<'_>,
@@ -48,12 +49,12 @@ pub(super) fn dump(
         core.tc = tc.take().map(|tc| pb::TaskCoreEntry { blk_sigset: u64::MAX, ..tc });
         one(cx.images, ImageKind::Core, task.virt.0.cast_unsigned().into(), &core)?;
     }
-    let threads =
-        stopped.threads().iter().zip(statuses).zip(&asked.threads).zip(signals.private).zip(seccomp);
-    for ((((thread, status), info), pending), seccomp) in threads {
+    let seen = statuses.iter().zip(attributes);
+    let threads = stopped.threads().iter().zip(seen).zip(&asked.threads).zip(signals.private).zip(seccomp);
+    for ((((thread, seen), info), pending), seccomp) in threads {
         let leader = thread.tid() == task.pid;
         let virt = VirtPid(thread.tid().0);
-        let mut core = thread_core(task, thread, status, info, pending, seccomp, cx)
+        let mut core = thread_core(task, thread, seen, info, pending, seccomp, cx)
             .during(|| format!("thread {}", thread.tid()))?;
         if leader {
             if let Some(tc) = &mut tc {
@@ -100,7 +101,7 @@ fn task_core(
 fn thread_core(
     task: &Task,
     thread: &StoppedThread,
-    status: &Status,
+    (status, attributes): (&Status, &Attr),
     info: &ThreadInfo,
     pending: pb::SignalQueueEntry,
     seccomp: ThreadSeccomp,
@@ -123,11 +124,10 @@ fn thread_core(
         Err(e) if e.errno() == Some(libc::ENOSYS) => (0, 0),
         other => other?,
     };
-    let scheduling = sched::dump(tid)?;
+    let scheduling = sched::dump(tid, attributes)?;
     if info.clear_tid == u64::MAX {
         log::warn!("This kernel does not tell the clear_child_tid address of {tid}");
     }
-    let cgroups = task.dir.thread(tid)?;
     Ok(pb::CoreEntry {
         mtype: pb::core_entry::March::X8664 as i32,
         thread_info: Some(pb::ThreadInfoX86 {
@@ -155,7 +155,7 @@ fn thread_core(
             seccomp_filter: seccomp.filter,
             comm: Some(info.name.iter().copied().take_while(|c| *c != 0).collect()),
             rseq_entry: Some(rseq::dump(thread)?),
-            cg_set: Some(cx.cgroups.of(&cgroups)?),
+            cg_set: Some(cx.cgroups.of_thread(&task.dir, tid)?),
             ..pb::ThreadCoreEntry::default()
         }),
         ..pb::CoreEntry::default()

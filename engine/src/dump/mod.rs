@@ -35,6 +35,7 @@ use crate::{
     arch::Layout,
     error::{Result, SysContext},
     files::FilesOut,
+    infect::Hints,
     interrupt,
     kernel::Kernel,
     mm::{
@@ -43,7 +44,7 @@ use crate::{
         shmem::SharedOut,
         sysv::SegmentsOut,
         track::Tracker,
-        vma::VmaRules,
+        vma::{SeenFiles, VmaRules},
         xfer::{Frozen, Link},
     },
     options::{Afterwards, DumpOptions},
@@ -73,6 +74,9 @@ pub struct DumpCx<'a> {
     pub stats: DumpStats,
     /// Where this processor keeps its state.
     pub layout: Layout,
+    /// What was found out about processes that helps with the next.
+    pub hints: Hints,
+    pub mapped: SeenFiles,
     /// What decides about mappings.
     pub rules: VmaRules,
     pub shmem: SharedOut,
@@ -111,6 +115,8 @@ impl<'a> DumpCx<'a> {
             refusals: Refusals::ask(),
             stats: DumpStats::default(),
             layout: Layout::host(),
+            hints: Hints::default(),
+            mapped: SeenFiles::default(),
             rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev },
             shmem: SharedOut::default(),
             segments: SegmentsOut::default(),

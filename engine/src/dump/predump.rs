@@ -130,7 +130,7 @@ fn look(
         track.enter(&mut task, &infected);
         infected.cure()?;
     }
-    let mut vmas = vma::collect(&dir, &maps, rules, &mut Unnumbered)?;
+    let mut vmas = vma::collect(&dir, &maps, rules, &mut Unnumbered, &mut vma::SeenFiles::default())?;
     task.look(&vmas);
     vmas.retain(|vma| vma.can_be_tracked() && (vma.readable() || opts.pre_dump_mode != PreDumpMode::Read));
     let mut runs = Vec::new();

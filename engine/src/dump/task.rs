@@ -18,7 +18,7 @@ use super::{
 use crate::{
     error::{Context, Error, Result},
     files::{FilesOut, PathUse},
-    infect::{self, Infected, StoppedTask},
+    infect::{self, Infected, Question, StoppedTask},
     mm::{
         aio::Rings,
         more,
@@ -31,6 +31,7 @@ use crate::{
     },
     procfs::{ProcDir, maps, stat::Stat, status::Status, timers},
     pstree::{FileId, RealPid},
+    sys::sched::{self, Attr},
     task::{fs, misc, more::Seen, numa, sigaction, sigqueue},
 };
 
@@ -82,7 +83,7 @@ fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -
         shmem: &mut cx.shmem,
         segments: &mut cx.segments,
     };
-    let vmas = vma::collect(dir, &maps, cx.rules, &mut mapped)?;
+    let vmas = vma::collect(dir, &maps, cx.rules, &mut mapped, &mut cx.mapped)?;
     let mut mapping = more::collect(&maps);
     cx.shmem.mapped(&vmas);
     cx.segments.mapped(&vmas);
@@ -91,7 +92,14 @@ fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -
     let vmas = if protected.is_some() { vmas } else { with_guards(vmas, dir, cx)? };
     let rings = Rings::look(dir.pid(), &vmas)?;
 
-    let infected = Infected::new(stopped, cx.kernel)?;
+    let attributes: Vec<Attr> =
+        stopped.threads().iter().map(|t| sched::attributes(t.tid())).collect::<Result<_>>()?;
+    let (inspect, session) = match statuses.first() {
+        Some(status) => (cx.landlock.target(status)?, cx.keys.may_have_session(status)),
+        None => (RealPid(0), false),
+    };
+    let mut question = Question { inspect, session, addresses: more::starts(&vmas), hints: &mut cx.hints };
+    let infected = Infected::asking(stopped, cx.kernel, &mut question)?;
     let mut asked = ask(task, &infected, &vmas, &statuses, &mut track, cx)?;
     // Its memory as it is now, to be read when the task runs again.
     let adopts = asked.task.child_subreaper > 0;
@@ -108,6 +116,7 @@ fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -
         statuses: &statuses,
         info: &asked.task,
         threads: &asked.threads,
+        attributes: &attributes,
         lock_future: asked.lock_future,
         mapping,
     })?;
@@ -133,7 +142,7 @@ fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -
     let file = |fd, what| cx.files.path_file(task.dir.pid(), fd, what);
     folders(task, &statuses[0], cx.images, file)?;
     one(cx.images, ImageKind::Ids, id(task), &task.ids)?;
-    core::dump(task, stopped, &statuses, asked, signals, cx)
+    core::dump(task, stopped, (&statuses, &attributes), asked, signals, cx)
 }
 
 /// All mappings with their flags, now that nothing of ours is left in the task.

@@ -3,9 +3,10 @@
 use std::{
     cmp::Ordering,
     collections::{HashMap, HashSet},
-    os::fd::{AsFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
+use nix::fcntl::readlink;
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
 use super::{
@@ -21,14 +22,17 @@ use super::{
 };
 use crate::{
     dump::identity::FileIds,
-    error::{Context, Error, Result},
+    error::{Context, Error, Result, SysContext},
     interrupt,
     kernel::Kernel,
     mm::pages::PageStore,
     options::DumpOptions,
     procfs::{ProcDir, stat::Stat},
     pstree::{FileId, RealPid},
-    sys::kcmp::{self, What},
+    sys::{
+        self,
+        kcmp::{self, What},
+    },
 };
 
 /// What a file that is no descriptor serves for.
@@ -69,6 +73,8 @@ pub struct FilesOut<'a> {
     tables: HashSet<u32>,
     /// Files known by device, inode, mount and path.
     paths: HashMap<PathKey, FileId>,
+    /// The same, as far as they were asked for.
+    places: HashMap<Place, FileId>,
     pub(super) ghosts: GhostsOut,
     pub(super) pipes: PipesOut,
     pub(super) ttys: TtysOut,
@@ -98,6 +104,24 @@ struct PathKey {
     ino: u64,
     mnt_id: Option<i32>,
     link: Vec<u8>,
+}
+
+/// What tells with the fewest questions that a file is one that was met before.
+#[derive(PartialEq, Eq, Hash, Debug)]
+struct Place {
+    dev: (u32, u32),
+    ino: u64,
+    mount: u64,
+    link: std::ffi::OsString,
+}
+
+impl Place {
+    /// `None` where the kernel does not tell the mount (before Linux 5.8).
+    fn of(file: &OwnedFd) -> Result<Option<Place>> {
+        let Some(stat) = sys::fd::mounted(file.as_fd())? else { return Ok(None) };
+        let link = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).call("readlink")?;
+        Ok(Some(Place { dev: stat.dev, ino: stat.ino, mount: stat.mount, link }))
+    }
 }
 
 impl PathKey {
@@ -138,6 +162,7 @@ impl<'a> FilesOut<'a> {
             late: Vec::new(),
             tables: HashSet::new(),
             paths: HashMap::new(),
+            places: HashMap::new(),
             ghosts: GhostsOut::new(images),
             pipes: PipesOut::new(images),
             ttys: TtysOut::default(),
@@ -290,10 +315,15 @@ impl<'a> FilesOut<'a> {
     /// The number of a file that a task uses without a descriptor; `file` is opened through /proc (exe, cwd,
     /// root, map_files). Files that are also descriptors or were met before get the number they have.
     pub fn path_file(&mut self, task: RealPid, file: OwnedFd, what: PathUse) -> Result<FileId> {
+        let place = Place::of(&file)?;
+        if let Some(&id) = place.as_ref().and_then(|place| self.places.get(place)) {
+            return Ok(id);
+        }
         let probe = FdProbe::of_path(task, file.as_fd(), self.shmem_dev)?;
         let key = PathKey::of(&probe);
         let device = matches!(probe.stat.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
         if !device && let Some(&id) = self.paths.get(&key) {
+            self.places.extend(place.map(|place| (place, id)));
             return Ok(id);
         }
         let fd = DrainedFd { probe, file, fown: pb::FownEntry::default() };
@@ -303,6 +333,7 @@ impl<'a> FilesOut<'a> {
         let entry = entry.during(|| format!("{what:?} of task {task}: {}", fd.probe.link_text()))?;
         self.write(entry)?;
         self.paths.entry(key).or_insert(id);
+        self.places.extend(place.filter(|_| !device).map(|place| (place, id)));
         Ok(id)
     }
 

@@ -24,6 +24,9 @@ use crate::{
 impl Infected<'_> {
     /// What only the process itself can be asked.
     pub fn task_info(&self) -> Result<TaskInfo> {
+        if let Some(known) = &self.known {
+            return Ok(known.task);
+        }
         self.call(Command::Task, [0; 6], &[])?;
         self.one()
     }
@@ -41,6 +44,11 @@ impl Infected<'_> {
         inspect: RealPid,
         session: bool,
     ) -> Result<ThreadInfo> {
+        if let Some(known) = &self.known
+            && (known.thread.0, known.thread.1) == (thread.tid(), (inspect, session))
+        {
+            return Ok(known.thread.2);
+        }
         let inspect = u64::from(inspect.0.cast_unsigned());
         self.call_in(thread, Command::Thread, [inspect, session.into(), 0, 0, 0, 0], &[])?;
         self.one()
@@ -50,9 +58,14 @@ impl Infected<'_> {
     pub fn policies(&self, addresses: &[u64]) -> Result<Vec<(u64, i64, Vec<u64>)>> {
         let mut found = Vec::new();
         for part in addresses.chunks(policies::MAX) {
-            let bytes: Vec<u8> = part.iter().flat_map(|at| at.to_ne_bytes()).collect();
-            self.call(Command::Policies, [part.len() as u64, 0, 0, 0, 0, 0], &bytes)?;
-            let modes: Vec<u64> = self.answer(part.len())?;
+            let modes = match &self.known {
+                Some(known) if known.policies.0 == part => known.policies.1.clone(),
+                _ => {
+                    let bytes: Vec<u8> = part.iter().flat_map(|at| at.to_ne_bytes()).collect();
+                    self.call(Command::Policies, [part.len() as u64, 0, 0, 0, 0, 0], &bytes)?;
+                    self.answer(part.len())?
+                }
+            };
             for (at, mode) in part.iter().zip(modes) {
                 match mode as i64 {
                     // A kernel without NUMA.
@@ -75,12 +88,18 @@ impl Infected<'_> {
 
     /// Actions of signals 1 to 64, in order; zero for SIGKILL and SIGSTOP.
     pub fn sigactions(&self) -> Result<Vec<Sigaction>> {
+        if let Some(known) = &self.known {
+            return Ok(known.sigactions.clone());
+        }
         self.call(Command::Sigactions, [0; 6], &[])?;
         self.answer(SIGNALS)
     }
 
     /// Interval timers: real, virtual, profiling.
     pub fn itimers(&self) -> Result<[Itimer; ITIMERS]> {
+        if let Some(known) = &self.known {
+            return Ok(known.itimers);
+        }
         self.call(Command::Itimers, [0; 6], &[])?;
         let list: Vec<Itimer> = self.answer(ITIMERS)?;
         list.try_into().map_err(|_| Error::bug("three timers"))

@@ -9,10 +9,11 @@ use super::{
     blob::{PARASITE, PARASITE_END, PARASITE_ENTRY, PARASITE_SETUP_ENTRY},
     ledger, leftover, limits,
     plain::{bytes_of, value_of},
-    syscall::Gadget,
+    syscall::{Gadget, Hints},
     task::StoppedTask,
     thread::{FAULTS, StoppedThread, bit},
     visit::{self, End},
+    whole::{Known, Question},
 };
 use crate::{
     arch::SigFrame,
@@ -41,6 +42,8 @@ pub struct Infected<'t> {
     ignored: u64,
     /// Thread whose signal frame is in place.
     framed: Cell<Option<RealPid>>,
+    /// What was asked at the beginning.
+    pub(super) known: Option<Known>,
     mapped: bool,
     entry: Option<ledger::Entry>,
     pub(super) pidfd: std::cell::OnceCell<std::os::fd::OwnedFd>,
@@ -53,38 +56,57 @@ impl<'t> Infected<'t> {
     /// Refusals that say why nothing could be mapped (a hard limit, a security module); on every error
     /// the process is as it was.
     pub fn new(task: &'t StoppedTask, kernel: &'t Kernel) -> Result<Self> {
-        Self::infect(task, kernel).map_err(|e| e.during(format!("task {}", task.pid())))
+        Self::infect(task, kernel, None).map_err(|e| e.during(format!("task {}", task.pid())))
     }
 
-    fn infect(task: &'t StoppedTask, kernel: &'t Kernel) -> Result<Self> {
+    /// The same, and asks what is asked of every process on the way: the answers cost no visit of their own.
+    pub fn asking(task: &'t StoppedTask, kernel: &'t Kernel, question: &mut Question<'_>) -> Result<Self> {
+        Self::infect(task, kernel, Some(question)).map_err(|e| e.during(format!("task {}", task.pid())))
+    }
+
+    fn infect(
+        task: &'t StoppedTask,
+        kernel: &'t Kernel,
+        mut question: Option<&mut Question<'_>>,
+    ) -> Result<Self> {
         let dir = task.live_dir()?;
         let status = Status::read(&dir)?;
         let frame_len = task.threads().iter().map(|t| SigFrame::max_len(t.xsave())).max().unwrap_or(0) as u64;
+        let mut none = Hints::default();
+        let hints = question.as_mut().map_or(&mut none, |q| &mut *q.hints);
         let mut infected = Infected {
             task,
             kernel,
             area: Area::new(0, &PARASITE, frame_len),
-            gadget: Gadget::find(first(task)?)?,
+            gadget: Gadget::find(first(task)?, hints)?,
             end_signal: end_signal(&status),
             ignored: status.sig_ignored,
             framed: Cell::new(None),
+            known: None,
             mapped: false,
             entry: None,
             pidfd: std::cell::OnceCell::new(),
         };
-        if let Err(e) = infected.map(frame_len) {
-            // The call may have been made although what followed it failed.
-            if !infected.mapped
-                && let Ok(maps) = maps::smaps(&dir)
-                && let Err(second) = leftover::remove_from(task, &maps)
-            {
-                log::error!("task {}: {second}", task.pid());
+        let (command, args, input) =
+            question.as_ref().map_or((Command::Hello, [0; 6], Vec::new()), |q| q.command());
+        let hello = match infected.map(frame_len, command, args, &input) {
+            Ok(hello) => hello,
+            Err(e) => {
+                // The call may have been made although what followed it failed.
+                if !infected.mapped
+                    && let Ok(maps) = maps::smaps(&dir)
+                    && let Err(second) = leftover::remove_from(task, &maps)
+                {
+                    log::error!("task {}: {second}", task.pid());
+                }
+                return Err(e);
             }
-            return Err(e);
-        }
-        let hello = infected.call(Command::Hello, [0; 6], &[])?;
+        };
         if hello.ret[0] != PARASITE.build {
             return Err(Error::bug("the parasite is of another build than the engine"));
+        }
+        if let Some(question) = question {
+            infected.known = Some(infected.read_whole(question)?);
         }
         if !kernel.get_rseq_conf {
             infected.find_rseq()?;
@@ -94,8 +116,8 @@ impl<'t> Infected<'t> {
 
     /// Makes the mapping: read-execute as a whole, because no page may ever be writable and executable
     /// (a process can forbid that); then the blob itself, from its own code, makes its data and stack
-    /// read-write. So a single system call runs without the blob's net.
-    fn map(&mut self, frame_len: u64) -> Result<()> {
+    /// read-write, and goes on with its first command. So a single system call runs without the blob's net.
+    fn map(&mut self, frame_len: u64, command: Command, args: [u64; 6], input: &[u8]) -> Result<Control> {
         let mut raised = None;
         if let Some(ledger) = self.task.ledger() {
             self.entry = ledger.enter(self.task.pid(), self.task.dir(), self.area.len)?;
@@ -112,16 +134,31 @@ impl<'t> Infected<'t> {
         if let Some(entry) = &self.entry {
             entry.mapped(base);
         }
-        self.write_through(base, PARASITE.code())?;
-        match self.unprotect() {
+        let thread = self.runner()?;
+        let a = &self.area;
+        let control = Control {
+            command: command as u32,
+            args,
+            setup: [a.rw.0, a.rw.1, a.stack.0, a.stack.1],
+            ..self.control(thread)?
+        };
+        // Code, data and control block lie behind each other.
+        let mut image = vec![0; (a.control - base) as usize];
+        let (code, data) = (PARASITE.code(), PARASITE.data(base));
+        image[..code.len()].copy_from_slice(code);
+        image[PARASITE.rx_len..PARASITE.rx_len + data.len()].copy_from_slice(&data);
+        image.extend_from_slice(bytes_of(&control));
+        self.write_through(&[(base, &image), (a.data, input), (a.frame, &self.frame(thread)?.bytes)])?;
+        self.framed.set(Some(thread.tid()));
+        match self.first_call(thread) {
             Err(e) if is_limit(&e) && raised.is_none() => {
                 raised = Some(limits::Raised::new(self.task.pid())?);
-                self.unprotect().map_err(|e| limits::Raised::explain(self.task.pid(), e))?;
+                self.first_call(thread).map_err(|e| limits::Raised::explain(self.task.pid(), e))?;
             }
             other => other?,
         }
         drop(raised);
-        vm::write(self.task.live(), self.area.rw.0, &PARASITE.data(base))
+        self.result(thread, command)
     }
 
     fn map_region(&self) -> Result<u64> {
@@ -137,19 +174,9 @@ impl<'t> Infected<'t> {
         })
     }
 
-    /// The visit of the blob's setup entry.
-    fn unprotect(&self) -> Result<()> {
-        let thread = self.runner()?;
-        let a = &self.area;
-        let control = Control {
-            build: PARASITE.build,
-            args: [a.rw.0, a.rw.1, a.stack.0, a.stack.1, 0, 0],
-            ..self.control(thread)?
-        };
-        self.write_through(a.control, bytes_of(&control))?;
-        self.write_through(a.frame, &self.frame(thread)?.bytes)?;
-        self.framed.set(Some(thread.tid()));
-        let end = self.visit(thread, a.base + PARASITE_SETUP_ENTRY, visit::LIMIT)?;
+    /// The visit of the blob's setup entry, which goes on with the command in the control block.
+    fn first_call(&self, thread: &StoppedThread) -> Result<()> {
+        let end = self.visit(thread, self.area.base + PARASITE_SETUP_ENTRY, visit::LIMIT)?;
         match i32::try_from(-(end.r13 as i64)) {
             Ok(0) => Ok(()),
             Ok(errno) => Err(Error::sys("mprotect in the process", errno)),
@@ -221,13 +248,7 @@ impl<'t> Infected<'t> {
             return Err(Error::bug(format!("{} bytes for the parasite's data area", input.len())));
         }
         let a = &self.area;
-        let control = Control {
-            build: PARASITE.build,
-            command: command as u32,
-            state: STATE_POSTED,
-            args,
-            ..self.control(thread)?
-        };
+        let control = Control { command: command as u32, args, ..self.control(thread)? };
         let frame;
         let mut pieces: Vec<(u64, &[u8])> = vec![(a.control, bytes_of(&control))];
         if !input.is_empty() {
@@ -243,7 +264,12 @@ impl<'t> Infected<'t> {
 
         let limit = if command == Command::WritePages { visit::LIMIT_IO } else { visit::LIMIT };
         self.visit(thread, a.base + PARASITE_ENTRY, limit)?;
-        let control: Control = self.read_at(thread, a.control)?;
+        self.result(thread, command)
+    }
+
+    /// The control block as the blob left it.
+    fn result(&self, thread: &StoppedThread, command: Command) -> Result<Control> {
+        let control: Control = self.read_at(thread, self.area.control)?;
         if control.state != STATE_DONE {
             return Err(Error::bug(format!("the parasite ended in state {}", control.state)));
         }
@@ -274,6 +300,8 @@ impl<'t> Infected<'t> {
     fn control(&self, thread: &StoppedThread) -> Result<Control> {
         let (rseq_cs_at, rseq_cs) = thread.rseq_word().unwrap_or((0, 0));
         Ok(Control {
+            build: PARASITE.build,
+            state: STATE_POSTED,
             end_signal: self.signal_for(thread),
             frame_sp: self.area.frame + 8,
             rseq_cs_at,
@@ -330,19 +358,22 @@ impl<'t> Infected<'t> {
     }
 
     /// Writes to pages that are read-execute.
-    fn write_through(&self, at: u64, data: &[u8]) -> Result<()> {
-        let tid = self.task.live();
-        match vm::MemFile::open(tid)?.write(at, data) {
-            // proc_mem.force_override=never; ptrace has no such switch.
-            Err(e) if matches!(e.errno(), Some(libc::EIO | libc::EFAULT | libc::EACCES)) => {
-                data.chunks(8).zip((at..).step_by(8)).try_for_each(|(chunk, at)| {
-                    let mut word = [0; 8];
-                    word[..chunk.len()].copy_from_slice(chunk);
-                    ptrace::poke(self.runner()?.tid(), at, u64::from_ne_bytes(word))
-                })
-            }
-            other => other,
+    fn write_through(&self, pieces: &[(u64, &[u8])]) -> Result<()> {
+        let file = vm::MemFile::open(self.task.live())?;
+        for (at, data) in pieces {
+            match file.write(*at, data) {
+                // proc_mem.force_override=never; ptrace has no such switch.
+                Err(e) if matches!(e.errno(), Some(libc::EIO | libc::EFAULT | libc::EACCES)) => {
+                    data.chunks(8).zip((*at..).step_by(8)).try_for_each(|(chunk, at)| {
+                        let mut word = [0; 8];
+                        word[..chunk.len()].copy_from_slice(chunk);
+                        ptrace::poke(self.runner()?.tid(), at, u64::from_ne_bytes(word))
+                    })
+                }
+                other => other,
+            }?;
         }
+        Ok(())
     }
 }
 

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Gadget, StoppedTask, area::Area, blob::PARASITE, ledger::Guest};
+use super::{Gadget, Hints, StoppedTask, area::Area, blob::PARASITE, ledger::Guest};
 use crate::{
     arch::SigFrame,
     error::{Error, Kind, Result},
@@ -98,7 +98,9 @@ fn unmap(pid: RealPid, base: u64, len: u64, kernel: &Kernel) -> Result<bool> {
 fn remove(task: &StoppedTask, base: u64, len: u64) -> Result<()> {
     let thread = task.threads().first().ok_or_else(|| Error::new(Kind::TaskDied(task.pid().0)))?;
     let args = [base, len, 0, 0, 0, 0];
-    Gadget::find(thread)?.call(thread, "munmap", libc::SYS_munmap as u64, args).map(drop)
+    Gadget::find(thread, &mut Hints::default())?
+        .call(thread, "munmap", libc::SYS_munmap as u64, args)
+        .map(drop)
 }
 
 /// Removes what an engine of this build has left in a stopped process with these mappings, whose guardian was

@@ -43,6 +43,7 @@ mod syscall;
 mod task;
 mod thread;
 mod visit;
+mod whole;
 
 pub use infected::Infected;
 pub use ledger::{Guest, Ledger};
@@ -56,6 +57,7 @@ pub use parasite::{
     tty::TtyInfo,
 };
 pub use restart::let_go;
-pub use syscall::Gadget;
+pub use syscall::{Gadget, Hints};
 pub use task::StoppedTask;
 pub use thread::{Rseq, StopKind, StoppedThread};
+pub use whole::Question;

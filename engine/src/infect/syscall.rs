@@ -12,6 +12,8 @@ use crate::{
     sys::vm,
 };
 
+pub use gadget::Hints;
+
 /// Instructions of a process with which its threads can be made to call the kernel.
 #[derive(Clone, Debug)]
 pub struct Gadget {
@@ -32,9 +34,9 @@ impl Gadget {
     }
 
     /// Looks for them in the process of `thread`.
-    pub fn find(thread: &StoppedThread) -> Result<Gadget> {
-        let dir = ProcDir::open(thread.tid())?.thread(thread.tid())?;
-        Ok(Gadget { code: gadget::find(&dir, thread.tid())?, layout: Layout::host() })
+    pub fn find(thread: &StoppedThread, hints: &mut Hints) -> Result<Gadget> {
+        let dir = ProcDir::open(thread.tid())?;
+        Ok(Gadget { code: gadget::find(&dir, thread.tid(), hints)?, layout: Layout::host() })
     }
 
     /// Has `thread` make system call `nr`, called `name` in messages. The thread is put back afterwards.

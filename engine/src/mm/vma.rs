@@ -144,32 +144,65 @@ pub struct VmaRules {
     pub shmem_dev: u64,
 }
 
+/// Files of mappings that were met in any task. While all tasks stand still, two lines of smaps that agree in device,
+/// inode and path speak of the same file.
+#[derive(Debug, Default)]
+pub struct SeenFiles {
+    files: HashMap<FileKey, Opened>,
+    /// How the file of a private mapping was opened. A mapping of another task that agrees in its place too was
+    /// inherited from it, or made by the same loader.
+    modes: HashMap<(u64, u64, u64, FileKey), Option<u32>>,
+}
+
+/// Device, inode, path, and whether the mapping is shared: a private view of a file is another matter than a shared
+/// one.
+type FileKey = (u32, u32, u64, Vec<u8>, bool);
+
 /// All mappings of the task behind `dir`, in order, as entries of the mm image.
 pub fn collect(
     dir: &ProcDir,
     maps: &[Map],
     rules: VmaRules,
     files: &mut dyn MappedFiles,
+    seen: &mut SeenFiles,
 ) -> Result<Vec<Vma>> {
-    let map_files = dir.file("map_files", OFlag::O_PATH | OFlag::O_DIRECTORY)?;
-    let mut seen: HashMap<(u32, u32, u64, &[u8], bool), Opened> = HashMap::new();
+    let mut map_files = None;
+    // Files that are more than a number belong to the task that has mapped them.
+    let mut own: HashMap<FileKey, Opened> = HashMap::new();
     let mut vmas: Vec<Vma> = Vec::with_capacity(maps.len());
     for map in maps {
         let during = || format!("mapping {:x}-{:x} {}", map.start, map.end, excerpt(&map.name));
         let (file, fdflags) = if is_file(map) {
             let range = format!("{:x}-{:x}", map.start, map.end);
-            let flags = open_mode(&map_files, &range).during(during)?;
-            // A private view of a file is another matter than a shared one.
-            let key = (map.dev.0, map.dev.1, map.ino, map.name.as_slice(), map.shared);
-            let file = match seen.get(&key) {
-                Some(file) => *file,
-                None => {
-                    let file = open_file(&map_files, &range, map, rules, files).during(during)?;
-                    seen.insert(key, file);
-                    file
+            let key = (map.dev.0, map.dev.1, map.ino, map.name.clone(), map.shared);
+            let place = (map.start, map.end, map.pgoff, key.clone());
+            let file = seen.files.get(&key).or_else(|| own.get(&key)).copied();
+            let mode = seen.modes.get(&place).copied();
+            if let (Some(file), Some(mode)) = (file, mode) {
+                (file, mode)
+            } else {
+                let folder = match &map_files {
+                    Some(folder) => folder,
+                    None => map_files.insert(dir.file("map_files", OFlag::O_PATH | OFlag::O_DIRECTORY)?),
+                };
+                let mode = match mode {
+                    Some(mode) => mode,
+                    None => open_mode(folder, &range).during(during)?,
+                };
+                let file = match file {
+                    Some(file) => file,
+                    None => {
+                        let file = open_file(folder, &range, map, rules, files).during(during)?;
+                        let known = matches!(file.backing, Some(Backing::File(_)));
+                        if known { &mut seen.files } else { &mut own }.insert(key, file);
+                        file
+                    }
+                };
+                if !map.shared {
+                    seen.modes.insert(place, mode);
                 }
-            };
-            (file, flags)
+                (file, mode)
+            }
         } else {
             (Opened::default(), None)
         };

@@ -1,7 +1,7 @@
 //! `/proc/PID/cgroup`: the group a task is in, per hierarchy.
 
 use super::{ProcDir, number};
-use crate::error::Result;
+use crate::{error::Result, pstree::RealPid};
 
 /// Membership in one hierarchy.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -16,12 +16,21 @@ pub struct Member {
 
 /// Memberships of the task or thread.
 pub fn read(dir: &ProcDir) -> Result<Vec<Member>> {
-    let bytes = match dir.read("cgroup") {
+    read_file(dir, "cgroup")
+}
+
+/// Memberships of thread `tid` of the task.
+pub fn read_thread(dir: &ProcDir, tid: RealPid) -> Result<Vec<Member>> {
+    read_file(dir, &format!("task/{tid}/cgroup"))
+}
+
+fn read_file(dir: &ProcDir, name: &str) -> Result<Vec<Member>> {
+    let bytes = match dir.read(name) {
         // A kernel without control groups.
         Err(e) if e.errno() == Some(libc::ENOENT) => return Ok(Vec::new()),
         other => other?,
     };
-    parse(&bytes).ok_or_else(|| dir.strange("cgroup", &bytes))
+    parse(&bytes).ok_or_else(|| dir.strange(name, &bytes))
 }
 
 /// Parses the content of the file.

@@ -83,7 +83,13 @@ impl ProcDir {
             }
             match nix::unistd::read(&file, &mut bytes[len..]) {
                 Ok(0) => break,
-                Ok(n) => len += n,
+                Ok(n) => {
+                    let room = bytes.len() - len;
+                    len += n;
+                    if n < room && comes_whole(name) {
+                        break;
+                    }
+                }
                 Err(Errno::EINTR) => {}
                 Err(e) => return Err(gone(self.pid, name, e)),
             }
@@ -141,6 +147,24 @@ impl AsFd for ProcDir {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.fd.as_fd()
     }
+}
+
+/// Whether the kernel makes the content of the file at once: then a read that leaves room has met its end. Others come
+/// record by record, and a read may end early.
+fn comes_whole(name: &str) -> bool {
+    let last = name.rsplit('/').next().unwrap_or(name);
+    matches!(
+        last,
+        "status"
+            | "stat"
+            | "cgroup"
+            | "limits"
+            | "auxv"
+            | "personality"
+            | "loginuid"
+            | "oom_score_adj"
+            | "coredump_filter"
+    )
 }
 
 /// ENOENT and ESRCH below /proc/PID mean that the task is gone.

@@ -205,3 +205,34 @@ pub(crate) fn set_pipe_size(fd: BorrowedFd<'_>, bytes: u32) -> Result<()> {
     let r = unsafe { libc::fcntl(fd.as_raw_fd(), libc::F_SETPIPE_SZ, bytes) };
     if r < 0 { Err(last("fcntl(F_SETPIPE_SZ)", fd.as_raw_fd())) } else { Ok(()) }
 }
+
+/// Where a file is.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Mounted {
+    /// Major and minor number of the device.
+    pub dev: (u32, u32),
+    pub ino: u64,
+    /// Number of the mount, as in /proc/PID/mountinfo.
+    pub mount: u64,
+}
+
+/// Asks where the file is; `None` where statx(2) does not tell the mount (before Linux 5.8).
+pub(crate) fn mounted(fd: BorrowedFd<'_>) -> Result<Option<Mounted>> {
+    /// `STATX_MNT_ID`.
+    const MNT_ID: u32 = 0x1000;
+    // SAFETY: all zeroes are a value of the structure.
+    let mut stat: libc::statx = unsafe { std::mem::zeroed() };
+    let (flags, mask) = (libc::AT_EMPTY_PATH, libc::STATX_INO | MNT_ID);
+    // SAFETY: an empty path, that is the descriptor itself; the structure outlives the call.
+    let ret = unsafe { libc::statx(fd.as_raw_fd(), c"".as_ptr(), flags, mask, &raw mut stat) };
+    if ret < 0 {
+        let e = last("statx", fd.as_raw_fd());
+        return if e.errno() == Some(libc::ENOSYS) { Ok(None) } else { Err(e) };
+    }
+    let told = stat.stx_mask & MNT_ID != 0;
+    Ok(told.then_some(Mounted {
+        dev: (stat.stx_dev_major, stat.stx_dev_minor),
+        ino: stat.stx_ino,
+        mount: stat.stx_mnt_id,
+    }))
+}

@@ -139,27 +139,7 @@ pub fn next() -> Result<Option<(RealPid, Status)>> {
     Ok(None)
 }
 
-/// Waits until any child or tracee has news, which are left for [`poll`], or until `deadline`. Says whether there
-/// are any; they may be somebody's whom the caller does not mean.
-pub fn any(deadline: Instant) -> bool {
-    let Some(_alarm) = Alarm::at(deadline) else {
-        std::thread::sleep(Duration::from_micros(50));
-        return false;
-    };
-    loop {
-        // SAFETY: all fields are integers, for which zero bytes are a value.
-        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
-        let options = libc::WEXITED | libc::WSTOPPED | libc::WNOWAIT | libc::__WALL;
-        // SAFETY: the structure is a local.
-        match unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) } {
-            0 => return true,
-            _ if errno::last() == libc::EINTR && Instant::now() < deadline => {}
-            _ => return false,
-        }
-    }
-}
-
-/// The same where no alarm can be had: looks seldom and more seldom.
+/// [`until`] where no alarm can be had: looks seldom and more seldom.
 fn nap_until(tid: RealPid, deadline: Instant) -> Result<Option<Status>> {
     const LONGEST: Duration = Duration::from_millis(2);
     let mut nap = Duration::from_micros(20);

@@ -18,6 +18,7 @@ use crate::{
     procfs::{ProcDir, stat::Stat, status::Status},
     pstree::{RealPid, VirtPid},
     restore::{Snapshot, TaskImage},
+    sys::sched::Attr,
 };
 
 const PR_SET_THP_DISABLE: u64 = 41;
@@ -46,6 +47,7 @@ pub struct Seen<'a> {
     pub statuses: &'a [Status],
     pub info: &'a TaskInfo,
     pub threads: &'a [ThreadInfo],
+    pub attributes: &'a [Attr],
     pub lock_future: u32,
     pub mapping: Vec<pb::RcriuMappingEntry>,
 }
@@ -81,14 +83,14 @@ impl MoreOut {
             thread: Vec::new(),
             mapping: Vec::new(),
         };
-        let threads = seen.stopped.threads().iter().zip(seen.statuses).zip(seen.threads);
-        for ((thread, status), asked) in threads {
+        let threads = seen.stopped.threads().iter().zip(seen.statuses).zip(seen.threads).zip(seen.attributes);
+        for (((thread, status), asked), attributes) in threads {
             let tid = thread.tid();
             let own_dir = || dir.thread(tid);
             let mut more = pb::RcriuThreadEntry {
                 cpus: affinity::dump(own_dir, status, &mut self.allowed)?,
                 ioprio: ioprio::dump(tid)?,
-                sched: sched::dump_more(tid, self.usual_slice)?,
+                sched: sched::dump_more(attributes, self.usual_slice),
                 dispatch: dispatch::dump(thread),
                 ..Default::default()
             };

@@ -22,14 +22,13 @@ pub struct Scheduling {
 /// `SCHED_RESET_ON_FORK` in a policy.
 pub const RESET_ON_FORK: i32 = 0x4000_0000;
 
-/// Reads the thread's scheduling.
-pub fn dump(tid: RealPid) -> Result<Scheduling> {
-    let policy = sched::policy(tid)?;
-    let priority = match policy & !RESET_ON_FORK {
-        libc::SCHED_FIFO | libc::SCHED_RR => Some(sched::priority(tid)?.cast_unsigned()),
-        _ => None,
-    };
-    Ok(Scheduling { policy: policy.cast_unsigned(), priority, nice: sched::nice(tid)? })
+/// What the core image says of the scheduling of a thread with these attributes.
+pub fn dump(tid: RealPid, attr: &Attr) -> Result<Scheduling> {
+    let reset = if attr.flags & FLAG_RESET == 0 { 0 } else { RESET_ON_FORK.cast_unsigned() };
+    // Attributes have the nice value of the fair policies only, although the others keep one too.
+    let nice = if fair(attr.policy) { attr.nice } else { sched::nice(tid)? };
+    let priority = is_real_time(attr.policy).then_some(attr.priority);
+    Ok(Scheduling { policy: attr.policy | reset, priority, nice })
 }
 
 /// `SCHED_FLAG_*` that the deadline policy keeps: RECLAIM and DL_OVERRUN.
@@ -55,11 +54,7 @@ pub fn usual_slice() -> u64 {
 }
 
 /// What the core image has no room for; `None` for a thread without.
-pub fn dump_more(tid: RealPid, usual_slice: u64) -> Result<Option<pb::RcriuSchedEntry>> {
-    Ok(more(&sched::attributes(tid)?, usual_slice))
-}
-
-fn more(attr: &Attr, usual_slice: u64) -> Option<pb::RcriuSchedEntry> {
+pub fn dump_more(attr: &Attr, usual_slice: u64) -> Option<pb::RcriuSchedEntry> {
     let mut entry = pb::RcriuSchedEntry::default();
     if attr.policy as i32 == libc::SCHED_DEADLINE {
         entry.flags = Some(attr.flags & DEADLINE_FLAGS);
@@ -166,12 +161,12 @@ mod tests {
         assert_eq!(more(&plain, 2_800_000), None);
         assert_eq!(more(&plain, 0), None);
         assert_eq!(more(&Attr { runtime: 100_000, ..plain }, 2_800_000).unwrap().runtime, Some(100_000));
-        let clamped = more(&Attr { util_max: 512, ..plain }, 2_800_000).unwrap();
+        let clamped = dump_more(&Attr { util_max: 512, ..plain }, 2_800_000).unwrap();
         assert_eq!((clamped.util_min, clamped.util_max, clamped.runtime), (Some(0), Some(512), None));
         let fifo = Attr { policy: 1, util_min: 1024, util_max: 1024, ..Attr::default() };
         assert_eq!(more(&fifo, 1), None);
         let deadline = Attr { policy: 6, runtime: 1, deadline: 2, period: 3, flags: 7, ..Attr::default() };
-        let kept = more(&deadline, 5).unwrap();
+        let kept = dump_more(&deadline, 5).unwrap();
         assert_eq!(
             (kept.flags, kept.runtime, kept.deadline, kept.period),
             (Some(6), Some(1), Some(2), Some(3))

@@ -15,10 +15,13 @@ use std::{
 use super::Folder;
 use crate::error::Result;
 
-/// Images that may wait; each has a few KiB.
-const WAITING: usize = 256;
+/// Lists that may wait.
+const WAITING: usize = 16;
+/// Bytes of a list: every list wakes the thread, which costs as much as making an image.
+const ENOUGH: usize = 128 << 10;
 
 /// A whole image.
+#[derive(Debug)]
 pub(super) struct Job {
     pub(super) name: String,
     pub(super) bytes: Vec<u8>,
@@ -35,7 +38,17 @@ enum State {
     Off,
     /// The next image starts the thread.
     Ready,
-    Running(SyncSender<Job>, JoinHandle<Result<()>>),
+    Running(Thread),
+}
+
+/// The thread and its work.
+#[derive(Debug)]
+struct Thread {
+    sender: SyncSender<Vec<Job>>,
+    handle: JoinHandle<Result<()>>,
+    /// Not handed over yet, and how many bytes that are.
+    list: Vec<Job>,
+    bytes: usize,
 }
 
 impl Behind {
@@ -61,24 +74,30 @@ impl Behind {
                         .spawn(move || work(&place, &receiver))
                         .map_err(|e| crate::error::Error::sys(&job.name, "starting a thread", e))
                 })
-                .map(|thread| State::Running(sender, thread));
+                .map(|handle| State::Running(Thread { sender, handle, list: Vec::new(), bytes: 0 }));
             *state = made.unwrap_or(State::Off);
         }
-        match &*state {
-            State::Running(sender, _) => sender.send(job).err().map(|e| e.0),
-            _ => Some(job),
+        let State::Running(thread) = &mut *state else { return Some(job) };
+        thread.bytes += job.bytes.len();
+        thread.list.push(job);
+        if thread.bytes >= ENOUGH {
+            thread.bytes = 0;
+            // A thread that is gone has panicked, which settling tells.
+            let _ = thread.sender.send(std::mem::take(&mut thread.list));
         }
+        None
     }
 
     /// Waits until all images are made; the first failure.
     pub(super) fn settle(&self) -> Result<()> {
         let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::take(&mut *state) {
-            State::Running(sender, thread) => {
+            State::Running(Thread { sender, handle, list, .. }) => {
                 *state = State::Ready;
                 drop(state);
+                let _ = sender.send(list);
                 drop(sender);
-                thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+                handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
             }
             other => {
                 *state = other;
@@ -89,11 +108,12 @@ impl Behind {
 }
 
 /// The thread's life: after a failure the rest is not made any more.
-fn work(place: &super::Place, jobs: &Receiver<Job>) -> Result<()> {
+fn work(place: &super::Place, jobs: &Receiver<Vec<Job>>) -> Result<()> {
     let mut outcome = Ok(());
-    for job in jobs {
+    for job in jobs.iter().flatten() {
         if outcome.is_ok() {
-            outcome = place.create(&job.name).and_then(|file| super::writer::put(&file, &job.name, &job.bytes));
+            outcome =
+                place.create(&job.name).and_then(|file| super::writer::put(&file, &job.name, &job.bytes));
         }
     }
     outcome

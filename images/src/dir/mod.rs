@@ -244,7 +244,8 @@ impl ImageDir {
 
     /// Device and inode of the folder.
     fn identity(&self) -> Result<(u64, u64)> {
-        let stat = fstat(&self.0.place.0).map_err(|e| Error::sys(self.0.path.to_string_lossy(), "fstat", e))?;
+        let stat =
+            fstat(&self.0.place.0).map_err(|e| Error::sys(self.0.path.to_string_lossy(), "fstat", e))?;
         Ok((stat.st_dev, stat.st_ino))
     }
 

@@ -114,7 +114,7 @@ fn our_own_mappings_have_classes_and_each_file_is_opened_once() {
     let dir = ProcDir::open(RealPid(std::process::id() as i32)).unwrap();
     let maps = maps::smaps(&dir).unwrap();
     let mut files = Count(Vec::new());
-    let vmas = collect(&dir, &maps, RULES, &mut files).unwrap();
+    let vmas = collect(&dir, &maps, RULES, &mut files, &mut SeenFiles::default()).unwrap();
     let mut unique = files.0.clone();
     unique.sort_unstable();
     unique.dedup();

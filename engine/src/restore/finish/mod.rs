@@ -34,10 +34,10 @@ use crate::task::{dispatch, more, sigqueue};
 /// Offset of `rseq_cs` in `struct rseq`.
 const RSEQ_CS: u64 = 8;
 
-/// How often it is looked whether the restore must stop, while nothing happens.
-const LOOK: Duration = Duration::from_millis(20);
-/// How long to wait where waiting for news is of no use.
-const NAP: Duration = Duration::from_micros(200);
+/// How long one thread is waited for while nothing happens, before all are looked at again.
+const LOOK: Duration = Duration::from_millis(2);
+/// The same while threads move.
+const NAP: Duration = Duration::from_micros(500);
 
 /// A thread we trace.
 #[derive(Clone, Copy, Debug)]
@@ -150,11 +150,10 @@ impl<'a> Attached<'a> {
 
     /// Calls `f` for each stop of each thread until it says that it is done with the thread.
     ///
-    /// Threads may wait for each other, so none is waited for alone. Cost: as many polls as threads for each
-    /// round in which at least one moved.
+    /// Threads may wait for each other, so none is waited for alone for long. Cost: as many polls as threads for each
+    /// round, and a round takes place when the first of them has moved.
     fn each_stop(&self, mut f: impl FnMut(Thread, Status) -> Result<bool>) -> Result<()> {
         let mut open: Vec<Thread> = self.threads.clone();
-        let mut idle = 0;
         while !open.is_empty() {
             let mut moved = false;
             let mut rest = Vec::with_capacity(open.len());
@@ -171,20 +170,19 @@ impl<'a> Attached<'a> {
                 }
             }
             open = rest;
-            if moved || open.is_empty() {
-                idle = 0;
-                continue;
+            let Some(first) = open.first().copied() else { break };
+            if !moved {
+                interrupt::check()?;
+                if self.area.failed() {
+                    return Err(self.area.failure());
+                }
             }
-            interrupt::check()?;
-            if self.area.failed() {
-                return Err(self.area.failure());
-            }
-            // News of somebody else's would end each wait at once.
-            if wait::any(Instant::now() + LOOK) {
-                idle += 1;
-            }
-            if idle > 1 {
-                std::thread::sleep(NAP);
+            // While one moves many do: so a round finds many stops, and not all are polled for each.
+            let soon = Instant::now() + if moved { NAP } else { LOOK };
+            if let Some(status) = wait::until(first.tid, soon).and_then(|s| self.alive(first, s))?
+                && f(first, status).during(|| self.name(first))?
+            {
+                open.swap_remove(0);
             }
         }
         Ok(())

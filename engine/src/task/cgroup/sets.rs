@@ -23,6 +23,7 @@ use crate::{
         ProcDir,
         cgroup::{self, Member},
     },
+    pstree::RealPid,
 };
 
 /// All sets of the dump.
@@ -46,7 +47,7 @@ impl Sets {
     /// # Errors
     /// Lists of properties that are not understood.
     pub fn new(opts: &CgroupOptions) -> Result<Self> {
-        let me = ProcDir::open(crate::pstree::RealPid(std::process::id().cast_signed()))?;
+        let me = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
         let mut sets = Sets {
             sets: Vec::new(),
             known: HashMap::new(),
@@ -68,6 +69,11 @@ impl Sets {
     /// Number of the set of the task or thread of `dir`.
     pub fn of(&mut self, dir: &ProcDir) -> Result<u32> {
         Ok(self.number(cgroup::read(dir)?))
+    }
+
+    /// The same of thread `tid` of the task of `dir`.
+    pub fn of_thread(&mut self, dir: &ProcDir, tid: RealPid) -> Result<u32> {
+        Ok(self.number(cgroup::read_thread(dir, tid)?))
     }
 
     fn number(&mut self, mut members: Vec<Member>) -> u32 {
