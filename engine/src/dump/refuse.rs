@@ -1,6 +1,9 @@
 //! Tasks that cannot be dumped, found before anything is done to them: each refusal names its reason.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
 use super::guardian;
 use crate::{
@@ -62,10 +65,11 @@ pub fn root(pid: RealPid) -> Result<()> {
 }
 
 /// Any living task of the tree, before it is seized.
-pub fn task(dir: &ProcDir) -> Result<()> {
+///
+/// `status` was read just now.
+pub fn task(dir: &ProcDir, mut status: Status, own: &Namespaces) -> Result<()> {
     let pid = dir.pid();
     let stat = Stat::read(dir)?;
-    let mut status = Status::read(dir)?;
     // A dump that was killed: it is being undone.
     let soon = Instant::now() + UNDONE;
     while is_guardian(status.tracer) && Instant::now() < soon {
@@ -84,9 +88,9 @@ pub fn task(dir: &ProcDir) -> Result<()> {
     if status.is_zombie() {
         // The leader of threads that live: they show what it had.
         let others = dir.threads()?.into_iter().filter(|tid| *tid != pid);
-        return others.map(ProcDir::open).filter_map(Result::ok).try_for_each(|dir| namespaces(&dir));
+        return others.map(ProcDir::open).filter_map(Result::ok).try_for_each(|dir| own.check(&dir));
     }
-    namespaces(dir)
+    own.check(dir)
 }
 
 /// Whether thread `tid` belongs to a dump's guardian.
@@ -97,20 +101,42 @@ fn is_guardian(tid: i32) -> bool {
             .is_ok_and(|comm| comm.trim_ascii_end() == guardian::NAME.to_bytes())
 }
 
-/// All namespaces are those of this process.
-fn namespaces(dir: &ProcDir) -> Result<()> {
-    let me = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
-    for (file, what) in NAMESPACES {
-        let link = format!("ns/{file}");
-        match (me.link(&link), dir.link(&link)) {
-            (Ok(ours), Ok(theirs)) if ours == theirs => {}
-            (Ok(_), Ok(_)) => return Err(nested(dir.pid(), what)),
-            // A kernel without this kind of namespace; or nobody lives in the child's one yet.
-            (Err(e), _) if e.errno() == Some(libc::ENOENT) => {}
-            (_, Err(e)) if e.errno() == Some(libc::ENOENT) => {}
-            (_, Err(e)) | (Err(e), _) => return Err(e),
+/// The namespaces of this process, as far as the kernel has them.
+#[derive(Debug)]
+pub struct Namespaces(Vec<(&'static str, String, PathBuf)>);
+
+impl Namespaces {
+    /// Those it is in now.
+    pub fn own() -> Result<Namespaces> {
+        let me = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
+        let mut own = Vec::new();
+        for (file, what) in NAMESPACES {
+            let link = format!("ns/{file}");
+            match me.link(&link) {
+                Ok(leads) => own.push((what, link, leads)),
+                Err(e) if e.errno() == Some(libc::ENOENT) => {}
+                Err(e) => return Err(e),
+            }
         }
+        Ok(Namespaces(own))
     }
+
+    /// Fails unless the task is in all of them.
+    fn check(&self, dir: &ProcDir) -> Result<()> {
+        for (what, link, ours) in &self.0 {
+            match dir.link(link) {
+                Ok(theirs) if theirs == *ours => {}
+                Ok(_) => return Err(nested(dir.pid(), what)),
+                // Nobody lives in the child's one yet.
+                Err(e) if e.errno() == Some(libc::ENOENT) => {}
+                Err(e) => return Err(e),
+            }
+        }
+        time_namespaces(dir)
+    }
+}
+
+fn time_namespaces(dir: &ProcDir) -> Result<()> {
     // Another time namespace is fine if the whole tree is in it, which is looked at when the tree is known.
     match (dir.link("ns/time"), dir.link("ns/time_for_children")) {
         (Ok(own), Ok(children)) if own != children => Err(Error::unsupported(format!(
@@ -163,6 +189,10 @@ pub fn waits_for(tid: RealPid) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn refused(dir: &ProcDir) -> Result<()> {
+        task(dir, Status::read(dir)?, &Namespaces::own()?)
+    }
     use std::process::{Child, Command};
 
     struct Kept(Child);
@@ -197,7 +227,7 @@ mod tests {
     fn a_zombie_is_refused_and_a_living_task_is_not() {
         let alive = Kept(Command::new("sleep").arg("1000").spawn().unwrap());
         root(pid(&alive)).unwrap();
-        task(&ProcDir::open(pid(&alive)).unwrap()).unwrap();
+        refused(&ProcDir::open(pid(&alive)).unwrap()).unwrap();
         let zombie = Kept(Command::new("true").spawn().unwrap());
         let dir = ProcDir::open(pid(&zombie)).unwrap();
         while !Status::read(&dir).unwrap().is_zombie() {
@@ -224,7 +254,7 @@ mod tests {
     fn a_kernel_thread_is_refused() {
         let Ok(dir) = ProcDir::open(RealPid(2)) else { return };
         if Stat::read(&dir).is_ok_and(|s| s.flags & PF_KTHREAD != 0) {
-            assert!(task(&dir).unwrap_err().to_string().contains("thread of the kernel"));
+            assert!(refused(&dir).unwrap_err().to_string().contains("thread of the kernel"));
         } else {
             eprintln!("skipped: no kernel threads are visible here");
         }
@@ -245,7 +275,7 @@ mod tests {
             }
             std::thread::yield_now();
         }
-        let e = task(&dir).unwrap_err().to_string();
+        let e = refused(&dir).unwrap_err().to_string();
         assert!(e.contains("is in another uts namespace"), "{e}");
     }
 }

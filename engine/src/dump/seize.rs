@@ -73,6 +73,8 @@ pub struct Frozen {
     guardian: Guardian,
     seizures: u64,
     deadline: Instant,
+    /// Where all tasks must be.
+    own: refuse::Namespaces,
 }
 
 /// Stops the tree of `opts.pid`.
@@ -93,6 +95,7 @@ pub fn watched_tree(opts: &DumpOptions, kernel: &Kernel, guardian: Guardian) -> 
         freezer: None,
         guardian,
         seizures: 0,
+        own: refuse::Namespaces::own()?,
         deadline: Instant::now() + limit,
     };
     if let Some(folder) = &opts.freeze_cgroup {
@@ -185,7 +188,7 @@ impl Frozen {
         let (state, stop_signal, stopped) = if status.is_zombie() && dir.threads()?.len() <= 1 {
             (TaskState::Dead, None, None)
         } else {
-            refuse::task(&dir)?;
+            refuse::task(&dir, status, &self.own)?;
             let mut stopped = StoppedTask::seize_held(pid, kernel, self.left(), &mut self.waiting)?;
             stopped.watched_by(self.guardian.ledger());
             // A pid that was given to somebody else between listing and seizing has another parent.

@@ -94,11 +94,14 @@ fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -
 
     let attributes: Vec<Attr> =
         stopped.threads().iter().map(|t| sched::attributes(t.tid())).collect::<Result<_>>()?;
-    let (inspect, session) = match statuses.first() {
-        Some(status) => (cx.landlock.target(status)?, cx.keys.may_have_session(status)),
-        None => (RealPid(0), false),
+    let status = statuses.first().ok_or_else(|| Error::bug("a task without threads"))?;
+    let mut question = Question {
+        status,
+        inspect: cx.landlock.target(status)?,
+        session: cx.keys.may_have_session(status),
+        addresses: more::starts(&vmas),
+        hints: &mut cx.hints,
     };
-    let mut question = Question { inspect, session, addresses: more::starts(&vmas), hints: &mut cx.hints };
     let infected = Infected::asking(stopped, cx.kernel, &mut question)?;
     let mut asked = ask(task, &infected, &vmas, &statuses, &mut track, cx)?;
     // Its memory as it is now, to be read when the task runs again.

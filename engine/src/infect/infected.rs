@@ -70,7 +70,14 @@ impl<'t> Infected<'t> {
         mut question: Option<&mut Question<'_>>,
     ) -> Result<Self> {
         let dir = task.live_dir()?;
-        let status = Status::read(&dir)?;
+        let read;
+        let status = match &question {
+            Some(question) => question.status,
+            None => {
+                read = Status::read(&dir)?;
+                &read
+            }
+        };
         let frame_len = task.threads().iter().map(|t| SigFrame::max_len(t.xsave())).max().unwrap_or(0) as u64;
         let mut none = Hints::default();
         let hints = question.as_mut().map_or(&mut none, |q| &mut *q.hints);
@@ -79,7 +86,7 @@ impl<'t> Infected<'t> {
             kernel,
             area: Area::new(0, &PARASITE, frame_len),
             gadget: Gadget::find(first(task)?, hints)?,
-            end_signal: end_signal(&status),
+            end_signal: end_signal(status),
             ignored: status.sig_ignored,
             framed: Cell::new(None),
             known: None,

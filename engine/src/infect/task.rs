@@ -75,6 +75,7 @@ impl StoppedTask {
             if new.is_empty() {
                 break;
             }
+            let single = new.len() == 1 && task.threads.is_empty();
             // All of them first: they come to their stops while we wait for the first.
             for tid in new {
                 if held.remove(&tid) || task.attach(tid)? {
@@ -96,6 +97,10 @@ impl StoppedTask {
                         return Err(e.during(format!("thread {tid}")));
                     }
                 }
+            }
+            // It has stopped, so that it makes no others any more; whether it has made any meanwhile is a number.
+            if single && task.threads.len() == 1 && Status::read(&task.dir)?.threads == 1 {
+                break;
             }
         }
         // The last attached came first; make it leader first, then as the kernel lists them.

@@ -12,12 +12,15 @@ use parasite::{
 use super::{Hints, Infected, plain::value_of};
 use crate::{
     error::{Error, Result},
+    procfs::status::Status,
     pstree::RealPid,
 };
 
 /// What to ask beside what everybody is asked.
 #[derive(Debug)]
 pub struct Question<'a> {
+    /// Of the thread that stands for the process, read since it stopped.
+    pub status: &'a Status,
     /// As for [`Infected::thread_info_and`], of the first thread.
     pub inspect: RealPid,
     /// As above.

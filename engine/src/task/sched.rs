@@ -150,7 +150,7 @@ mod tests {
     #[test]
     fn our_own_scheduling_is_read() {
         let me = RealPid(nix::unistd::gettid().as_raw());
-        let now = dump(me).unwrap();
+        let now = dump(me, &sched::attributes(me).unwrap()).unwrap();
         assert_eq!((now.policy & !(RESET_ON_FORK as u32), now.priority), (0, None));
         assert!((-20..20).contains(&now.nice));
     }
@@ -158,13 +158,13 @@ mod tests {
     #[test]
     fn only_what_differs_from_the_usual_is_kept() {
         let plain = Attr { runtime: 2_800_000, util_max: 1024, ..Attr::default() };
-        assert_eq!(more(&plain, 2_800_000), None);
-        assert_eq!(more(&plain, 0), None);
-        assert_eq!(more(&Attr { runtime: 100_000, ..plain }, 2_800_000).unwrap().runtime, Some(100_000));
+        assert_eq!(dump_more(&plain, 2_800_000), None);
+        assert_eq!(dump_more(&plain, 0), None);
+        assert_eq!(dump_more(&Attr { runtime: 100_000, ..plain }, 2_800_000).unwrap().runtime, Some(100_000));
         let clamped = dump_more(&Attr { util_max: 512, ..plain }, 2_800_000).unwrap();
         assert_eq!((clamped.util_min, clamped.util_max, clamped.runtime), (Some(0), Some(512), None));
         let fifo = Attr { policy: 1, util_min: 1024, util_max: 1024, ..Attr::default() };
-        assert_eq!(more(&fifo, 1), None);
+        assert_eq!(dump_more(&fifo, 1), None);
         let deadline = Attr { policy: 6, runtime: 1, deadline: 2, period: 3, flags: 7, ..Attr::default() };
         let kept = dump_more(&deadline, 5).unwrap();
         assert_eq!(

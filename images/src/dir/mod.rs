@@ -303,7 +303,7 @@ impl AsFd for ImageDir {
 impl Folder {
     /// Waits until no image is on its way; [`ImageDir::check_written`] tells of a failure.
     fn settle(&self) {
-        if let Err(e) = self.behind.settle() {
+        if let Err(e) = self.behind.settle(&self.place) {
             self.made().lost.get_or_insert(e);
         }
     }
@@ -341,7 +341,7 @@ impl Place {
 /// A folder that is let go has all its images.
 impl Drop for Folder {
     fn drop(&mut self) {
-        let _ = self.behind.settle();
+        let _ = self.behind.settle(&self.place);
     }
 }
 

@@ -97,3 +97,35 @@ fn parents_form_a_chain() {
     let round = dir("3").chain().unwrap_err().to_string();
     assert!(round.starts_with("parent: the chain of parents leads back to "), "{round}");
 }
+
+#[test]
+fn images_that_are_made_behind_are_there_when_anybody_looks() {
+    let (tmp, dir) = folder();
+    dir.write_behind();
+    let text = vec![7u8; 5000];
+    // More than the thread is started for.
+    for id in 0..200 {
+        let mut writer = dir.writer(ImageKind::Core, id);
+        writer.write_raw(&text).unwrap();
+        writer.finish().unwrap();
+    }
+    assert_eq!(dir.size(ImageKind::Core, 199).unwrap(), Some(5008));
+    dir.writer(ImageKind::Pipes, 0).finish().unwrap();
+    let mut nothing = dir.writer(ImageKind::Fdinfo, 2);
+    nothing.write_nothing();
+    nothing.finish().unwrap();
+    assert_eq!(dir.images().unwrap().len(), 201);
+    assert!(fs::read(tmp.path().join("core-57.img")).unwrap().ends_with(&text));
+    dir.check_written().unwrap();
+
+    symlink("/dev/full", tmp.path().join("mm-1.img")).unwrap();
+    for id in 0..100 {
+        let mut writer = dir.writer(ImageKind::Mm, id);
+        writer.write_raw(&text).unwrap();
+        writer.finish().unwrap();
+    }
+    let error = dir.check_written().unwrap_err().to_string();
+    assert!(error.starts_with("mm-1.img: write: "), "{error}");
+    dir.remove_created().unwrap();
+    assert_eq!(fs::read_dir(tmp.path()).unwrap().count(), 0);
+}

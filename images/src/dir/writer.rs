@@ -134,7 +134,7 @@ impl ImageWriter {
         }
         self.folder.made().names.push(self.name.clone());
         let job = Job { name: std::mem::take(&mut self.name), bytes: std::mem::take(&mut self.buf) };
-        match self.folder.behind.take(&self.folder, job) {
+        match self.folder.behind.take(&self.folder, job)? {
             None => Ok(()),
             Some(job) => put(&self.folder.create(&job.name)?, &job.name, &job.bytes),
         }
