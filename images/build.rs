@@ -7,7 +7,12 @@
 
 use std::{env, fs, path::PathBuf};
 
-use prost_types::{FileDescriptorSet, field_descriptor_proto::Type};
+use std::fmt::Write as _;
+
+use prost_types::{
+    DescriptorProto, FileDescriptorSet,
+    field_descriptor_proto::{Label, Type},
+};
 
 /// `message.field` pairs whose value comes from the kernel as arbitrary bytes.
 const OS_STRINGS: &[(&str, &str)] = &[
@@ -49,6 +54,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     // Encoded by the compiler itself: the plain types of the set do not hold the show hints.
     fs::write(out.join("descriptors.bin"), compiler.encode_file_descriptor_set())?;
     let mut set = compiler.file_descriptor_set();
+    fs::write(out.join("required.rs"), required(&set)?)?;
     let changed = os_strings_to_bytes(&mut set);
     assert!(changed.is_empty(), "OS_STRINGS names fields that are not in the schema: {changed:?}");
     let mut config = prost_build::Config::new();
@@ -58,6 +64,50 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     }
     config.compile_fds(set)?;
     Ok(())
+}
+
+/// A table of what `required.rs` needs to know: loading the descriptors would take longer than reading the images of
+/// a small process.
+fn required(set: &FileDescriptorSet) -> Result<String, std::fmt::Error> {
+    fn collect<'a>(messages: &'a [DescriptorProto], all: &mut Vec<&'a DescriptorProto>) {
+        for message in messages {
+            all.push(message);
+            collect(&message.nested_type, all);
+        }
+    }
+    let mut all = Vec::new();
+    for file in set.file.iter().filter(|f| f.package() == "criu") {
+        collect(&file.message_type, &mut all);
+    }
+    all.sort_by_key(|m| m.name().to_owned());
+    let place = |name: &str| {
+        let name = name.rsplit('.').next().unwrap_or(name);
+        all.binary_search_by(|m| m.name().cmp(name)).expect("a message of the schema")
+    };
+    let mut code = String::from("static MESSAGES: &[Message] = &[\n");
+    for message in &all {
+        let mut fields: Vec<_> = message.field.iter().collect();
+        fields.sort_by_key(|f| f.number());
+        let (mut bit, mut rows) = (0, String::new());
+        for field in fields {
+            let mask = if field.label() == Label::Required { 1u64 << bit } else { 0 };
+            bit += u32::from(mask != 0);
+            let inner = (field.r#type() == Type::Message).then(|| place(field.type_name()));
+            if mask != 0 || inner.is_some() {
+                let (number, name) = (field.number(), field.name());
+                writeln!(
+                    rows,
+                    "        Field {{ number: {number}, name: {name:?}, mask: {mask:#x}, inner: {inner:?} }},"
+                )?;
+            }
+        }
+        let name = message.name();
+        assert!(bit <= 64, "{name} has more required fields than bits");
+        let mask = (1u128 << bit) - 1;
+        writeln!(code, "    Message {{ name: {name:?}, mask: {mask:#x}, fields: &[\n{rows}    ] }},")?;
+    }
+    code.push_str("];\n");
+    Ok(code)
 }
 
 /// Turns the listed `string` fields into `bytes`; returns the pairs that were not found.

@@ -15,7 +15,6 @@ use crate::{
     catalog::{Head, ImageKind},
     error::{Cause, Error, Result},
     magic, required,
-    schema::{self, Shape},
 };
 
 /// A message of the schema that can be an entry.
@@ -36,7 +35,7 @@ pub struct EntryReader<R> {
     count: usize,
     entry_offset: u64,
     buf: Vec<u8>,
-    shape: Option<&'static Shape>,
+    required: Option<&'static required::Message>,
 }
 
 impl<R: Read> EntryReader<R> {
@@ -51,7 +50,7 @@ impl<R: Read> EntryReader<R> {
             count: 0,
             entry_offset: 0,
             buf: Vec::new(),
-            shape: None,
+            required: None,
         }
     }
 
@@ -118,13 +117,13 @@ impl<R: Read> EntryReader<R> {
             return Ok(None);
         }
         let message = M::decode(&self.buf[..]).map_err(|e| self.here(Cause::Decode(e)))?;
-        let shape = match self.shape {
-            Some(shape) if shape.name == M::NAME => shape,
-            _ => schema::shape(M::NAME)
+        let message_type = match self.required {
+            Some(known) if known.name == M::NAME => known,
+            _ => required::of(M::NAME)
                 .ok_or_else(|| self.bad(format!("{} is no message of the schema", M::NAME)))?,
         };
-        self.shape = Some(shape);
-        match required::missing(shape, &self.buf) {
+        self.required = Some(message_type);
+        match required::missing(message_type, &self.buf) {
             Some(field) => Err(self.here(Cause::Required(field))),
             None => Ok(Some(message)),
         }

@@ -57,6 +57,12 @@ pub(crate) fn close_range() -> Result<bool> {
 }
 
 pub(crate) fn get_rseq_conf() -> Result<bool> {
+    // Kernels that tell of features of restartable sequences (Linux 6.3) have had the request for long.
+    const AT_RSEQ_FEATURE_SIZE: libc::c_ulong = 27;
+    // SAFETY: only a number.
+    if unsafe { libc::getauxval(AT_RSEQ_FEATURE_SIZE) } != 0 {
+        return Ok(true);
+    }
     // Only a traced task can be asked.
     traced_child(|pid| {
         let mut conf = [0u8; 32];

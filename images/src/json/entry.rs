@@ -33,7 +33,7 @@ fn next<R: Read>(reader: &mut EntryReader<R>, shape: &'static Shape) -> Result<O
     let Some(bytes) = reader.next_bytes()? else { return Ok(None) };
     let bytes = bytes.to_vec();
     let node = Node::decode(shape, &bytes).map_err(|e| reader.bad(e.to_string()))?;
-    match required::missing(shape, &bytes) {
+    match required::missing_of(&shape.name, &bytes) {
         Some(field) => Err(reader.here(Cause::Required(field))),
         None => Ok(Some((node, bytes))),
     }
@@ -83,7 +83,7 @@ pub(super) fn read_all<W: Write>(kind: ImageKind, entries: &[Json], name: &str, 
         let wrong = |w: Wrong| Error::invalid(name, w.within(&format!("entries[{at}]")).to_string());
         let node = read::message(shape, json).map_err(wrong)?;
         let bytes = read::wire(&node, json).unwrap_or_else(|| node.encode());
-        if let Some(field) = required::missing(shape, &bytes) {
+        if let Some(field) = required::missing_of(&shape.name, &bytes) {
             return Err(Error::invalid(name, format!("entries[{at}]: required field {field} is missing")));
         }
         chunks |= at == 0 && node.flag("chunks");

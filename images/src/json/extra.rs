@@ -88,7 +88,7 @@ fn messages<R: Read>(
         };
         let bytes = bytes.to_vec();
         let node = Node::decode(message_shape(), &bytes).map_err(|e| reader.bad(e.to_string()))?;
-        if let Some(field) = required::missing(message_shape(), &bytes) {
+        if let Some(field) = required::missing_of(&message_shape().name, &bytes) {
             return Err(reader.bad(format!("required field {field} is missing")));
         }
         let len = node.uint("msize");
@@ -276,7 +276,7 @@ fn queue(
     for pair in items.chunks_exact(2) {
         let message = read::message(message_shape(), &pair[0]).map_err(|wrong| wrong.to_string())?;
         let bytes = read::wire(&message, &pair[0]).unwrap_or_else(|| message.encode());
-        if let Some(field) = required::missing(message_shape(), &bytes) {
+        if let Some(field) = required::missing_of(&message_shape().name, &bytes) {
             return Err(format!("required field {field} is missing"));
         }
         let data = base64(Some(&pair[1]))?;
