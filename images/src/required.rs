@@ -85,7 +85,8 @@ mod tests {
             let ours = table.fields.iter().filter(|f| f.mask != 0).map(|f| f.name.to_owned());
             let mut ours: Vec<String> = ours.collect();
             let mut names = names;
-            (ours.sort(), names.sort());
+            ours.sort();
+            names.sort();
             assert_eq!(ours, names, "{}", message.name());
         }
     }

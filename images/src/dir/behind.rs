@@ -112,7 +112,13 @@ fn work(place: &Place, lists: &Receiver<Vec<Job>>) -> Result<()> {
     // Signals are for the thread that may be waiting for something.
     let _ = SigSet::all().thread_block();
     // To the end, so that nobody who sends has to wait.
-    lists.iter().fold(Ok(()), |outcome, list| outcome.and_then(|()| make(place, list)))
+    let mut outcome = Ok(());
+    for list in lists {
+        if outcome.is_ok() {
+            outcome = make(place, list);
+        }
+    }
+    outcome
 }
 
 fn make(place: &Place, list: Vec<Job>) -> Result<()> {
