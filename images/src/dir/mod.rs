@@ -143,18 +143,20 @@ impl ImageDir {
 
     /// Puts `bytes` in the place of the file `name`: readers find the one or the other whole.
     pub fn replace(&self, name: &str, bytes: &[u8]) -> Result<()> {
+        self.0.settle();
         let new = format!("{name}.new");
         let failed = |call, e| Error::sys(&new, call, e);
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_TRUNC | OFlag::O_CLOEXEC;
         let mode = Mode::S_IRUSR | Mode::S_IWUSR | Mode::S_IRGRP | Mode::S_IROTH;
         let mut file =
-            File::from(openat(&self.0.fd, new.as_str(), flags, mode).map_err(|e| failed("open", e))?);
+            File::from(openat(&self.0.place.0, new.as_str(), flags, mode).map_err(|e| failed("open", e))?);
         let written = file
             .write_all(bytes)
             .and_then(|()| file.sync_data())
             .map_err(|e| Error::sys(&new, "write", e))
             .and_then(|()| {
-                renameat(&self.0.fd, new.as_str(), &self.0.fd, name).map_err(|e| failed("rename", e))
+                renameat(&self.0.place.0, new.as_str(), &self.0.place.0, name)
+                    .map_err(|e| failed("rename", e))
             });
         written.inspect_err(|_| _ = self.0.remove(&new))
     }
