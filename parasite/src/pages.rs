@@ -57,6 +57,10 @@ impl Piece {
     }
 }
 
+/// Bytes of the file, from a multiple of it on, that one call writes. The page cache takes memory in pieces no
+/// larger than what is written at once; large ones are hard to get where memory is scattered, or was given back to
+/// the host of a virtual machine, and gain little.
+pub const CHUNK: u64 = 64 << 10;
 /// A `struct sockaddr_un` is no longer than this.
 const MAX_ADDRESS: usize = 110;
 /// Entries gathered for one writev(2).
@@ -76,6 +80,8 @@ struct Out {
     fd: usize,
     count: usize,
     parts: [Iovec; GATHERED],
+    /// Bytes until the file is at a multiple of [`CHUNK`].
+    room: u64,
     written: u64,
 }
 
@@ -104,15 +110,31 @@ impl Out {
     unsafe fn flush(&mut self) -> Result<()> {
         let mut from = 0;
         while from < self.count {
-            let list = self.parts.get(from..self.count).ok_or(EINVAL)?;
+            // The parts that go into this chunk of the file; the last one perhaps not as a whole.
+            let (mut upto, mut room) = (from, self.room);
+            let mut rest = 0;
+            while room > 0 && upto < self.count {
+                let part = self.parts.get_mut(upto).ok_or(EINVAL)?;
+                rest = part.len.saturating_sub(room);
+                part.len -= rest;
+                room -= part.len;
+                upto += 1;
+            }
+            let list = self.parts.get(from..upto).ok_or(EINVAL)?;
             // SAFETY: only reads mapped memory.
-            let mut n = match unsafe { syscall3(nr::WRITEV, self.fd, list.as_ptr() as usize, list.len()) } {
+            let done = unsafe { syscall3(nr::WRITEV, self.fd, list.as_ptr() as usize, list.len()) };
+            self.parts.get_mut(upto - 1).ok_or(EINVAL)?.len += rest;
+            let mut n = match done {
                 Err(EINTR) => continue,
                 // A file takes at least a byte, or says why not.
                 Ok(0) => return Err(EIO),
                 Ok(n) => n as u64,
                 Err(e) => return Err(e),
             };
+            self.room -= n.min(self.room);
+            if self.room == 0 {
+                self.room = CHUNK;
+            }
             self.written += n;
             while n > 0 {
                 let part = self.parts.get_mut(from).ok_or(EINVAL)?;
@@ -154,7 +176,8 @@ unsafe fn is_zero(at: u64) -> bool {
     true
 }
 
-/// Appends `args[0]` pieces to the file that the engine hands out at the socket address of `args[1]` bytes.
+/// Appends `args[0]` pieces to the file that the engine hands out at the socket address of `args[1]` bytes; its
+/// position is `args[2]`.
 ///
 /// # Errors
 /// EFAULT for memory that the process itself cannot read; part of the pieces may have been written then.
@@ -174,7 +197,13 @@ pub unsafe fn write(control: &mut Control) -> Result<()> {
     // SAFETY: inside the area.
     let fd = unsafe { fds::fetch(control.data + ADDRESS as u64, address_len) }?;
     control.ret[0] = 1;
-    let mut out = Out { fd, count: 0, parts: [Iovec { base: 0, len: 0 }; GATHERED], written: 0 };
+    let mut out = Out {
+        fd,
+        count: 0,
+        parts: [Iovec { base: 0, len: 0 }; GATHERED],
+        room: CHUNK - control.args[2] % CHUNK,
+        written: 0,
+    };
     // SAFETY: as the caller says; the descriptor is ours.
     let done = unsafe {
         let done = pieces_to(&mut out, pieces, count, bits);
@@ -223,7 +252,7 @@ mod tests {
         let mut bench = Bench::new(Command::WritePages);
         let mut bytes = vec![1u8, 0, 0];
         bytes.extend(name.as_bytes());
-        bench.control.args = [pieces.len() as u64, bytes.len() as u64, 0, 0, 0, 0];
+        bench.control.args = [pieces.len() as u64, bytes.len() as u64, 3 * PAGE, 0, 0, 0];
         for (to, from) in bench.data.chunks_exact_mut(2).zip(pieces) {
             to.copy_from_slice(&[from.start, from.what]);
         }

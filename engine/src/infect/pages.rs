@@ -64,8 +64,8 @@ impl<'t> Infected<'t> {
 }
 
 impl Outlet<'_, '_> {
-    /// Appends consecutive pages to `file`, whose position moves on: start and length in bytes, and whether
-    /// pages full of zeros are left out. At most [`MOST`].
+    /// Appends consecutive pages to `file`, whose position is `at` and moves on: start and length in bytes, and
+    /// whether pages full of zeros are left out. At most [`MOST`].
     ///
     /// # Errors
     /// EMFILE where the process has no room for two more descriptors: nothing is written. EFAULT for memory
@@ -73,6 +73,7 @@ impl Outlet<'_, '_> {
     pub fn write(
         &self,
         file: BorrowedFd<'_>,
+        at: u64,
         pieces: impl Iterator<Item = (u64, u64, bool)>,
     ) -> Result<WrittenPages> {
         let mut input = Vec::with_capacity(BITS);
@@ -89,7 +90,7 @@ impl Outlet<'_, '_> {
         input.resize(ADDRESS, 0);
         let address = self.name.sockaddr();
         input.extend_from_slice(&address);
-        let args = [count as u64, address.len() as u64, 0, 0, 0, 0];
+        let args = [count as u64, address.len() as u64, at, 0, 0, 0];
         let control = thread::scope(|scope| {
             // Closed when the visit is over: it may have ended before it came to the socket.
             let (visiting, over) = UnixStream::pair().call("socketpair")?;

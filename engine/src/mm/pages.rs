@@ -13,12 +13,17 @@ mod direct;
 
 use std::{
     fs::File,
+    io::Seek,
     sync::{
         Arc,
         atomic::{AtomicU32, AtomicU64, Ordering},
     },
 };
 
+use nix::{
+    fcntl::{FallocateFlags, fallocate},
+    sys::statfs::{EXT4_SUPER_MAGIC, fstatfs},
+};
 use rcriu_images::{
     ImageDir, ImageKind,
     pagemap::{PAGE_SIZE, Place, Region},
@@ -26,7 +31,7 @@ use rcriu_images::{
 
 pub use self::copier::Copier;
 use super::{sink::Sink, xfer::Link};
-use crate::error::Result;
+use crate::error::{Result, SysContext};
 
 /// Where pages go: the image folder, the numbers of page files, and what was counted.
 #[derive(Debug, Clone)]
@@ -101,7 +106,7 @@ impl PageStore {
                 }
             }
         };
-        Ok(PagesOut { sink, open: None, written: 0, in_parent: 0 })
+        Ok(PagesOut { sink, open: None, written: 0, in_parent: 0, reserved: false })
     }
 }
 
@@ -113,6 +118,8 @@ pub struct PagesOut {
     open: Option<Region>,
     written: u64,
     in_parent: u64,
+    /// The page file may have more blocks than it needs.
+    reserved: bool,
 }
 
 impl PagesOut {
@@ -129,6 +136,19 @@ impl PagesOut {
     /// [`PagesOut::stored`].
     pub fn file(&mut self) -> Result<Option<&File>> {
         self.sink.file()
+    }
+
+    /// Gives the page file the blocks for `len` more bytes, where that makes writing them faster: on ext4 there is
+    /// no reservation for each block then.
+    pub fn reserve(&mut self, len: u64) -> Result<()> {
+        let Some(mut file) = self.sink.file()? else { return Ok(()) };
+        if fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == EXT4_SUPER_MAGIC) {
+            let at = file.stream_position().call("lseek")?;
+            // A file system that has no room says so when it is written to.
+            let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
+            self.reserved |= fallocate(file, keep, at.cast_signed(), len.cast_signed()).is_ok();
+        }
+        Ok(())
     }
 
     /// Says that `pages` pages that lie at `vaddr` were appended to the page file; addresses must ascend.
@@ -189,6 +209,10 @@ impl PagesOut {
     pub fn finish(mut self) -> Result<Written> {
         if let Some(open) = self.open.take() {
             self.sink.region(&open)?;
+        }
+        if let Some(mut file) = self.sink.file()?.filter(|_| self.reserved) {
+            let end = file.stream_position().call("lseek")?;
+            file.set_len(end).call("ftruncate")?;
         }
         self.sink.finish()?;
         Ok(Written { written: self.written, in_parent: self.in_parent })

@@ -36,9 +36,11 @@ impl<'a> Direct<'a> {
 
     /// Writes the pieces; `false`, and nothing is written, if the process cannot read all of them.
     pub fn write(&self, pieces: &[Piece], out: &mut PagesOut) -> Result<bool> {
+        out.reserve(pieces.iter().map(|p| p.len).sum())?;
         let Some(mut file) = out.file()? else { return Ok(false) };
         let before = file.stream_position().call("lseek")?;
-        let written = match self.0.write(file.as_fd(), pieces.iter().map(|p| (p.start, p.len, p.skip_zero))) {
+        let all = pieces.iter().map(|p| (p.start, p.len, p.skip_zero));
+        let written = match self.0.write(file.as_fd(), before, all) {
             // No room for descriptors, or memory that it cannot read itself.
             Err(e) if matches!(e.errno(), Some(libc::EMFILE | libc::EFAULT)) => {
                 log::debug!("Pages are read from outside: {e}");
