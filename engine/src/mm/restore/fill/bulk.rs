@@ -152,9 +152,10 @@ impl Bulk {
         for &(at, len) in &unit.pieces {
             let mut from = at;
             for (start, end) in blocks.starting_in(at, at + len) {
-                if self.huge.take(region, start, end) {
+                let taken = self.huge.take(region, start, end);
+                if taken > start {
                     small.push((from, start.max(from)));
-                    from = end;
+                    from = taken;
                 }
             }
             small.push((from, at + len));

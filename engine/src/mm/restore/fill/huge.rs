@@ -39,15 +39,16 @@ const PATIENCE: u32 = 64;
 #[derive(Debug)]
 pub struct Huge {
     allowed: bool,
-    /// Calls to be left out; after each bad one twice as many.
+    /// Calls to be left out.
     wait: AtomicU32,
+    /// How many the last bad one was worth, twice as many each time; 0 while all goes well.
     penalty: AtomicU32,
     taken: AtomicU64,
 }
 
 impl Huge {
     fn new(allowed: bool) -> Huge {
-        Huge { allowed, wait: AtomicU32::new(0), penalty: AtomicU32::new(0), taken: AtomicU64::new(0) }
+        Huge { allowed, wait: AtomicU32::new(0), penalty: AtomicU32::new(1), taken: AtomicU64::new(0) }
     }
 
     /// None.
@@ -76,30 +77,38 @@ impl Huge {
         self.taken.load(Ordering::Relaxed)
     }
 
-    /// Gives the blocks in `[start, end)` huge pages if they can be had; false where some have none.
-    pub fn take(&self, region: &Region, start: u64, end: u64) -> bool {
+    /// Gives the blocks in `[start, end)` huge pages as far as they can be had; where those that have none begin.
+    pub fn take(&self, region: &Region, start: u64, end: u64) -> u64 {
         let waits = |n: u32| n.checked_sub(1);
         if !self.allowed || self.wait.fetch_update(Ordering::Relaxed, Ordering::Relaxed, waits).is_ok() {
-            return false;
+            return start;
         }
-        let before = thread_time();
-        let done = (start..end)
-            .step_by(SIZE as usize)
-            .try_for_each(|block| region.advise(block, PAGE_SIZE, MADV_POPULATE_WRITE))
-            .and_then(|()| region.advise(start, end - start, MADV_COLLAPSE));
-        let blocks = (end - start) / SIZE;
-        let slow = thread_time().saturating_sub(before) > COST * u32::try_from(blocks).unwrap_or(u32::MAX);
-        if slow || done.is_err() {
-            let penalty = (self.penalty.load(Ordering::Relaxed) * 2).clamp(1, PATIENCE);
-            self.penalty.store(penalty, Ordering::Relaxed);
-            self.wait.store(penalty, Ordering::Relaxed);
-        } else {
+        let mut at = start;
+        while at < end {
+            // While it does not go well, one block tells whether more are worth while.
+            let well = self.penalty.load(Ordering::Relaxed) == 0;
+            let upto = if well { end } else { at + SIZE };
+            let before = thread_time();
+            let done = (at..upto)
+                .step_by(SIZE as usize)
+                .try_for_each(|block| region.advise(block, PAGE_SIZE, MADV_POPULATE_WRITE))
+                .and_then(|()| region.advise(at, upto - at, MADV_COLLAPSE));
+            let blocks = (upto - at) / SIZE;
+            let most = COST * u32::try_from(blocks).unwrap_or(u32::MAX);
+            let slow = thread_time().saturating_sub(before) > most;
+            if done.is_ok() {
+                self.taken.fetch_add(blocks, Ordering::Relaxed);
+                at = upto;
+            }
+            if slow || done.is_err() {
+                let penalty = (self.penalty.load(Ordering::Relaxed) * 2).clamp(2, PATIENCE);
+                self.penalty.store(penalty, Ordering::Relaxed);
+                self.wait.store(penalty, Ordering::Relaxed);
+                return at;
+            }
             self.penalty.store(0, Ordering::Relaxed);
         }
-        if done.is_ok() {
-            self.taken.fetch_add(blocks, Ordering::Relaxed);
-        }
-        done.is_ok()
+        at
     }
 }
 
