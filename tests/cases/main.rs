@@ -26,6 +26,7 @@ mod sockets;
 mod special_memory;
 mod sums;
 mod tasks;
+mod vdso;
 
 use std::process::ExitCode;
 
@@ -33,6 +34,7 @@ fn main() -> ExitCode {
     let families = [
         tasks::cases,
         clocks::cases,
+        vdso::cases,
         memory::cases,
         page_path::cases,
         special_memory::cases,

@@ -109,6 +109,11 @@ fn timeout_ends_the_dump() -> Result<()> {
     refused(&program, &["--timeout", "2"], &[])
 }
 
+/// Without a limit of one's own the dump waits for a while, then says what it has waited for.
+fn vfork_is_named() -> Result<()> {
+    refused(&Program::start("vfork", &[])?, &[], &["vfork"])
+}
+
 /// The target is killed while it is dumped: the dump fails or was done already; it never hangs.
 fn target_dies() -> Result<()> {
     for turn in 0..12u64 {
@@ -145,5 +150,6 @@ pub fn cases() -> Vec<Case> {
         Case::new("failures: a task that is traced is named and left to its tracer", already_traced),
         Case::new("failures: a target that dies fails the dump", target_dies),
         Case::new("failures: a dump that cannot freeze its target ends in time", timeout_ends_the_dump),
+        Case::new("failures: a vfork that does not end is waited for, then named", vfork_is_named),
     ]
 }
