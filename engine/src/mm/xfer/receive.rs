@@ -25,6 +25,8 @@ const CHUNK: u64 = 1 << 20;
 pub fn receive(mut conn: Conn, images: &ImageDir, store: PageStore) -> Result<()> {
     let mut server = Server { images, store, object: None, buf: Vec::new() };
     let served = server.serve(&mut conn).and_then(|()| server.close());
+    // What is left of an object is an image once its writer is gone.
+    drop(server);
     let status = match &served {
         Ok(()) => conn.send(&0i32.to_le_bytes()),
         // The peer finds the connection gone.
