@@ -117,9 +117,10 @@ fn large_without_protection() -> Result<()> {
     program.verify()
 }
 
-/// The program ends, or is killed, while its memory is read: it does so, and the snapshot is complete.
-fn ends_meanwhile(how: Signal) -> Result<()> {
-    let (program, images, cycle) = (Program::start("writer", &[LARGE])?, Images::new()?, Cycle::new()?);
+/// The program ends, is killed or executes another one while its memory is read: it does so, and the snapshot is
+/// complete.
+fn ends_meanwhile(kind: &str, how: Signal) -> Result<()> {
+    let (program, images, cycle) = (Program::start(kind, &[LARGE])?, Images::new()?, Cycle::new()?);
     let pid = program.pid().to_string();
     let mut args = vec!["dump", "-t", &pid, "-D", images.as_str()?, "-v4", "-o", "dump.log"];
     args.extend(BACKGROUND);
@@ -132,6 +133,11 @@ fn ends_meanwhile(how: Signal) -> Result<()> {
     target.kill(how);
     let done = child.wait_with_output()?;
     ensure!(done.status.success(), "the dump failed: {}", String::from_utf8_lossy(&done.stderr));
+    if how == Signal::SIGUSR1 {
+        let again = || program.output().matches("READY").count() == 2;
+        ensure!(wait_file(program.dir(), Some(&target), PATIENCE, again)?, "it has not become another");
+        target.kill(Signal::SIGKILL);
+    }
     target.wait_dead(PATIENCE).context("the program has not ended")?;
     target.reap();
     std::fs::write(program.dir().join("out"), "")?;
@@ -231,9 +237,14 @@ pub fn cases() -> Vec<Case> {
                 "background: large memory is copied where it cannot be protected",
                 large_without_protection,
             ),
-            Case::new("background: a large program may end meanwhile", || ends_meanwhile(Signal::SIGTERM)),
+            Case::new("background: a large program may end meanwhile", || {
+                ends_meanwhile("writer", Signal::SIGTERM)
+            }),
             Case::new("background: a large program may be killed meanwhile", || {
-                ends_meanwhile(Signal::SIGKILL)
+                ends_meanwhile("writer", Signal::SIGKILL)
+            }),
+            Case::new("background: a large program may execute another one meanwhile", || {
+                ends_meanwhile("changeling", Signal::SIGUSR1)
             }),
             Case::new("background: options that do not fit are refused", needs_a_running_tree),
             Case::new("background: memory that no child inherits is copied at once", what_cannot_fork),

@@ -9,6 +9,7 @@
 
 mod aio;
 mod blocked;
+mod changeling;
 mod changing;
 mod clock;
 mod cow;
@@ -170,6 +171,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("unlinked", unlinked::run),
     ("unsupported", unsupported::run),
     ("vfork", vfork::run),
+    ("changeling", changeling::run),
     ("movers", movers::run),
     ("writer", writer::run),
     ("zombies", zombies::run),

@@ -313,8 +313,9 @@ impl<'a> Follower<'a> {
     /// Whether a call may be made, now that what it takes away is put aside if that is little.
     fn may(&mut self, task: usize, own: bool, entry: &Entry) -> Result<bool> {
         let executes = |nr: u64| matches!(nr as i64, libc::SYS_execve | libc::SYS_execveat);
-        if !own && entry.nr.is_some_and(executes) {
-            return Ok(true);
+        if entry.nr.is_some_and(executes) {
+            // A process of its own lets go of the memory; the task itself waits until nobody looks at it any more.
+            return Ok(!own);
         }
         let held = &mut self.tasks[task];
         if !self.progress.is_known(task) {
