@@ -29,7 +29,10 @@ use crate::files::FilesShared;
 use crate::interrupt;
 use crate::kernel::Kernel;
 use crate::mm::{
-    lazy::{Giver, background::Filler},
+    lazy::{
+        Giver,
+        background::{Filler, Kept},
+    },
     restore::Prepared,
     sysv::Segments,
 };
@@ -54,12 +57,12 @@ pub use read::{Snapshot, TaskImage, TaskIx};
 pub use task::TaskCx;
 
 /// A tree that runs again.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug)]
 pub struct Restored {
     /// The root task.
     pub root: RealPid,
     /// Our child that still fills its memory, if one does.
-    pub filler: Option<RealPid>,
+    pub filler: Option<Kept>,
 }
 
 /// What `--dry-run` asks: everything that can be known before anything is created.
@@ -107,7 +110,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     // What it has made is removed on failure.
     let segments = Segments::make(&snapshot)?;
     let memory = Prepared::new(&snapshot)?;
-    let (giver, filler) = late_memory(opts, &snapshot, &files)?;
+    let (giver, mut filler) = late_memory(opts, &snapshot, &files)?;
     if opts.common.auto_dedup {
         // Shared memory has been read by now, that of memfds too.
         crate::mm::dedup::begin(&snapshot.dir)?;
@@ -162,6 +165,10 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     groups.settle()?;
     autogroup::restore(&snapshot, &plan)?;
     faults::point("restore-seized")?;
+    if let (Some(giver), Some(filler)) = (&giver, &mut filler) {
+        let leaders = snapshot.alive().map(|(ix, _)| forked.real(ix)).collect::<Result<Vec<_>>>()?;
+        filler.arm(giver, leaders.into_iter().flatten())?;
+    }
 
     let go_on = || {
         network.unlock();
@@ -237,8 +244,8 @@ fn late_memory(
         (true, true) => return Err(Error::usage("--lazy-pages and --background exclude each other")),
         (true, false) => (Giver::connect(&opts.common.work_dir)?, None),
         (false, true) => {
-            let (giver, filler) = Filler::start(snapshot)?;
-            (giver, Some(filler))
+            let (giver, filler) = Filler::start(snapshot, |fd| files.keep(fd))?;
+            return Ok((Some(giver), Some(filler)));
         }
     };
     Ok((Some(giver.moved(|fd| files.keep(fd))?), filler))

@@ -42,7 +42,7 @@ pub fn restore(options: &RestoreOptions, display_stats: bool) -> Result<RealPid>
     interrupt::set_deadline(None);
     if let Some(filler) = restored.filler {
         let _ = writeln!(std::io::stdout(), "Tasks run (root task {}), memory follows", restored.root);
-        rcriu_engine::mm::lazy::background::wait(filler)?;
+        filler.wait()?;
         let _ = writeln!(std::io::stdout(), "All memory is in place");
     }
     if display_stats {

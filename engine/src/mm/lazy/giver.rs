@@ -11,7 +11,7 @@ use nix::sys::socket::{
 };
 use rcriu_images::pb;
 
-use super::{FINISHED, Late, OfVma, SOCKET};
+use super::{ARM, FINISHED, Late, OfVma, SOCKET};
 use crate::{
     error::{Context, Error, Result, SysContext},
     options::Dir,
@@ -86,6 +86,11 @@ impl Giver {
     /// Tells the server that task `pid` has ended.
     pub fn ended(&self, area: &Area, pid: VirtPid) -> Result<()> {
         area.one_at_a_time(|| self.send(&(-pid.0).to_ne_bytes(), None))
+    }
+
+    /// Tells a server of our own that the tasks will run: see [`super::spare`].
+    pub fn arm(&self) -> Result<()> {
+        self.send(&ARM.to_ne_bytes(), None)
     }
 
     /// Tells the server that the tasks run.

@@ -15,6 +15,7 @@
 //! source   where pages come from: images here, or a page server
 //! serve    the server's loop
 //! background  a server that is a child of the restore
+//! spare    second descriptors, should that child be killed
 //! giver    the restore's side of the conversation
 
 pub mod background;
@@ -24,6 +25,7 @@ mod missing;
 mod serve;
 mod source;
 mod space;
+mod spare;
 
 pub use giver::{Giver, Offer};
 pub use late::{Late, OfVma};
@@ -35,3 +37,5 @@ pub const SOCKET: &str = "lazy-pages.socket";
 
 /// What the restore says when the tasks run.
 const FINISHED: u32 = 0x5253_5446;
+/// What it says to a child of its own before that.
+const ARM: u32 = 0x4d52_4141;

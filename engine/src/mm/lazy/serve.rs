@@ -20,10 +20,11 @@ use nix::{
 use rcriu_images::pagemap::PAGE_SIZE;
 
 use super::{
-    FINISHED, Late,
+    ARM, FINISHED, Late,
     missing::{Missing, Piece},
     source::{Asked, Source},
     space::{Placed, Space},
+    spare::Sender,
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
@@ -60,6 +61,17 @@ pub struct Count {
 /// A restore that fails, pages that cannot be had. What is lacking then is poisoned: touching it is SIGBUS, not
 /// zeroes.
 pub fn serve(client: OwnedFd, snapshot: &Snapshot, late: &Late, source: Source) -> Result<Count> {
+    serve_guarded(client, snapshot, late, source, None)
+}
+
+/// As [`serve`]; `spares` is told of every address space.
+pub fn serve_guarded(
+    client: OwnedFd,
+    snapshot: &Snapshot,
+    late: &Late,
+    source: Source,
+    spares: Option<Sender>,
+) -> Result<Count> {
     let mut server = Server {
         epoll: Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).call("epoll_create1")?,
         client: Some(client),
@@ -68,8 +80,10 @@ pub fn serve(client: OwnedFd, snapshot: &Snapshot, late: &Late, source: Source) 
         next: FIRST_SPACE,
         turn: FIRST_SPACE,
         running: false,
+        armed: false,
         buf: Vec::new(),
         count: Count::default(),
+        spares,
     };
     let served = server.prepare(snapshot, late).and_then(|()| server.run());
     if served.is_err() {
@@ -93,8 +107,12 @@ struct Server {
     /// The space that is filled next.
     turn: u64,
     running: bool,
+    /// They are about to.
+    armed: bool,
     buf: Vec<u8>,
     count: Count,
+    /// Who holds a second descriptor of each space.
+    spares: Option<Sender>,
 }
 
 impl Server {
@@ -155,6 +173,10 @@ impl Server {
 
     fn add(&mut self, space: Space) -> Result<()> {
         self.epoll.add(&space, EpollEvent::new(EpollFlags::EPOLLIN, self.next)).call("epoll_ctl")?;
+        // Those that are there before the tasks run are told of when they are about to.
+        if let Some(spares) = self.spares.as_ref().filter(|_| self.armed) {
+            spares.hold(self.next, space.as_fd());
+        }
         self.spaces.insert(self.next, space);
         self.next += 1;
         Ok(())
@@ -206,11 +228,12 @@ impl Server {
 
     /// Address spaces that have everything are left alone.
     fn let_go(&mut self) {
-        let count = &mut self.count;
-        self.spaces.retain(|_, space| {
+        let (count, spares) = (&mut self.count, &self.spares);
+        self.spaces.retain(|key, space| {
             // Threads that wait are answered first; events that come now are of no interest.
             let keep = !space.is_complete() || (!space.gone && !space.faults.is_empty());
             if !keep {
+                spares.iter().for_each(|spares| spares.let_go(*key));
                 count.pages += space.placed / PAGE_SIZE;
             }
             keep
@@ -226,6 +249,14 @@ impl Server {
                 self.epoll.delete(client).call("epoll_ctl")?;
                 self.client = None;
                 self.running = true;
+                Ok(())
+            }
+            Some(word) if word.cast_unsigned() == ARM => {
+                self.armed = true;
+                if let Some(spares) = &self.spares {
+                    self.spaces.iter().for_each(|(key, space)| spares.hold(*key, space.as_fd()));
+                    spares.armed();
+                }
                 Ok(())
             }
             Some(word) => Err(Error::host(format!("the restore sent {word:#x}, which means nothing"))),
