@@ -88,7 +88,7 @@ impl Giver {
         area.one_at_a_time(|| self.send(&(-pid.0).to_ne_bytes(), None))
     }
 
-    /// Tells a server of our own that the tasks will run: see [`super::spare`].
+    /// Tells a server of our own that the tasks will run (for second descriptors, should it be killed).
     pub fn arm(&self) -> Result<()> {
         self.send(&ARM.to_ne_bytes(), None)
     }
