@@ -210,7 +210,9 @@ impl PagesOut {
         if let Some(open) = self.open.take() {
             self.sink.region(&open)?;
         }
-        if let Some(mut file) = self.sink.file()?.filter(|_| self.reserved) {
+        if self.reserved
+            && let Some(mut file) = self.sink.file()?
+        {
             let end = file.stream_position().call("lseek")?;
             file.set_len(end).call("ftruncate")?;
         }
