@@ -3,6 +3,7 @@
 //! ```text
 //! copier   runs of pages, gathered; how each is read
 //! direct   written by the process itself
+//! fetched  read by those who compress them
 //! ```
 //!
 //! Pages full of zeros in memory that reads as zero when absent are not written: that also covers the huge
@@ -10,8 +11,10 @@
 
 mod copier;
 mod direct;
+mod fetched;
 
 use std::{
+    collections::VecDeque,
     fs::File,
     io::Seek,
     sync::{
@@ -26,10 +29,12 @@ use nix::{
 };
 use rcriu_images::{
     ImageDir, ImageKind,
+    packed::is_zero,
     pagemap::{PAGE_SIZE, Place, Region},
 };
 
 pub use self::copier::Copier;
+use self::fetched::Later;
 use super::{sink::Sink, xfer::Link};
 use crate::error::{Result, SysContext};
 
@@ -106,7 +111,8 @@ impl PageStore {
                 }
             }
         };
-        Ok(PagesOut { sink, open: None, written: 0, in_parent: 0, reserved: false })
+        let waiting = VecDeque::new();
+        Ok(PagesOut { sink, open: None, written: 0, in_parent: 0, reserved: false, waiting })
     }
 }
 
@@ -120,6 +126,8 @@ pub struct PagesOut {
     in_parent: u64,
     /// The page file may have more blocks than it needs.
     reserved: bool,
+    /// Regions behind memory that is being fetched.
+    waiting: VecDeque<Later>,
 }
 
 impl PagesOut {
@@ -177,6 +185,14 @@ impl PagesOut {
     }
 
     fn region(&mut self, new: Region) -> Result<()> {
+        if !self.waiting.is_empty() {
+            self.waiting.push_back(Later::Region(new));
+            return Ok(());
+        }
+        self.region_now(new)
+    }
+
+    fn region_now(&mut self, new: Region) -> Result<()> {
         match &mut self.open {
             Some(open) if open.end() == new.vaddr && (open.place, open.lazy) == (new.place, new.lazy) => {
                 open.pages += new.pages;
@@ -207,6 +223,7 @@ impl PagesOut {
 
     /// Completes both images; gives what went into them.
     pub fn finish(mut self) -> Result<Written> {
+        self.fetched_all()?;
         if let Some(open) = self.open.take() {
             self.sink.region(&open)?;
         }
@@ -228,17 +245,6 @@ pub struct Written {
     pub written: u64,
     /// Left to the parent images.
     pub in_parent: u64,
-}
-
-/// Whether all bytes are 0.
-fn is_zero(page: &[u8]) -> bool {
-    // Words first: most pages differ early.
-    let (head, words, tail) = page
-        .as_chunks::<8>()
-        .0
-        .split_first()
-        .map_or((0, &[][..], page), |(h, w)| (u64::from_ne_bytes(*h), w, page.as_chunks::<8>().1));
-    head == 0 && words.iter().all(|w| u64::from_ne_bytes(*w) == 0) && tail.iter().all(|b| *b == 0)
 }
 
 #[cfg(test)]

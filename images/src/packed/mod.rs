@@ -13,6 +13,8 @@
 //!
 //! The version in the inventory of such a set is one that other readers refuse.
 
+mod crew;
+mod packer;
 mod reader;
 mod writer;
 
@@ -33,6 +35,52 @@ const ZSTD: u32 = 1;
 
 /// Bytes of a whole block of those written here.
 const BLOCK: usize = BLOCK_PAGES as usize * PAGE_SIZE as usize;
+
+/// Consecutive pages of memory.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Piece {
+    /// Address of the first.
+    pub start: u64,
+    /// Length in bytes, of whole pages.
+    pub len: u64,
+    /// They may come late in a restore.
+    pub lazy: bool,
+    /// Pages full of zeros are left out.
+    pub skip_zero: bool,
+}
+
+/// Consecutive pages that are among those packed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Run {
+    pub vaddr: u64,
+    pub pages: u64,
+    /// As the [`Piece`] says.
+    pub lazy: bool,
+}
+
+/// Memory that could not be read.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Unread {
+    /// Where.
+    pub piece: Piece,
+    /// Why; see errno(3).
+    pub errno: i32,
+}
+
+/// Memory that pages are read from, by several threads.
+pub trait Memory: Send + Sync {
+    /// Fills `buf` with the pieces, one after the other.
+    fn read(&self, pieces: &[Piece], buf: &mut [u8]) -> Result<(), Unread>;
+}
+
+/// Whether all bytes are 0.
+pub fn is_zero(bytes: &[u8]) -> bool {
+    // Words first: most pages differ early.
+    let (words, tail) = bytes.as_chunks::<8>();
+    words.first().is_none_or(|head| *head == [0; 8])
+        && words.iter().all(|word| u64::from_ne_bytes(*word) == 0)
+        && tail.iter().all(|byte| *byte == 0)
+}
 
 /// Levels that zstd knows.
 pub fn levels() -> std::ops::RangeInclusive<i32> {

@@ -30,6 +30,8 @@ pub struct Blocks {
     len: u64,
     /// Where each block begins, and where the last one ends.
     starts: Vec<u64>,
+    /// The same in bytes when unpacked, where not all but the last are whole.
+    firsts: Option<Vec<u64>>,
 }
 
 impl Blocks {
@@ -41,28 +43,22 @@ impl Blocks {
         if entry.block == 0 || entry.block > MAX_BLOCK_PAGES {
             return Err(format!("blocks of {} pages: 1 to {MAX_BLOCK_PAGES} can be read", entry.block));
         }
-        let blocks = entry.pages.div_ceil(entry.block.into());
-        if blocks != entry.length.len() as u64 {
-            return Err(format!(
-                "{} pages take {blocks} blocks, there are {}",
-                entry.pages,
-                entry.length.len()
-            ));
-        }
+        let firsts = firsts(entry)?;
         // No more than the blocks that are listed: cannot overflow.
         let (block, len) = (u64::from(entry.block) * PAGE_SIZE, entry.pages * PAGE_SIZE);
-        let mut starts = Vec::with_capacity(entry.length.len() + 1);
+        let mut blocks = Self { block, len, starts: Vec::with_capacity(entry.length.len() + 1), firsts };
         let mut at = 0u64;
         for (n, &length) in entry.length.iter().enumerate() {
-            starts.push(at);
-            let whole = block.min(len - n as u64 * block);
+            blocks.starts.push(at);
+            let pages = blocks.pages(n as u64);
+            let whole = pages.end - pages.start;
             if u64::from(length) > whole {
                 return Err(format!("block {n} of {whole} bytes takes {length}"));
             }
             at += u64::from(length);
         }
-        starts.push(at);
-        Ok(Self { block, len, starts })
+        blocks.starts.push(at);
+        Ok(blocks)
     }
 
     /// How many there are.
@@ -87,8 +83,19 @@ impl Blocks {
 
     /// Which pages a block has, as bytes of the pages file it stands for.
     pub fn pages(&self, block: u64) -> Range<u64> {
+        if let Some(firsts) = &self.firsts {
+            return firsts[block as usize]..firsts[block as usize + 1];
+        }
         let start = (block * self.block).min(self.len);
         start..(start + self.block).min(self.len)
+    }
+
+    /// The block that has the byte at `at`, which must be before the end.
+    fn with(&self, at: u64) -> u64 {
+        match &self.firsts {
+            Some(firsts) => firsts.partition_point(|first| *first <= at) as u64 - 1,
+            None => at / self.block,
+        }
     }
 
     /// The bytes it takes.
@@ -103,6 +110,38 @@ impl Blocks {
         let last = last.min(self.count().saturating_sub(1));
         self.pages(first).start..self.pages(last).end
     }
+}
+
+/// Where each block begins when unpacked, and where the last one ends; `None` if all but the last are whole.
+fn firsts(entry: &pb::RcriuBlocksEntry) -> Result<Option<Vec<u64>>, String> {
+    let listed = entry.length.len() as u64;
+    if entry.count.is_empty() {
+        let blocks = entry.pages.div_ceil(entry.block.into());
+        return match blocks == listed {
+            true => Ok(None),
+            false => Err(format!("{} pages take {blocks} blocks, there are {listed}", entry.pages)),
+        };
+    }
+    if entry.count.len() as u64 != listed {
+        return Err(format!("{listed} blocks, and pages of {} blocks", entry.count.len()));
+    }
+    let mut firsts = Vec::with_capacity(entry.count.len() + 1);
+    let mut at = 0;
+    for (n, &pages) in entry.count.iter().enumerate() {
+        if pages == 0 || pages > entry.block {
+            return Err(format!("block {n} has {pages} pages: 1 to {} can be in it", entry.block));
+        }
+        firsts.push(at);
+        at += u64::from(pages) * PAGE_SIZE;
+    }
+    firsts.push(at);
+    if entry.count.iter().all(|pages| *pages < entry.block) {
+        return Err(format!("no block has {} pages, which the largest should have", entry.block));
+    }
+    if at / PAGE_SIZE != entry.pages {
+        return Err(format!("the blocks have {} pages instead of {}", at / PAGE_SIZE, entry.pages));
+    }
+    Ok(Some(firsts))
 }
 
 /// What unpacking needs; each thread has its own.
@@ -232,7 +271,7 @@ impl Packed {
         }
         let (mut at, mut rest) = (offset, buf);
         while !rest.is_empty() {
-            let block = at / self.blocks.block;
+            let block = self.blocks.with(at);
             let pages = self.blocks.pages(block);
             let len = (pages.end - at).min(rest.len() as u64);
             let (this, others) = rest.split_at_mut(len as usize);

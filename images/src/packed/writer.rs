@@ -1,15 +1,12 @@
 //! Writing compressed pages: blocks are packed by several threads while the caller brings the next ones.
 
-use std::{
-    collections::BTreeMap,
-    sync::{
-        Arc, Mutex, PoisonError,
-        mpsc::{Receiver, Sender, channel},
-    },
-    thread::{self, JoinHandle},
-};
+use std::sync::Arc;
 
-use super::{BLOCK, BLOCK_PAGES, ZSTD};
+use super::{
+    BLOCK, BLOCK_PAGES, Memory, Piece, Run, Unread, ZSTD,
+    crew::Crew,
+    packer::{Done, Packer, Work},
+};
 use crate::{
     catalog::ImageKind,
     dir::{ImageDir, ImageWriter},
@@ -18,8 +15,8 @@ use crate::{
     pb,
 };
 
-/// Blocks handed over at a time.
-const PER_JOB: usize = 4;
+/// Bytes handed over at a time.
+const JOB: usize = 4 * BLOCK;
 /// Jobs on their way at most, for each thread: what bounds the memory.
 const WAITING: usize = 3;
 
@@ -34,11 +31,14 @@ pub struct PackedWriter {
     out: ImageWriter,
     index: ImageWriter,
     level: i32,
-    pages: u64,
-    lengths: Vec<u32>,
+    /// Bytes that each block takes, and its pages.
+    blocks: Vec<(u32, u32)>,
     /// What is not whole yet.
     open: Vec<u8>,
     crew: Option<Crew>,
+    /// What was found where memory was read here, for each job in order.
+    fetched: Vec<Vec<Run>>,
+    unread: Option<Unread>,
 }
 
 impl PackedWriter {
@@ -49,66 +49,127 @@ impl PackedWriter {
             out: dir.writer(ImageKind::RcriuPages, id),
             index: dir.writer(ImageKind::RcriuBlocks, id),
             level,
-            pages: 0,
-            lengths: Vec::new(),
+            blocks: Vec::new(),
             open: Vec::new(),
             crew: None,
+            fetched: Vec::new(),
+            unread: None,
         }
     }
 
     /// Appends whole pages.
     pub fn write(&mut self, mut bytes: &[u8]) -> Result<()> {
-        self.pages += bytes.len() as u64 / PAGE_SIZE;
         while !bytes.is_empty() {
-            let part = bytes.len().min(PER_JOB * BLOCK - self.open.len());
+            let part = bytes.len().min(JOB - self.open.len());
             self.open.extend_from_slice(&bytes[..part]);
             bytes = &bytes[part..];
-            if self.open.len() == PER_JOB * BLOCK {
+            if self.open.len() == JOB {
                 self.hand_over()?;
             }
         }
         Ok(())
     }
 
+    /// Whether so many bytes of memory are worth to be [`fetch`](PackedWriter::fetch)ed.
+    pub fn fetches(&self, bytes: u64) -> bool {
+        self.crew.is_some() || bytes >= JOB as u64
+    }
+
+    /// Appends pages that those who pack them read themselves: while they are in the cache of a processor, and
+    /// without a copy for the way. Gives the number of jobs; each answers in [`fetched`](PackedWriter::fetched).
+    ///
+    /// # Errors
+    /// Images that cannot be written; memory that cannot be read, now or by a job of before, which
+    /// [`unread`](PackedWriter::unread) tells.
+    pub fn fetch(&mut self, memory: &Arc<dyn Memory>, pieces: &[Piece]) -> Result<usize> {
+        if !self.open.is_empty() {
+            self.hand_over()?;
+        }
+        let jobs = jobs(pieces);
+        let count = jobs.len();
+        for pieces in jobs {
+            self.give(Work::Memory(Arc::clone(memory), pieces))?;
+        }
+        Ok(count)
+    }
+
+    /// What the next jobs have found, in order; empty where all was zero.
+    pub fn fetched(&mut self) -> Vec<Vec<Run>> {
+        std::mem::take(&mut self.fetched)
+    }
+
+    /// Why memory could not be read.
+    pub fn unread(&mut self) -> Option<Unread> {
+        self.unread.take()
+    }
+
     fn hand_over(&mut self) -> Result<()> {
-        let name = self.out.name().to_owned();
+        let spare = self.crew.as_mut().and_then(|crew| crew.spare.pop());
+        let raw = std::mem::replace(&mut self.open, spare.unwrap_or_default());
+        self.give(Work::Bytes(raw))
+    }
+
+    fn give(&mut self, work: Work) -> Result<()> {
+        let (name, level) = (self.out.name().to_owned(), self.level);
         let crew = match &mut self.crew {
             Some(crew) => crew,
-            none => none.insert(Crew::start(self.level).map_err(|e| Error::sys(&name, "pthread_create", e))?),
+            none => none.insert(Crew::start(level).map_err(|e| Error::sys(&name, "pthread_create", e))?),
         };
-        let raw = std::mem::replace(&mut self.open, crew.spare.pop().unwrap_or_default());
-        crew.give(raw);
-        while crew.waiting() > crew.threads.len() * WAITING {
-            let done = crew.take(&name)?;
-            put(&mut self.out, &mut self.lengths, &done)?;
-            crew.reuse(done);
+        crew.give(work);
+        let most = crew.size() * WAITING;
+        self.take(most)
+    }
+
+    /// Writes what was packed until no more than `most` jobs are on their way.
+    fn take(&mut self, most: usize) -> Result<()> {
+        while let Some(crew) = self.crew.as_mut().filter(|crew| crew.waiting() > most) {
+            let done = crew.take(self.out.name())?;
+            self.put(&done)?;
+            if let Some(unread) = done.unread {
+                let why = std::io::Error::from_raw_os_error(unread.errno);
+                let error = Error::sys(self.out.name(), "reading memory", why);
+                self.unread.get_or_insert(unread);
+                return Err(error);
+            }
+            self.fetched.extend(done.runs);
+            if let Some(crew) = &mut self.crew {
+                crew.reuse(done.raw, done.packed);
+            }
         }
         Ok(())
     }
 
+    /// Writes blocks that were packed.
+    fn put(&mut self, done: &Done) -> Result<()> {
+        self.blocks.extend_from_slice(&done.blocks);
+        if done.packed.is_empty() { Ok(()) } else { self.out.write_raw(&done.packed) }
+    }
+
+    /// Waits until all jobs are done.
+    pub fn drain(&mut self) -> Result<()> {
+        self.take(0)
+    }
+
     /// Completes the images.
     pub fn finish(mut self) -> Result<()> {
-        let name = self.out.name().to_owned();
-        if let Some(mut crew) = self.crew.take() {
-            while crew.waiting() > 0 {
-                let done = crew.take(&name)?;
-                put(&mut self.out, &mut self.lengths, &done)?;
-            }
-        }
+        self.drain()?;
         if !self.open.is_empty() {
-            let mut packer = Packer::new(self.level).map_err(|e| Error::sys(&name, "ZSTD_createCCtx", e))?;
-            let done = packer.pack(std::mem::take(&mut self.open), Vec::new());
-            put(&mut self.out, &mut self.lengths, &done)?;
+            let mut packer = Packer::new(self.level).map_err(|e| Error::sys(self.out.name(), "ZSTD_createCCtx", e))?;
+            let done = packer.pack(Work::Bytes(std::mem::take(&mut self.open)), Vec::new());
+            self.put(&done)?;
         }
         self.plain.finish()?;
-        if self.pages > 0 {
+        if !self.blocks.is_empty() {
             // Also where all of them are zeros and take no bytes.
             self.out.as_file()?;
+            let whole = self.blocks.iter().rev().skip(1).all(|(_, pages)| *pages == BLOCK_PAGES);
+            let most = self.blocks.iter().map(|(_, pages)| *pages).max().unwrap_or(0);
             self.index.write(&pb::RcriuBlocksEntry {
                 method: ZSTD,
-                block: BLOCK_PAGES,
-                pages: self.pages,
-                length: self.lengths,
+                block: if whole { BLOCK_PAGES } else { most },
+                pages: self.blocks.iter().map(|(_, pages)| u64::from(*pages)).sum(),
+                length: self.blocks.iter().map(|(len, _)| *len).collect(),
+                count: if whole { Vec::new() } else { self.blocks.iter().map(|(_, pages)| *pages).collect() },
             })?;
         }
         self.out.finish()?;
@@ -116,167 +177,22 @@ impl PackedWriter {
     }
 }
 
-/// Writes blocks that were packed.
-fn put(out: &mut ImageWriter, lengths: &mut Vec<u32>, done: &Done) -> Result<()> {
-    let mut at = 0;
-    for (block, raw) in done.blocks.iter().zip(done.raw.chunks(BLOCK)) {
-        let bytes = match *block {
-            Block::Zero => &[][..],
-            Block::Raw => raw,
-            Block::Packed(len) => {
-                at += len;
-                &done.packed[at - len..at]
+/// Cuts pieces into jobs.
+fn jobs(pieces: &[Piece]) -> Vec<Vec<Piece>> {
+    let (mut all, mut room) = (Vec::new(), 0);
+    for piece in pieces {
+        let (mut start, mut left) = (piece.start, piece.len);
+        while left > 0 {
+            if room == 0 {
+                all.push(Vec::new());
+                room = JOB as u64;
             }
-        };
-        out.write_raw(bytes)?;
-        lengths.push(bytes.len() as u32);
-    }
-    Ok(())
-}
-
-/// How a block is written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Block {
-    Zero,
-    Raw,
-    /// As so many of the packed bytes.
-    Packed(usize),
-}
-
-/// Blocks after packing.
-#[derive(Debug, Default)]
-struct Done {
-    raw: Vec<u8>,
-    packed: Vec<u8>,
-    blocks: Vec<Block>,
-}
-
-struct Packer(zstd::bulk::Compressor<'static>);
-
-impl Packer {
-    fn new(level: i32) -> std::io::Result<Self> {
-        let mut zstd = zstd::bulk::Compressor::new(level)?;
-        // Sums are made of the files, if they are wanted; lengths are in the index.
-        zstd.include_checksum(false)?;
-        Ok(Self(zstd))
-    }
-
-    /// Packs the blocks of `raw`, the last of which may be shorter.
-    fn pack(&mut self, raw: Vec<u8>, mut packed: Vec<u8>) -> Done {
-        packed.resize(raw.len(), 0);
-        let (mut at, mut blocks) = (0, Vec::with_capacity(PER_JOB));
-        for block in raw.chunks(BLOCK) {
-            if block.iter().all(|b| *b == 0) {
-                blocks.push(Block::Zero);
-                continue;
-            }
-            // Less than a sixteenth is not worth the unpacking; no room is an error.
-            let room = block.len() - block.len() / 16;
-            match self.0.compress_to_buffer(block, &mut packed[at..at + room]) {
-                Ok(len) => {
-                    blocks.push(Block::Packed(len));
-                    at += len;
-                }
-                Err(_) => blocks.push(Block::Raw),
-            }
-        }
-        Done { raw, packed, blocks }
-    }
-}
-
-type Job = (u64, Vec<u8>, Vec<u8>);
-
-/// Threads that pack.
-#[derive(Debug)]
-struct Crew {
-    jobs: Option<Sender<Job>>,
-    done: Receiver<(u64, Done)>,
-    threads: Vec<JoinHandle<()>>,
-    /// Numbers of the next job, and of the next that is to be written.
-    next: u64,
-    written: u64,
-    /// What was packed out of turn.
-    early: BTreeMap<u64, Done>,
-    spare: Vec<Vec<u8>>,
-    spare_packed: Vec<Vec<u8>>,
-}
-
-impl Crew {
-    fn start(level: i32) -> std::io::Result<Self> {
-        let (jobs, taken) = channel::<Job>();
-        let (give, done) = channel();
-        let taken = Arc::new(Mutex::new(taken));
-        let mut threads = Vec::new();
-        for _ in 0..thread::available_parallelism().map_or(1, |n| n.get()) {
-            let (taken, give, mut packer) = (Arc::clone(&taken), give.clone(), Packer::new(level)?);
-            let work = move || {
-                loop {
-                    let job = taken.lock().unwrap_or_else(PoisonError::into_inner).recv();
-                    let Ok((number, raw, packed)) = job else { return };
-                    if give.send((number, packer.pack(raw, packed))).is_err() {
-                        return;
-                    }
-                }
-            };
-            match thread::Builder::new().name("pack".into()).spawn(work) {
-                Ok(thread) => threads.push(thread),
-                // As many as there may be.
-                Err(_) if !threads.is_empty() => break,
-                Err(e) => return Err(e),
-            }
-        }
-        Ok(Self {
-            jobs: Some(jobs),
-            done,
-            threads,
-            next: 0,
-            written: 0,
-            early: BTreeMap::new(),
-            spare: Vec::new(),
-            spare_packed: Vec::new(),
-        })
-    }
-
-    fn give(&mut self, raw: Vec<u8>) {
-        let packed = self.spare_packed.pop().unwrap_or_default();
-        if let Some(jobs) = &self.jobs {
-            // Threads that are gone are noticed when their answer is waited for.
-            let _ = jobs.send((self.next, raw, packed));
-        }
-        self.next += 1;
-    }
-
-    fn waiting(&self) -> usize {
-        (self.next - self.written) as usize
-    }
-
-    /// The next in order.
-    fn take(&mut self, name: &str) -> Result<Done> {
-        loop {
-            if let Some(done) = self.early.remove(&self.written) {
-                self.written += 1;
-                return Ok(done);
-            }
-            match self.done.recv() {
-                Ok((number, done)) => _ = self.early.insert(number, done),
-                Err(_) => return Err(Error::invalid(name, "a thread that packs pages has died")),
-            }
+            let len = left.min(room);
+            all.last_mut().into_iter().for_each(|job: &mut Vec<Piece>| job.push(Piece { start, len, ..*piece }));
+            (start, left, room) = (start + len, left - len, room - len);
         }
     }
-
-    fn reuse(&mut self, done: Done) {
-        let Done { mut raw, packed, .. } = done;
-        raw.clear();
-        self.spare.push(raw);
-        self.spare_packed.push(packed);
-    }
+    all
 }
 
-impl Drop for Crew {
-    fn drop(&mut self) {
-        drop(self.jobs.take());
-        for thread in self.threads.drain(..) {
-            let _ = thread.join();
-        }
-    }
-}
+const _: () = assert!(JOB.is_multiple_of(BLOCK) && BLOCK.is_multiple_of(PAGE_SIZE as usize));

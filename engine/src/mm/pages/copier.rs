@@ -3,7 +3,7 @@
 //! ```text
 //! parent    not copied: the parent images have it
 //! direct    the process writes its own pages to the file: one copy, no page is pinned or unshared
-//! read      process_vm_readv(2), for pages that nobody else maps
+//! read      process_vm_readv(2), for pages that nobody else maps; by those who compress them, if there are any
 //! mem       /proc/PID/mem: pages that are shared since a fork, or that the process may not read
 //! ```
 //!
@@ -235,8 +235,12 @@ impl<'a> Copier<'a> {
         parts.chunk_by(|a, b| a.road == b.road).try_for_each(|group| self.copy(group))
     }
 
-    /// All by one of the two ways through a buffer.
+    /// All by one of the two ways, through a buffer or by those who compress.
     fn copy(&mut self, group: &[Piece]) -> Result<()> {
+        let still = group[0].road == Road::Read && !self.running;
+        if still && self.out.fetches(group.iter().map(|p| p.len).sum()) {
+            return self.out.fetch(self.dir.pid(), group);
+        }
         for group in parts(group, BATCH) {
             self.copy_batch(&group)?;
         }
@@ -274,7 +278,7 @@ impl<'a> Copier<'a> {
         let mut rest = buf;
         for piece in group {
             let (this, others) = rest.split_at_mut(piece.len as usize);
-            mem.read(piece.start, this).map_err(|e| unreadable(piece, e))?;
+            mem.read(piece.start, this).map_err(|e| unreadable(piece.start, piece.len, e))?;
             rest = others;
         }
         Ok(())
@@ -352,11 +356,11 @@ fn read_pieces(tid: RealPid, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
         before > got
     });
     let error = Error::sys("process_vm_readv", libc::EFAULT);
-    Err(piece.map_or(error.clone(), |p| unreadable(p, error)))
+    Err(piece.map_or(error.clone(), |p| unreadable(p.start, p.len, error)))
 }
 
-fn unreadable(piece: &Piece, e: Error) -> Error {
-    e.during(format!("content of {:x}-{:x}", piece.start, piece.start + piece.len))
+pub(super) fn unreadable(start: u64, len: u64, e: Error) -> Error {
+    e.during(format!("content of {start:x}-{:x}", start + len))
         .remedy("guard pages of madvise need Linux 6.15 or later to be recognised")
 }
 
