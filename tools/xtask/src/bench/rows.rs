@@ -83,9 +83,9 @@ pub const ROWS: &[Row] = &[
         long: true,
         ..PLAIN
     },
-    Row { name: "1 GiB compressed by zstd", args: &["1024"], ..PACKED },
-    Row { name: "2 GiB compressed by zstd", args: &["2048"], ..PACKED },
-    Row { name: "4 GiB compressed by zstd", args: &["4096"], long: true, ..PACKED },
+    Row { name: "1 GiB compressed by zstd", args: &["1024"], mib: 1024, ..PACKED },
+    Row { name: "2 GiB compressed by zstd", args: &["2048"], mib: 2048, ..PACKED },
+    Row { name: "4 GiB compressed by zstd", args: &["4096"], mib: 4096, long: true, ..PACKED },
     Row { name: "1 GiB with sums", args: &["1024"], mib: 1024, ..SUMS },
     Row { name: "2 GiB with sums", args: &["2048"], mib: 2048, ..SUMS },
     Row { name: "4 GiB with sums", args: &["4096"], mib: 4096, long: true, ..SUMS },
