@@ -24,6 +24,7 @@ pub const KINDS: &[Kind] = &[
     kind("inotify keeps its watches and their numbers", "inotify", &[]).beyond_criu(),
     kind("fanotify keeps its marks", "fanotify", &[]),
     kind("socket pairs keep their messages", "socketpair", &[]),
+    Kind { options: &["--file-locks"], ..kind("locks and leases stay held", "file-locks", &[]) },
 ];
 
 pub fn cases() -> Vec<Case> {

@@ -30,6 +30,8 @@ pub const KINDS: &[Kind] = &[
     kind("the clocks of the vdso never go back", "clock", &[]),
     kind("a robust futex tells that its owner died", "robust-futex", &[]),
     kind("the rseq area stays registered", "rseq", &[]),
+    kind("filters of system calls stay with their threads", "seccomp-filters", &[]),
+    kind("strict mode stays strict", "seccomp-strict", &[]),
     kind("blocked calls go on", "blocked", &[]),
     kind("blocked calls with a timeout go on", "blocked-timed", &[]).beyond_criu(),
     kind("blocked calls of many kinds go on", "blocked-kinds", &[]).beyond_criu(),

@@ -19,6 +19,7 @@ mod directories;
 mod epoll;
 mod eventfd;
 mod fifos;
+mod file_locks;
 mod file_memory;
 mod huge_memory;
 mod identity;
@@ -34,6 +35,7 @@ mod private_memory;
 mod registers;
 mod regular;
 mod robust;
+mod seccomp;
 mod sessions;
 mod shared_memory;
 mod sharing;
@@ -116,6 +118,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("epoll-closed-target", epoll::closed_target),
     ("eventfd", eventfd::run),
     ("fifos", fifos::run),
+    ("file-locks", file_locks::run),
     ("file-memory", file_memory::run),
     ("fanotify", watches::fanotify),
     ("huge-memory", huge_memory::run),
@@ -142,6 +145,8 @@ const KINDS: &[(&str, Kind)] = &[
     ("regular-files", regular::run),
     ("robust-futex", robust::run),
     ("rseq", robust::rseq),
+    ("seccomp-filters", seccomp::filters),
+    ("seccomp-strict", seccomp::strictly),
     ("sessions", sessions::run),
     ("shared-memory", shared_memory::run),
     ("shared-memory-as-file", shared_memory::as_file),

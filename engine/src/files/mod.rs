@@ -34,6 +34,7 @@ mod fdpass;
 mod fifo;
 mod ghost;
 mod inotify;
+mod lease;
 mod lock;
 mod memfd;
 mod nsfile;

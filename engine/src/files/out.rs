@@ -12,6 +12,7 @@ use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 use super::{
     Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS,
     ghost::GhostsOut,
+    lease::Leases,
     lock::LocksOut,
     memfd::{self, MemfdsOut},
     pipe::PipesOut,
@@ -82,6 +83,7 @@ pub struct FilesOut<'a> {
     pub(super) memfds: MemfdsOut,
     pub(super) inodes: Inodes,
     locks: LocksOut,
+    pub(super) leases: Leases,
     more: ImageWriter,
     /// Numbers of what the task being dumped shares.
     pub(super) namespaces: Option<pb::TaskKobjIdsEntry>,
@@ -153,6 +155,7 @@ impl<'a> FilesOut<'a> {
             memfds: MemfdsOut::new(images),
             inodes: Inodes::new(opts),
             locks: LocksOut::new(images),
+            leases: Leases::default(),
             namespaces: None,
             ids: FileIds::new(kernel),
             files: images.writer(ImageKind::Files, 0),

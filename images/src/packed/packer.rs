@@ -148,7 +148,9 @@ fn keep(piece: &Piece, read: &mut [u8], at: &mut usize, mut have: usize, runs: &
         }
         have += PAGE;
         match runs.last_mut() {
-            Some(run) if run.vaddr + run.pages * PAGE_SIZE == vaddr && run.lazy == piece.lazy => run.pages += 1,
+            Some(run) if run.vaddr + run.pages * PAGE_SIZE == vaddr && run.lazy == piece.lazy => {
+                run.pages += 1
+            }
             _ => runs.push(Run { vaddr, pages: 1, lazy: piece.lazy }),
         }
     }

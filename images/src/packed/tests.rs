@@ -178,7 +178,7 @@ impl Memory for Fake {
 }
 
 fn piece(from: u64, to: u64, skip_zero: bool) -> Piece {
-    Piece { start: from * PAGE_SIZE, len: (to - from) * PAGE_SIZE, lazy: from % 2 == 0, skip_zero }
+    Piece { start: from * PAGE_SIZE, len: (to - from) * PAGE_SIZE, lazy: from.is_multiple_of(2), skip_zero }
 }
 
 #[test]

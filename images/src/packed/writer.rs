@@ -154,7 +154,8 @@ impl PackedWriter {
     pub fn finish(mut self) -> Result<()> {
         self.drain()?;
         if !self.open.is_empty() {
-            let mut packer = Packer::new(self.level).map_err(|e| Error::sys(self.out.name(), "ZSTD_createCCtx", e))?;
+            let mut packer =
+                Packer::new(self.level).map_err(|e| Error::sys(self.out.name(), "ZSTD_createCCtx", e))?;
             let done = packer.pack(Work::Bytes(std::mem::take(&mut self.open)), Vec::new());
             self.put(&done)?;
         }
@@ -188,7 +189,9 @@ fn jobs(pieces: &[Piece]) -> Vec<Vec<Piece>> {
                 room = JOB as u64;
             }
             let len = left.min(room);
-            all.last_mut().into_iter().for_each(|job: &mut Vec<Piece>| job.push(Piece { start, len, ..*piece }));
+            all.last_mut()
+                .into_iter()
+                .for_each(|job: &mut Vec<Piece>| job.push(Piece { start, len, ..*piece }));
             (start, left, room) = (start + len, left - len, room - len);
         }
     }

@@ -55,7 +55,7 @@ pub enum Stored {
     /// The pages file.
     Plain(File),
     /// Blocks in its place; offsets are those that pages would have in the pages file.
-    Packed(Packed),
+    Packed(Box<Packed>),
 }
 
 impl Stored {
@@ -63,7 +63,7 @@ impl Stored {
     pub fn open(dir: &ImageDir, id: u64) -> Result<Option<Self>> {
         match dir.open_raw(ImageKind::Pages, id)? {
             Some(file) => Ok(Some(Stored::Plain(file))),
-            None => Ok(Packed::open(dir, id)?.map(Stored::Packed)),
+            None => Ok(Packed::open(dir, id)?.map(Box::new).map(Stored::Packed)),
         }
     }
 

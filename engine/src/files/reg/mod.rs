@@ -99,7 +99,7 @@ pub(super) fn dump_path(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> R
     if probe.file_type() == SFlag::S_IFREG && must_keep_size(entry.flags) {
         entry.size = Some(stat.st_size.cast_unsigned());
         if out.opts.common.file_validation == FileValidation::BuildId {
-            entry.build_id = dump_build_id(fd)?;
+            entry.build_id = dump_build_id(fd, out)?;
         }
     }
     Ok(pb::FileEntry { r#type: FdType::Reg as i32, id: id.0, reg: Some(entry), ..Default::default() })
@@ -120,25 +120,38 @@ fn must_keep_size(flags: u32) -> bool {
     !(flags & libc::O_ACCMODE == libc::O_WRONLY && flags & libc::O_APPEND != 0)
 }
 
-fn dump_build_id(fd: &DrainedFd) -> Result<Vec<u32>> {
+fn dump_build_id(fd: &DrainedFd, out: &mut FilesOut<'_>) -> Result<Vec<u32>> {
     if fd.probe.stat.st_size < 5 {
         return Ok(Vec::new());
     }
-    // Not blocking: somebody may hold a lease on the file.
+    let found = if out.leases.on(fd.probe.stat.st_ino)? {
+        // Opened once more, its lease would be broken.
+        match fd.probe.info.flags.cast_signed() & (libc::O_ACCMODE | libc::O_PATH | libc::O_DIRECT) {
+            libc::O_RDONLY | libc::O_RDWR => {
+                fd.file.try_clone().and_then(|file| build_id::of(&std::fs::File::from(file)))
+            }
+            _ => Ok(None),
+        }
+    } else {
+        opened_again(fd).and_then(|file| build_id::of(&file))
+    };
+    let found = found.unwrap_or_else(|e| {
+        log::warn!("no build-id of {}: {e}", fd.probe.link_text());
+        None
+    });
+    Ok(found.unwrap_or_default())
+}
+
+/// Opened for reading, whatever it was opened for.
+fn opened_again(fd: &DrainedFd) -> std::io::Result<std::fs::File> {
+    // Not blocking: somebody may take a lease on the file at this moment.
     let path = format!("/proc/self/fd/{}", fd.file.as_raw_fd());
     let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOATIME | OFlag::O_CLOEXEC;
     let file = match open(path.as_str(), flags, Mode::empty()) {
         Err(Errno::EPERM) => open(path.as_str(), flags & !OFlag::O_NOATIME, Mode::empty()),
         other => other,
     };
-    let found = file
-        .map_err(std::io::Error::from)
-        .and_then(|file| build_id::of(&std::fs::File::from(file)))
-        .unwrap_or_else(|e| {
-            log::warn!("no build-id of {}: {e}", fd.probe.link_text());
-            None
-        });
-    Ok(found.unwrap_or_default())
+    Ok(file?.into())
 }
 
 /// Finds out by which name a restore can find the file; makes one where there is none.
