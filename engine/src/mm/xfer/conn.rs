@@ -5,12 +5,16 @@
 use std::{
     io::{self, Read, Write},
     net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
-    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
+    time::{Duration, Instant},
 };
 
-use nix::sys::{
-    socket::{MsgFlags, recv, send, setsockopt, sockopt},
-    time::TimeVal,
+use nix::{
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown, sockopt},
+        time::TimeVal,
+    },
 };
 
 use super::tls::{self, Role};
@@ -19,6 +23,9 @@ use crate::{
     interrupt,
     options::{PageServer, Tls},
 };
+
+/// How long the other side has to close after us.
+const FAREWELL: Duration = Duration::from_secs(2);
 
 /// A socket whose blocking calls notice that the operation must stop.
 #[derive(Debug)]
@@ -33,11 +40,29 @@ impl Socket {
             other => Err(other.into()),
         }
     }
+
+    /// Says that nothing more is sent, and waits a while until the other side closes. What it sends to the last,
+    /// under TLS its own farewell, would reset a connection that is closed here already, under all that it has
+    /// not read yet.
+    fn end(&mut self) {
+        let deadline = Instant::now() + FAREWELL;
+        if shutdown(self.0.as_raw_fd(), Shutdown::Write).is_err() {
+            return;
+        }
+        let mut buf = [0; 256];
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
+            let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
+            if !matches!(poll(&mut fds, timeout), Ok(1..)) || !matches!(self.read(&mut buf), Ok(1..)) {
+                return;
+            }
+        }
+    }
 }
 
 impl Read for Socket {
     fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        use std::os::fd::AsRawFd;
         loop {
             match recv(self.0.as_raw_fd(), buf, MsgFlags::empty()) {
                 Ok(n) => return Ok(n),
@@ -49,7 +74,6 @@ impl Read for Socket {
 
 impl Write for Socket {
     fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        use std::os::fd::AsRawFd;
         loop {
             match send(self.0.as_raw_fd(), buf, MsgFlags::MSG_NOSIGNAL) {
                 Ok(n) => return Ok(n),
@@ -231,8 +255,12 @@ impl Conn {
     /// Says that nothing more comes from us, and waits until the other side has ended too, so that the port is
     /// free at once.
     pub fn end(mut self) {
+        let given = self.is_given();
         if let Line::Tls(session) = &mut self.line {
             session.bye();
+            if !given {
+                session.socket_mut().end();
+            }
         }
         if !self.given {
             let mut rest = [0; 256];
@@ -242,8 +270,12 @@ impl Conn {
 
     /// As the one who leaves first.
     pub fn leave(mut self) {
+        let given = self.is_given();
         if let Line::Tls(session) = &mut self.line {
             session.bye();
+            if !given {
+                session.socket_mut().end();
+            }
         }
     }
 }

@@ -121,6 +121,11 @@ impl Session {
         let _ = self.flush();
     }
 
+    /// The socket below, for its end.
+    pub fn socket_mut(&mut self) -> &mut Socket {
+        &mut self.socket
+    }
+
     /// The socket below.
     pub fn socket(&self) -> &Socket {
         &self.socket
