@@ -119,7 +119,10 @@ fn thread_core(
             left.component
         )));
     }
-    let tls = TLS_ENTRIES.map(|n| tls(tid, n)).collect::<Result<_>>()?;
+    let tls = (0..)
+        .zip(TLS_ENTRIES)
+        .map(|(at, n)| if info.tls >> at & 1 == 0 { Ok(arch::tls_to_image(&empty_tls(n))) } else { tls(tid, n) })
+        .collect::<Result<_>>()?;
     let (futex_rla, futex_rla_len) = match robust_list::get(tid) {
         Err(e) if e.errno() == Some(libc::ENOSYS) => (0, 0),
         other => other?,

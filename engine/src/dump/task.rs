@@ -191,14 +191,16 @@ fn ask(
     let stopped = infected.task();
     let info = infected.task_info()?;
     cx.refusals.process(&info)?;
-    let mut threads = Vec::with_capacity(stopped.threads().len());
+    let mut asked = Vec::with_capacity(stopped.threads().len());
     for (thread, status) in stopped.threads().iter().zip(statuses) {
         cx.refusals.thread(thread.tid(), status)?;
-        let (target, session) = (cx.landlock.target(status)?, cx.keys.may_have_session(status));
-        let info = infected.thread_info_and(thread, target, session)?;
-        cx.landlock.check(infected, thread, status, &info)?;
-        cx.keys.check(infected, thread, &info)?;
-        threads.push(info);
+        let (inspect, session) = (cx.landlock.target(status)?, cx.keys.may_have_session(status));
+        asked.push(infect::Asked { thread, inspect, session });
+    }
+    let threads = infected.threads_info(&asked)?;
+    for ((thread, status), info) in stopped.threads().iter().zip(statuses).zip(&threads) {
+        cx.landlock.check(infected, thread, status, info)?;
+        cx.keys.check(infected, thread, info)?;
     }
     let sigactions = infected.sigactions()?;
     let intervals = infected.itimers()?;
