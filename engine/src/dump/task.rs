@@ -18,7 +18,7 @@ use super::{
 use crate::{
     error::{Context, Error, Result},
     files::{FilesOut, PathUse},
-    infect::{self, Infected, Question, StoppedTask},
+    infect::{self, Infected, Question, StoppedTask, StoppedThread},
     mm::{
         aio::Rings,
         more,
@@ -29,8 +29,9 @@ use crate::{
         track::TaskTrack,
         vma::{self, MappedFiles, Vma},
     },
-    procfs::{ProcDir, maps, stat::Stat, status::Status, timers},
+    procfs::{ProcDir, cgroup, maps, stat::Stat, status::Status, timers},
     pstree::{FileId, RealPid},
+    spread,
     sys::sched::{self, Attr},
     task::{fs, misc, more::Seen, numa, sigaction, sigqueue},
 };
@@ -68,12 +69,17 @@ pub fn dump(tree: &Pstree, at: usize, frozen: &mut Frozen, cx: &mut DumpCx<'_>) 
 fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -> Result<()> {
     let dir = &task.dir;
     // Mappings, status and signals are read before anything of ours is in the task.
-    let (protected, maps) = match cx.background.protected(task.pid).filter(|_| alone) {
-        Some(protected) => protected.settled(stopped, dir)?,
-        None => (None, whole_maps(stopped, dir)?),
+    let whole = || match cx.background.protected(task.pid).filter(|_| alone) {
+        Some(protected) => protected.settled(stopped, dir),
+        None => Ok((None, whole_maps(stopped, dir)?)),
     };
-    let statuses: Vec<Status> =
-        stopped.threads().iter().map(|t| Status::read_thread(dir, t.tid())).collect::<Result<_>>()?;
+    let told = |t: &StoppedThread| {
+        Ok((Status::read_thread(dir, t.tid())?, cgroup::read_thread(dir, t.tid())?))
+    };
+    let (whole, told) = spread::map_beside(stopped.threads(), told, whole);
+    let ((protected, maps), (statuses, groups)) = (whole?, told?.into_iter().unzip::<_, _, Vec<_>, Vec<_>>());
+    let groups: Vec<u32> =
+        groups.iter().map(|content| cx.cgroups.of_content(dir, content)).collect::<Result<_>>()?;
     let signals = signals(stopped, &statuses)?;
     let mut track = cx.track.task((task.pid, task.virt), dir, &maps)?;
     cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");
@@ -145,7 +151,8 @@ fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -
     let file = |fd, what| cx.files.path_file(task.dir.pid(), fd, what);
     folders(task, &statuses[0], cx.images, file)?;
     one(cx.images, ImageKind::Ids, id(task), &task.ids)?;
-    core::dump(task, stopped, (&statuses, &attributes), asked, signals, cx)
+    let seen = core::Seen { statuses: &statuses, attributes: &attributes, groups: &groups };
+    core::dump(task, stopped, seen, asked, signals, cx)
 }
 
 /// All mappings with their flags, now that nothing of ours is left in the task.
