@@ -3,7 +3,10 @@
 //! Only what reads and writes files may be done so: ptrace(2) belongs to the thread that has attached. The thread
 //! ends before the call returns, so that who forks afterwards is as alone as before.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{
+    atomic::{AtomicUsize, Ordering},
+    mpsc::sync_channel,
+};
 
 use nix::sys::signal::SigSet;
 
@@ -13,6 +16,8 @@ use crate::error::Result;
 const MANY: usize = 64;
 /// How many are taken at a time.
 const CHUNK: usize = 16;
+/// How many results may wait.
+const AHEAD: usize = 4;
 
 /// What `each` gives for all, in their order.
 pub(crate) fn map<T: Sync, R: Send>(all: &[T], each: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
@@ -62,6 +67,34 @@ pub(crate) fn map_beside<T: Sync, R: Send, M>(
     })
 }
 
+/// Has a second thread do `each` for all in their order, not far ahead of `main`, which asks for one result after the
+/// other by number.
+pub(crate) fn ahead<T: Sync, R: Send, M>(
+    all: &[T],
+    each: impl Fn(&T) -> R + Sync,
+    main: impl FnOnce(&mut dyn FnMut(usize) -> R) -> M,
+) -> M {
+    let (sender, receiver) = sync_channel(AHEAD);
+    let each = &each;
+    std::thread::scope(|scope| {
+        let other = (all.len() > AHEAD).then(|| {
+            std::thread::Builder::new().name("ahead".into()).spawn_scoped(scope, move || {
+                let _ = SigSet::all().thread_block();
+                // Nobody takes any more: the rest is not needed.
+                let _ = all.iter().try_for_each(|one| sender.send(each(one)));
+            })
+        });
+        match other {
+            // Gone when this is over, so that the other thread ends.
+            Some(Ok(_)) => {
+                let mut next = move |at: usize| receiver.recv().unwrap_or_else(|_| each(&all[at]));
+                main(&mut next)
+            }
+            _ => main(&mut |at| each(&all[at])),
+        }
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -74,6 +107,15 @@ mod tests {
             let (meanwhile, doubled) = map_beside(&all, |n| Ok(n * 2), || 7);
             assert_eq!(meanwhile, 7);
             assert_eq!(doubled.unwrap(), all.iter().map(|n| n * 2).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn results_come_in_order_and_need_not_all_be_taken() {
+        for (count, taken) in [(0, 0), (1, 1), (3, 3), (100, 100), (100, 7), (100, 0)] {
+            let all: Vec<usize> = (0..count).collect();
+            let got = ahead(&all, |n| n * 2, |next| (0..taken).map(next).collect::<Vec<_>>());
+            assert_eq!(got, (0..taken).map(|n| n * 2).collect::<Vec<_>>());
         }
     }
 

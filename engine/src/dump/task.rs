@@ -14,11 +14,12 @@ use super::{
     finish::one,
     refuse,
     seize::Frozen,
+    told::Told,
 };
 use crate::{
     error::{Context, Error, Result},
     files::{FilesOut, PathUse},
-    infect::{self, Infected, Question, StoppedTask, StoppedThread},
+    infect::{self, Infected, Question, StoppedTask},
     mm::{
         aio::Rings,
         more,
@@ -29,9 +30,8 @@ use crate::{
         track::TaskTrack,
         vma::{self, MappedFiles, Vma},
     },
-    procfs::{ProcDir, cgroup, maps, stat::Stat, status::Status, timers},
+    procfs::{ProcDir, maps, stat::Stat, status::Status, timers},
     pstree::{FileId, RealPid},
-    spread,
     sys::sched::{self, Attr},
     task::{fs, misc, more::Seen, numa, sigaction, sigqueue},
 };
@@ -51,7 +51,13 @@ pub(super) struct Asked {
 }
 
 /// Dumps the task at position `at` of the tree. One that has ended has only what [`super::finish`] writes.
-pub fn dump(tree: &Pstree, at: usize, frozen: &mut Frozen, cx: &mut DumpCx<'_>) -> Result<()> {
+pub(super) fn dump(
+    tree: &Pstree,
+    at: usize,
+    told: Told,
+    frozen: &mut Frozen,
+    cx: &mut DumpCx<'_>,
+) -> Result<()> {
     let task = &tree.tasks[at];
     if !task.state.is_alive() {
         return Ok(());
@@ -63,21 +69,23 @@ pub fn dump(tree: &Pstree, at: usize, frozen: &mut Frozen, cx: &mut DumpCx<'_>) 
     let stopped = hold.stopped.as_ref().ok_or_else(|| Error::bug("a living task is not stopped"))?;
     // Who shares its memory with others cannot be followed alone.
     let alone = tree.tasks.iter().filter(|t| t.ids.vm_id == task.ids.vm_id).nth(1).is_none();
-    whole(task, stopped, alone, cx).during(|| refuse::name(task.pid))
+    whole(task, stopped, told, alone, cx).during(|| refuse::name(task.pid))
 }
 
-fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -> Result<()> {
+fn whole(
+    task: &Task,
+    stopped: &StoppedTask,
+    told: Told,
+    alone: bool,
+    cx: &mut DumpCx<'_>,
+) -> Result<()> {
     let dir = &task.dir;
     // Mappings, status and signals are read before anything of ours is in the task.
-    let whole = || match cx.background.protected(task.pid).filter(|_| alone) {
-        Some(protected) => protected.settled(stopped, dir),
-        None => Ok((None, whole_maps(stopped, dir)?)),
+    let (protected, maps) = match cx.background.protected(task.pid).filter(|_| alone) {
+        Some(protected) => protected.settled(stopped, dir)?,
+        None => (None, told.maps.map_or_else(|| whole_maps(stopped, dir), |maps| clean(stopped, dir, maps?))?),
     };
-    let told = |t: &StoppedThread| {
-        Ok((Status::read_thread(dir, t.tid())?, cgroup::read_thread(dir, t.tid())?))
-    };
-    let (whole, told) = spread::map_beside(stopped.threads(), told, whole);
-    let ((protected, maps), (statuses, groups)) = (whole?, told?.into_iter().unzip::<_, _, Vec<_>, Vec<_>>());
+    let (statuses, groups): (Vec<Status>, Vec<_>) = told.threads?.into_iter().unzip();
     let groups: Vec<u32> =
         groups.iter().map(|content| cx.cgroups.of_content(dir, content)).collect::<Result<_>>()?;
     let signals = signals(stopped, &statuses)?;
@@ -157,7 +165,11 @@ fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -
 
 /// All mappings with their flags, now that nothing of ours is left in the task.
 pub(super) fn whole_maps(stopped: &StoppedTask, dir: &ProcDir) -> Result<Vec<maps::Map>> {
-    let maps = maps::smaps(dir)?;
+    clean(stopped, dir, maps::smaps(dir)?)
+}
+
+/// The same, where they have been read already.
+fn clean(stopped: &StoppedTask, dir: &ProcDir, maps: Vec<maps::Map>) -> Result<Vec<maps::Map>> {
     if infect::remove_leftover(stopped, &maps)? { maps::smaps(dir) } else { Ok(maps) }
 }
 

@@ -192,6 +192,7 @@ mod tests {
         Sets {
             sets: Vec::new(),
             known: HashMap::new(),
+            by_content: HashMap::new(),
             only: Vec::new(),
             properties: Known::new(&CgroupOptions::default()).unwrap(),
             freezer: None,
