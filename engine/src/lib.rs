@@ -38,6 +38,7 @@ pub mod procfs;
 pub mod pstree;
 pub mod restore;
 pub mod scripts;
+mod spread;
 pub mod stats;
 pub mod sys;
 pub mod task;

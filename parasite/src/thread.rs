@@ -1,7 +1,7 @@
 //! What a thread can only be asked from inside.
 //!
 //! # Safety
-//! Read-only calls with addresses of locals.
+//! Read-only calls with addresses of locals, and an instruction that looks at descriptors.
 
 use blobrt::syscall::{nr, syscall0, syscall2, syscall3, syscall5};
 
@@ -13,7 +13,7 @@ use crate::{
 plain! {
     /// The calling thread. Fields that are `i64` hold a negative error number where the kernel has no
     /// such call.
-    pub struct ThreadInfo[328] {
+    pub struct ThreadInfo[336] {
         /// Its id in its own pid namespace.
         pub tid: i64,
         /// `PR_GET_TID_ADDRESS`: word cleared and woken at its end; 0 for none. `u64::MAX` where the
@@ -56,11 +56,16 @@ plain! {
         pub keyrings: [i64; 3],
         /// What kcmp(2) said about the process it was told to look at: 0, or -EPERM if it may not.
         pub inspection: i64,
+        /// Which of its descriptors for thread-local storage are set: bit 0 is the first.
+        pub tls: u64,
         /// Name, padded with zeroes.
         pub name: [u8; 16],
     }
 }
 
+/// The first descriptor for thread-local storage, and how many there are.
+const TLS_FIRST: u32 = 12;
+const TLS_COUNT: u32 = 3;
 /// Words of a set of NUMA nodes: the most that a kernel can be built for.
 pub const NODE_WORDS: usize = 16;
 
@@ -145,9 +150,29 @@ pub fn read(other: u64, session: bool) -> ThreadInfo {
                 0 => 0,
                 pid => value(syscall5(nr::KCMP, pid, pid, KCMP_VM, 0, 0)),
             },
+            tls: (0..TLS_COUNT).filter(|n| has_descriptor(TLS_FIRST + n)).fold(0, |set, n| set | 1 << n),
             name,
         }
     }
+}
+
+/// Whether there is a descriptor of this number in the global table. Loading its rights fails for an empty one, and
+/// for none that a process can set.
+fn has_descriptor(number: u32) -> bool {
+    // For user code.
+    let selector = number << 3 | 3;
+    let found: u8;
+    // SAFETY: changes a register and flags only.
+    unsafe {
+        core::arch::asm!(
+            "lar {selector:e}, {selector:e}",
+            "setz {found}",
+            selector = inout(reg) selector => _,
+            found = out(reg_byte) found,
+            options(nomem, nostack),
+        );
+    }
+    found != 0
 }
 
 #[cfg(test)]
@@ -179,5 +204,8 @@ mod tests {
         assert_eq!(info.inspection, 0);
         assert!(info.policy <= 0, "the default policy, or no NUMA");
         assert_eq!(info.nodes, [0; NODE_WORDS]);
+        assert_eq!(info.tls, 0);
+        // The code and the data of every program are described in the same table.
+        assert!(has_descriptor(6) && has_descriptor(5));
     }
 }

@@ -10,11 +10,12 @@ use super::{
     task::{Asked, Signals},
 };
 use crate::{
-    arch::{self, Interrupted, TLS_ENTRIES},
+    arch::{self, Interrupted, Layout, TLS_ENTRIES},
     error::{Context, Error, Result},
     infect::{StoppedTask, StoppedThread},
     procfs::{ProcDir, status::Status},
-    pstree::{TaskState, VirtPid},
+    pstree::{RealPid, TaskState, VirtPid},
+    spread,
     sys::{
         ptrace::{self, UserDesc},
         robust_list,
@@ -27,11 +28,32 @@ use crate::{
     },
 };
 
-/// Writes the cores of all threads of `task`; `statuses`, `attributes` and `asked.threads` are in the order of its threads.
+/// What is known of the threads from outside, in their order.
+pub(super) struct Seen<'a> {
+    pub statuses: &'a [Status],
+    pub attributes: &'a [Attr],
+    /// Numbers of their sets of control groups.
+    pub groups: &'a [u32],
+}
+
+/// All that is known of one thread.
+struct ThreadState<'a> {
+    thread: &'a StoppedThread,
+    status: &'a Status,
+    attributes: &'a Attr,
+    group: u32,
+    info: &'a ThreadInfo,
+    /// Descriptors for thread-local storage, if one is set.
+    tls: Option<Vec<UserDesc>>,
+    pending: &'a pb::SignalQueueEntry,
+    seccomp: ThreadSeccomp,
+}
+
+/// Writes the cores of all threads of `task`; `asked.threads` is in their order too.
 pub(super) fn dump(
     task: &Task,
     stopped: &StoppedTask,
-    (statuses, attributes): (&[Status], &[Attr]),
+    Seen { statuses, attributes, groups }: Seen<'_>,
     asked: Asked,
     signals: Signals,
     cx: &mut DumpCx<'_>,
@@ -49,24 +71,36 @@ pub(super) fn dump(
         core.tc = tc.take().map(|tc| pb::TaskCoreEntry { blk_sigset: u64::MAX, ..tc });
         one(cx.images, ImageKind::Core, task.virt.0.cast_unsigned().into(), &core)?;
     }
-    let seen = statuses.iter().zip(attributes);
-    let threads = stopped.threads().iter().zip(seen).zip(&asked.threads).zip(signals.private).zip(seccomp);
-    for ((((thread, seen), info), pending), seccomp) in threads {
-        let leader = thread.tid() == task.pid;
-        let virt = VirtPid(thread.tid().0);
-        let mut core = thread_core(task, thread, seen, info, pending, seccomp, cx)
-            .during(|| format!("thread {}", thread.tid()))?;
-        if leader {
-            if let Some(tc) = &mut tc {
-                tc.blk_sigset = thread.sigmask();
-            }
-            core.tc = tc.take();
+    let states: Vec<ThreadState<'_>> = (0..)
+        .zip(stopped.threads())
+        .map(|(at, thread): (usize, _)| {
+            let info = &asked.threads[at];
+            let any = info.tls != 0;
+            Ok(ThreadState {
+                thread,
+                status: &statuses[at],
+                attributes: &attributes[at],
+                group: groups[at],
+                info,
+                // The tracer's thread alone may ask.
+                tls: any.then(|| TLS_ENTRIES.map(|n| tls(thread.tid(), n)).collect()).transpose()?,
+                pending: &signals.private[at],
+                seccomp: seccomp[at],
+            })
+        })
+        .collect::<Result<_>>()?;
+    let (layout, images) = (&cx.layout, cx.images);
+    spread::map(&states, |state| {
+        let tid = state.thread.tid();
+        let mut core = thread_core(state, layout).during(|| format!("thread {tid}"))?;
+        if tid == task.pid {
+            core.tc = tc.clone().map(|tc| pb::TaskCoreEntry { blk_sigset: state.thread.sigmask(), ..tc });
         } else if let Some(part) = &mut core.thread_core {
-            part.blk_sigset = Some(thread.sigmask());
+            part.blk_sigset = Some(state.thread.sigmask());
         }
-        one(cx.images, ImageKind::Core, virt.0.cast_unsigned().into(), &core)?;
-    }
-    Ok(())
+        one(images, ImageKind::Core, VirtPid(tid.0).0.cast_unsigned().into(), &core)
+    })
+    .map(drop)
 }
 
 /// What all threads have in common.
@@ -98,28 +132,24 @@ fn task_core(
     })
 }
 
-fn thread_core(
-    task: &Task,
-    thread: &StoppedThread,
-    (status, attributes): (&Status, &Attr),
-    info: &ThreadInfo,
-    pending: pb::SignalQueueEntry,
-    seccomp: ThreadSeccomp,
-    cx: &mut DumpCx<'_>,
-) -> Result<pb::CoreEntry> {
+fn thread_core(state: &ThreadState<'_>, layout: &Layout) -> Result<pb::CoreEntry> {
+    let ThreadState { thread, status, attributes, group, info, tls, pending, seccomp } = state;
     let tid = thread.tid();
     let (regs, call) = thread.image_regs()?;
     if call == Interrupted::Unknown {
         log::warn!("Will restore {tid} with interrupted system call");
     }
-    let (fpregs, leftovers) = thread.xsave().to_image(&cx.layout)?;
+    let (fpregs, leftovers) = thread.xsave().to_image(layout)?;
     if let Some(left) = leftovers.first() {
         return Err(Error::unsupported(format!(
             "processor state {} is in use (AMX or newer), which the image format cannot hold",
             left.component
         )));
     }
-    let tls = TLS_ENTRIES.map(|n| tls(tid, n)).collect::<Result<_>>()?;
+    let tls = (0..).zip(TLS_ENTRIES).map(|(at, n)| {
+        let own = tls.as_ref().and_then(|own| own.get(at));
+        arch::tls_to_image(own.unwrap_or(&empty_tls(n)))
+    });
     let (futex_rla, futex_rla_len) = match robust_list::get(tid) {
         Err(e) if e.errno() == Some(libc::ENOSYS) => (0, 0),
         other => other?,
@@ -134,7 +164,7 @@ fn thread_core(
             clear_tid_addr: if info.clear_tid == u64::MAX { 0 } else { info.clear_tid },
             gpregs: regs.to_image(),
             fpregs,
-            tls,
+            tls: tls.collect(),
         }),
         thread_core: Some(pb::ThreadCoreEntry {
             futex_rla,
@@ -149,13 +179,13 @@ fn thread_core(
                 ss_flags: info.altstack_flags as u32,
             }),
             pdeath_sig: u32::try_from(info.pdeath_sig).ok().filter(|signal| *signal != 0),
-            signals_p: Some(pending),
+            signals_p: Some((*pending).clone()),
             creds: Some(creds::dump(status, u32::try_from(info.securebits).unwrap_or(0))?),
             seccomp_mode: seccomp.mode,
             seccomp_filter: seccomp.filter,
             comm: Some(info.name.iter().copied().take_while(|c| *c != 0).collect()),
             rseq_entry: Some(rseq::dump(thread)?),
-            cg_set: Some(cx.cgroups.of_thread(&task.dir, tid)?),
+            cg_set: Some(*group),
             ..pb::ThreadCoreEntry::default()
         }),
         ..pb::CoreEntry::default()
@@ -206,12 +236,11 @@ fn ended_leader(
 }
 
 /// A descriptor of thread-local storage; empty where the kernel runs no 32-bit programs.
-fn tls(tid: crate::pstree::RealPid, number: u32) -> Result<pb::UserDescT> {
-    let desc = match ptrace::get_thread_area(tid, number) {
-        Err(e) if matches!(e.errno(), Some(libc::EIO | libc::EINVAL)) => empty_tls(number),
-        other => other?,
-    };
-    Ok(arch::tls_to_image(&desc))
+fn tls(tid: RealPid, number: u32) -> Result<UserDesc> {
+    match ptrace::get_thread_area(tid, number) {
+        Err(e) if matches!(e.errno(), Some(libc::EIO | libc::EINVAL)) => Ok(empty_tls(number)),
+        other => other,
+    }
 }
 
 fn empty_tls(number: u32) -> UserDesc {

@@ -23,6 +23,7 @@ pub(crate) mod refuse;
 pub mod seize;
 mod sums;
 mod task;
+mod told;
 
 use std::sync::atomic::Ordering;
 
@@ -50,6 +51,7 @@ use crate::{
     options::{Afterwards, DumpOptions},
     pstree::RealPid,
     scripts::Stage,
+    spread,
     stats::DumpStats,
     task::{
         cgroup::Sets, keys::Keys, landlock::Landlock, more::MoreOut, refused::Refusals, seccomp::Filters,
@@ -164,15 +166,24 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let tree = collect::pstree(&frozen, opts.common.shell_job, kernel)?;
     // Only now that nothing changes any more can the client tell what is to stay outside.
     let opts = &opts.with_external(opts.common.notifier.query_external()?);
+    // Some mappings may be known from before.
+    let with_maps = protected.is_empty();
     let mut cx = DumpCx::new(opts, kernel, &images, pages, track, protected)?;
     cx.stats = stats;
     if let Some((folder, frozen)) = frozen.group() {
         cx.cgroups.set_freezer(folder, frozen)?;
     }
-    for at in 0..tree.tasks.len() {
-        interrupt::check()?;
-        task::dump(&tree, at, &mut frozen, &mut cx)?;
-    }
+    let whom = told::whom(&tree, &mut frozen)?;
+    spread::ahead(
+        &whom,
+        |about| about.read(with_maps),
+        |next| {
+            (0..tree.tasks.len()).try_for_each(|at| {
+                interrupt::check()?;
+                task::dump(&tree, at, next(at), &mut frozen, &mut cx)
+            })
+        },
+    )?;
     // Needs: every mapping and descriptor of every task known.
     anonymous::as_files(&tree, &mut cx)?;
     cx.shmem.dump(&cx.pages)?;

@@ -26,6 +26,7 @@ use crate::{
     options::{Afterwards, DumpOptions},
     procfs::{ProcDir, stat::Stat, status::Status},
     pstree::{RealPid, TaskState},
+    spread,
     sys::{ptrace, wait},
 };
 
@@ -160,8 +161,8 @@ impl Frozen {
                 let pid = task.pid;
                 let dir = ProcDir::open(pid)?;
                 let threads: Vec<_> = task.threads().collect();
-                for tid in threads {
-                    for child in dir.children(tid)? {
+                for children in spread::map(&threads, |tid| dir.children(*tid))? {
+                    for child in children {
                         if !self.known.contains_key(&child) {
                             self.add(child, Some(at), kernel).during(|| format!("child of task {pid}"))?;
                         }

@@ -14,6 +14,7 @@ use super::{
     finish::one,
     refuse,
     seize::Frozen,
+    told::Told,
 };
 use crate::{
     error::{Context, Error, Result},
@@ -50,7 +51,13 @@ pub(super) struct Asked {
 }
 
 /// Dumps the task at position `at` of the tree. One that has ended has only what [`super::finish`] writes.
-pub fn dump(tree: &Pstree, at: usize, frozen: &mut Frozen, cx: &mut DumpCx<'_>) -> Result<()> {
+pub(super) fn dump(
+    tree: &Pstree,
+    at: usize,
+    told: Told,
+    frozen: &mut Frozen,
+    cx: &mut DumpCx<'_>,
+) -> Result<()> {
     let task = &tree.tasks[at];
     if !task.state.is_alive() {
         return Ok(());
@@ -62,18 +69,25 @@ pub fn dump(tree: &Pstree, at: usize, frozen: &mut Frozen, cx: &mut DumpCx<'_>) 
     let stopped = hold.stopped.as_ref().ok_or_else(|| Error::bug("a living task is not stopped"))?;
     // Who shares its memory with others cannot be followed alone.
     let alone = tree.tasks.iter().filter(|t| t.ids.vm_id == task.ids.vm_id).nth(1).is_none();
-    whole(task, stopped, alone, cx).during(|| refuse::name(task.pid))
+    whole(task, stopped, told, alone, cx).during(|| refuse::name(task.pid))
 }
 
-fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -> Result<()> {
+fn whole(
+    task: &Task,
+    stopped: &StoppedTask,
+    told: Told,
+    alone: bool,
+    cx: &mut DumpCx<'_>,
+) -> Result<()> {
     let dir = &task.dir;
     // Mappings, status and signals are read before anything of ours is in the task.
     let (protected, maps) = match cx.background.protected(task.pid).filter(|_| alone) {
         Some(protected) => protected.settled(stopped, dir)?,
-        None => (None, whole_maps(stopped, dir)?),
+        None => (None, told.maps.map_or_else(|| whole_maps(stopped, dir), |maps| clean(stopped, dir, maps?))?),
     };
-    let statuses: Vec<Status> =
-        stopped.threads().iter().map(|t| Status::read_thread(dir, t.tid())).collect::<Result<_>>()?;
+    let (statuses, groups): (Vec<Status>, Vec<_>) = told.threads?.into_iter().unzip();
+    let groups: Vec<u32> =
+        groups.iter().map(|content| cx.cgroups.of_content(dir, content)).collect::<Result<_>>()?;
     let signals = signals(stopped, &statuses)?;
     let mut track = cx.track.task((task.pid, task.virt), dir, &maps)?;
     cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");
@@ -145,12 +159,17 @@ fn whole(task: &Task, stopped: &StoppedTask, alone: bool, cx: &mut DumpCx<'_>) -
     let file = |fd, what| cx.files.path_file(task.dir.pid(), fd, what);
     folders(task, &statuses[0], cx.images, file)?;
     one(cx.images, ImageKind::Ids, id(task), &task.ids)?;
-    core::dump(task, stopped, (&statuses, &attributes), asked, signals, cx)
+    let seen = core::Seen { statuses: &statuses, attributes: &attributes, groups: &groups };
+    core::dump(task, stopped, seen, asked, signals, cx)
 }
 
 /// All mappings with their flags, now that nothing of ours is left in the task.
 pub(super) fn whole_maps(stopped: &StoppedTask, dir: &ProcDir) -> Result<Vec<maps::Map>> {
-    let maps = maps::smaps(dir)?;
+    clean(stopped, dir, maps::smaps(dir)?)
+}
+
+/// The same, where they have been read already.
+fn clean(stopped: &StoppedTask, dir: &ProcDir, maps: Vec<maps::Map>) -> Result<Vec<maps::Map>> {
     if infect::remove_leftover(stopped, &maps)? { maps::smaps(dir) } else { Ok(maps) }
 }
 
@@ -191,14 +210,16 @@ fn ask(
     let stopped = infected.task();
     let info = infected.task_info()?;
     cx.refusals.process(&info)?;
-    let mut threads = Vec::with_capacity(stopped.threads().len());
+    let mut asked = Vec::with_capacity(stopped.threads().len());
     for (thread, status) in stopped.threads().iter().zip(statuses) {
         cx.refusals.thread(thread.tid(), status)?;
-        let (target, session) = (cx.landlock.target(status)?, cx.keys.may_have_session(status));
-        let info = infected.thread_info_and(thread, target, session)?;
-        cx.landlock.check(infected, thread, status, &info)?;
-        cx.keys.check(infected, thread, &info)?;
-        threads.push(info);
+        let (inspect, session) = (cx.landlock.target(status)?, cx.keys.may_have_session(status));
+        asked.push(infect::Asked { thread, inspect, session });
+    }
+    let threads = infected.threads_info(&asked)?;
+    for ((thread, status), info) in stopped.threads().iter().zip(statuses).zip(&threads) {
+        cx.landlock.check(infected, thread, status, info)?;
+        cx.keys.check(infected, thread, info)?;
     }
     let sigactions = infected.sigactions()?;
     let intervals = infected.itimers()?;

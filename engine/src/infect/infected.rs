@@ -5,14 +5,14 @@ use std::{cell::Cell, time::Duration};
 use parasite::{Command, Control, DATA_LEN, Plain, STATE_DONE, STATE_POSTED};
 
 use super::{
-    area::Area,
+    area::{Area, Slot, TOGETHER},
     blob::{PARASITE, PARASITE_END, PARASITE_ENTRY, PARASITE_SETUP_ENTRY},
     ledger, leftover, limits,
     plain::{bytes_of, value_of},
     syscall::{Gadget, Hints},
     task::StoppedTask,
     thread::{FAULTS, StoppedThread, bit},
-    visit::{self, End},
+    visit::{self, End, Visit},
     whole::{Known, Question},
 };
 use crate::{
@@ -27,6 +27,9 @@ use crate::{
 const MMAP: u64 = libc::SYS_mmap as u64;
 const MUNMAP: u64 = libc::SYS_munmap as u64;
 const RT_SIGACTION: u64 = libc::SYS_rt_sigaction as u64;
+
+/// So few threads are asked one after the other.
+const FEW: usize = 4;
 
 /// The parasite's mapping in a stopped process. Dropping it removes the mapping; the process stays
 /// stopped.
@@ -84,7 +87,7 @@ impl<'t> Infected<'t> {
         let mut infected = Infected {
             task,
             kernel,
-            area: Area::new(0, &PARASITE, frame_len),
+            area: Area::new(0, &PARASITE, frame_len, if task.threads().len() > FEW { TOGETHER } else { 0 }),
             gadget: Gadget::find(first(task)?, hints)?,
             end_signal: end_signal(status),
             ignored: status.sig_ignored,
@@ -96,7 +99,14 @@ impl<'t> Infected<'t> {
         };
         let (command, args, input) =
             question.as_ref().map_or((Command::Hello, [0; 6], Vec::new()), |q| q.command());
-        let hello = match infected.map(frame_len, command, args, &input) {
+        let mut hello = infected.map(command, args, &input, infected.area.slot_count() == 0);
+        if infected.area.slot_count() > 0 && matches!(&hello, Err(e) if is_limit(e)) {
+            // There is no room for many at once.
+            infected.unmap()?;
+            infected.area = Area::new(0, &PARASITE, frame_len, 0);
+            hello = infected.map(command, args, &input, true);
+        }
+        let hello = match hello {
             Ok(hello) => hello,
             Err(e) => {
                 // The call may have been made although what followed it failed.
@@ -124,19 +134,20 @@ impl<'t> Infected<'t> {
     /// Makes the mapping: read-execute as a whole, because no page may ever be writable and executable
     /// (a process can forbid that); then the blob itself, from its own code, makes its data and stack
     /// read-write, and goes on with its first command. So a single system call runs without the blob's net.
-    fn map(&mut self, frame_len: u64, command: Command, args: [u64; 6], input: &[u8]) -> Result<Control> {
+    /// `insist` says to raise limits that stand in the way.
+    fn map(&mut self, command: Command, args: [u64; 6], input: &[u8], insist: bool) -> Result<Control> {
         let mut raised = None;
         if let Some(ledger) = self.task.ledger() {
             self.entry = ledger.enter(self.task.pid(), self.task.dir(), self.area.len)?;
         }
         let base = match self.map_region() {
-            Err(e) if is_limit(&e) => {
+            Err(e) if is_limit(&e) && insist => {
                 raised = Some(limits::Raised::new(self.task.pid())?);
                 self.map_region().map_err(|e| limits::Raised::explain(self.task.pid(), e))?
             }
             other => other?,
         };
-        self.area = Area::new(base, &PARASITE, frame_len);
+        self.area = self.area.at(base);
         self.mapped = true;
         if let Some(entry) = &self.entry {
             entry.mapped(base);
@@ -158,7 +169,7 @@ impl<'t> Infected<'t> {
         self.write_through(&[(base, &image), (a.data, input), (a.frame, &self.frame(thread)?.bytes)])?;
         self.framed.set(Some(thread.tid()));
         match self.first_call(thread) {
-            Err(e) if is_limit(&e) && raised.is_none() => {
+            Err(e) if is_limit(&e) && insist && raised.is_none() => {
                 raised = Some(limits::Raised::new(self.task.pid())?);
                 self.first_call(thread).map_err(|e| limits::Raised::explain(self.task.pid(), e))?;
             }
@@ -304,7 +315,7 @@ impl<'t> Infected<'t> {
     }
 
     /// What every control block holds.
-    fn control(&self, thread: &StoppedThread) -> Result<Control> {
+    pub(super) fn control(&self, thread: &StoppedThread) -> Result<Control> {
         let (rseq_cs_at, rseq_cs) = thread.rseq_word().unwrap_or((0, 0));
         Ok(Control {
             build: PARASITE.build,
@@ -321,13 +332,18 @@ impl<'t> Infected<'t> {
 
     /// Where the thread would go if we died while it is in the blob.
     fn frame(&self, thread: &StoppedThread) -> Result<SigFrame> {
+        self.frame_at(thread, self.area.frame)
+    }
+
+    /// The same, to be put at this address.
+    pub(super) fn frame_at(&self, thread: &StoppedThread, at: u64) -> Result<SigFrame> {
         let mut regs = *thread.regs();
         regs.settle();
-        SigFrame::build(self.area.frame, &regs, thread.xsave(), &self.gadget.layout, thread.sigmask(), None)
+        SigFrame::build(at, &regs, thread.xsave(), &self.gadget.layout, thread.sigmask(), None)
     }
 
     /// A thread that blocks the end signal might have one pending: there, system calls are watched.
-    fn signal_for(&self, thread: &StoppedThread) -> u64 {
+    pub(super) fn signal_for(&self, thread: &StoppedThread) -> u64 {
         match self.end_signal {
             0 => 0,
             signal if thread.sigmask() & bit(signal as i32) != 0 => 0,
@@ -339,14 +355,27 @@ impl<'t> Infected<'t> {
     fn visit(&self, thread: &StoppedThread, entry: u64, limit: Duration) -> Result<crate::arch::Regs> {
         let a = &self.area;
         let regs = thread.regs().for_call(entry, a.stack_top(), a.control);
-        let end = End::Blob { at: a.base + PARASITE_END, signal: self.signal_for(thread) as i32, limit };
-        visit::run(thread, &regs, end).inspect_err(|e| {
-            if !matches!(e.kind(), Kind::TaskDied(_))
-                && let Err(second) = self.ignore_again()
-            {
-                log::error!("task {}: {second}", self.task.pid());
-            }
-        })
+        visit::run(thread, &regs, self.end(thread, limit)).map_err(|e| self.after_crash(e))
+    }
+
+    fn end(&self, thread: &StoppedThread, limit: Duration) -> End {
+        End::Blob { at: self.area.base + PARASITE_END, signal: self.signal_for(thread) as i32, limit }
+    }
+
+    /// A visit of a thread that uses this slot.
+    pub(super) fn visit_of<'a>(&self, thread: &'a StoppedThread, slot: &Slot) -> Visit<'a> {
+        let regs = thread.regs().for_call(self.area.base + PARASITE_ENTRY, slot.control, slot.control);
+        Visit::new(thread, regs, self.end(thread, visit::LIMIT))
+    }
+
+    /// When the blob has failed.
+    pub(super) fn after_crash(&self, e: Error) -> Error {
+        if !matches!(e.kind(), Kind::TaskDied(_))
+            && let Err(second) = self.ignore_again()
+        {
+            log::error!("task {}: {second}", self.task.pid());
+        }
+        e
     }
 
     /// A fault whose signal the process ignores makes the kernel set the signal's action to its

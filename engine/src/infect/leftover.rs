@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Gadget, Hints, StoppedTask, area::Area, blob::PARASITE, ledger::Guest};
+use super::{Gadget, Hints, StoppedTask, area::{Area, TOGETHER}, blob::PARASITE, ledger::Guest};
 use crate::{
     arch::SigFrame,
     error::{Error, Kind, Result},
@@ -109,10 +109,10 @@ pub fn remove_from(task: &StoppedTask, maps: &[Map]) -> Result<bool> {
     let mut any = false;
     // As long as one that we would make: nothing may have been written to it yet.
     let frame_len = task.threads().iter().map(|t| SigFrame::max_len(t.xsave())).max().unwrap_or(0);
-    let whole = Area::new(0, &PARASITE, frame_len as u64).len;
+    let whole = [0, TOGETHER].map(|slots| Area::new(0, &PARASITE, frame_len as u64, slots).len);
     for (i, map) in maps.iter().enumerate().filter(|(_, m)| suspect(m)) {
         let mut code = [0; BEGINNING];
-        let empty = map.len() == whole && !map.touched;
+        let empty = whole.contains(&map.len()) && !map.touched;
         let mut ours =
             || vm::read(task.live(), map.start, &mut code).is_ok() && code == PARASITE.code()[..BEGINNING];
         if !empty && !ours() {

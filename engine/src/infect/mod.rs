@@ -25,6 +25,7 @@
 //! attached.
 
 mod area;
+mod batch;
 pub mod blob;
 mod calls;
 mod fault;
@@ -45,6 +46,7 @@ mod thread;
 mod visit;
 mod whole;
 
+pub use batch::Asked;
 pub use infected::Infected;
 pub use ledger::{Guest, Ledger};
 pub use leftover::{cure as cure_leftover, remove_from as remove_leftover};

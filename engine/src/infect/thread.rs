@@ -1,7 +1,7 @@
 //! One stopped thread and everything a visit could change of it.
 
 use std::{
-    cell::OnceCell,
+    sync::OnceLock,
     time::{Duration, Instant},
 };
 
@@ -46,7 +46,7 @@ pub struct StoppedThread {
     xsave: Xsave,
     sigmask: u64,
     /// Unset where the kernel does not tell; then an infection finds out.
-    rseq: OnceCell<Option<Rseq>>,
+    rseq: OnceLock<Option<Rseq>>,
     sud: SudConfig,
 }
 
@@ -77,7 +77,7 @@ impl StoppedThread {
             regs,
             xsave: read_xsave(tid, &mut bytes)?,
             sigmask: ptrace::get_sigmask(tid)?,
-            rseq: if kernel.get_rseq_conf { OnceCell::from(read_rseq(tid)?) } else { OnceCell::new() },
+            rseq: if kernel.get_rseq_conf { OnceLock::from(read_rseq(tid)?) } else { OnceLock::new() },
             sud: match ptrace::get_syscall_user_dispatch(tid) {
                 Ok(sud) => sud,
                 // Before Linux 6.4.

@@ -59,27 +59,25 @@ impl End {
 /// Runs `thread` from `regs` to `end` and gives the registers it had there. Whatever happens, the thread
 /// is its own again afterwards, in an event stop, unless it died.
 pub(super) fn run(thread: &StoppedThread, regs: &Regs, end: End) -> Result<Regs> {
-    let deadline = Instant::now() + end.limit();
-    let mut visit =
-        Visit { thread, end, start: regs.rip, masked: false, rests: false, entered: false, deadline };
-    let outcome = visit.go(regs);
-    match outcome {
+    let mut visit = Visit::new(thread, *regs, end);
+    match visit.begin().and_then(|()| visit.go_on(None)) {
         Ok(Stop { regs, signal }) => visit.leave(signal).map(|()| regs),
-        Err(e) if matches!(e.kind(), Kind::TaskDied(_)) => Err(e),
         Err(e) => {
-            if let Err(second) = visit.recover() {
-                log::error!("thread {}: can't be put back: {second}", thread.tid);
-            }
+            visit.give_up();
             Err(e)
         }
     }
 }
 
-struct Visit<'a> {
+pub(super) struct Visit<'a> {
     thread: &'a StoppedThread,
     end: End,
-    /// Address it starts from.
-    start: u64,
+    /// Registers it starts from.
+    start: Regs,
+    /// Whether something of the thread may not be its own.
+    away: bool,
+    /// Whether the blob came to its end, where the vector registers are the thread's.
+    whole: bool,
     /// Whether the call of a system call visit has begun.
     entered: bool,
     /// Whether the thread's signal mask is not its own.
@@ -90,14 +88,28 @@ struct Visit<'a> {
 }
 
 /// The end of a visit: the registers there, and a signal that is not ours and must go back.
-struct Stop {
+pub(super) struct Stop {
     regs: Regs,
     signal: i32,
 }
 
-impl Visit<'_> {
-    fn go(&mut self, regs: &Regs) -> Result<Stop> {
+impl<'a> Visit<'a> {
+    pub(super) fn new(thread: &'a StoppedThread, start: Regs, end: End) -> Visit<'a> {
+        let deadline = Instant::now() + end.limit();
+        let no = false;
+        Visit { thread, end, start, away: no, whole: no, masked: no, rests: no, entered: no, deadline }
+    }
+
+    /// The thread.
+    pub(super) fn thread(&self) -> &'a StoppedThread {
+        self.thread
+    }
+
+    /// Sets out.
+    pub(super) fn begin(&mut self) -> Result<()> {
         let tid = self.thread.tid;
+        self.away = true;
+        let regs = &{ self.start };
         if self.thread.syscall_user_dispatch().mode != 0 {
             ptrace::set_syscall_user_dispatch(tid, &SudConfig::default())?;
         }
@@ -124,14 +136,55 @@ impl Visit<'_> {
             }
         }
         self.resume(0)?;
-        faults::point(self.name("infect-call-running", "infect-blob-running"))?;
+        faults::point(self.name("infect-call-running", "infect-blob-running"))
+    }
+
+    /// Waits for the next stop.
+    pub(super) fn wait(&self) -> Result<Status> {
+        let tid = self.thread.tid;
+        next_stop(tid, self.deadline)?.ok_or_else(|| stuck(tid, "did not come back from injected code"))
+    }
+
+    /// Goes on from a stop, or from a thread that runs, to the end.
+    pub(super) fn go_on(&mut self, mut status: Option<Status>) -> Result<Stop> {
         loop {
-            let status = next_stop(tid, self.deadline)?
-                .ok_or_else(|| stuck(tid, "did not come back from injected code"))?;
-            if let Some(stop) = self.look(status)? {
+            let now = match status.take() {
+                Some(status) => status,
+                None => self.wait()?,
+            };
+            if let Some(stop) = self.look(now)? {
+                self.whole = true;
                 faults::point(self.name("infect-call-ended", "infect-blob-ended"))?;
                 return Ok(stop);
             }
+        }
+    }
+
+    /// Whether a stop is that of the blob's own signal, given that the blob has done all but send it: from outside
+    /// a signal of the same number makes no difference, since the thread neither blocks nor minds it.
+    pub(super) fn is_end(&self, status: Status) -> bool {
+        matches!(self.end, End::Blob { signal, .. } if signal != 0 && status == Status::Signal(signal))
+    }
+
+    /// Gives the thread back to itself at such an end.
+    pub(super) fn end(&mut self) -> Result<()> {
+        (self.whole, self.rests) = (true, true);
+        faults::point("infect-blob-ended")?;
+        self.leave(0)
+    }
+
+    /// Gives the thread back at the end that [`Visit::go_on`] found.
+    pub(super) fn end_at(&mut self, stop: Stop) -> Result<()> {
+        self.leave(stop.signal)
+    }
+
+    /// After an error: the thread is put back, if it has not been yet.
+    pub(super) fn give_up(&mut self) {
+        if self.away
+            && let Err(e) = self.recover()
+            && !matches!(e.kind(), Kind::TaskDied(_))
+        {
+            log::error!("thread {}: can't be put back: {e}", self.thread.tid);
         }
     }
 
@@ -207,7 +260,8 @@ impl Visit<'_> {
         if FAULTS & bit(signal) == 0 || ptrace::get_siginfo(self.thread.tid)?.code() <= 0 {
             return Ok(false);
         }
-        let waited = matches!(self.end, End::Blob { .. }) && self.thread.current_regs()?.rip == self.start;
+        let waited =
+            matches!(self.end, End::Blob { .. }) && self.thread.current_regs()?.rip == self.start.rip;
         Ok(!waited)
     }
 
@@ -243,7 +297,8 @@ impl Visit<'_> {
         if net && self.masked {
             ptrace::set_sigmask(self.thread.tid, self.thread.sigmask())?;
         }
-        self.thread.put_back(blob)?;
+        // Between an end that was found and this nothing has run.
+        self.thread.put_back(blob && !self.whole)?;
         let undone = faults::point(self.name("infect-call-undone", "infect-blob-undone"));
         if !net && self.masked {
             ptrace::set_sigmask(self.thread.tid, self.thread.sigmask())?;
@@ -253,12 +308,14 @@ impl Visit<'_> {
         if !(self.rests && signal == 0) {
             self.thread.park(signal, self.deadline)?;
         }
+        self.away = false;
         undone
     }
 
     /// After an error: whatever the thread does, it is stopped and put back.
     fn recover(&mut self) -> Result<()> {
         self.deadline = Instant::now() + LIMIT;
+        self.whole = false;
         let tid = self.thread.tid;
         // A thread that is stopped takes requests; one that still runs must be stopped first.
         if matches!(self.thread.current_regs(), Err(e) if matches!(e.kind(), Kind::TaskDied(_))) {

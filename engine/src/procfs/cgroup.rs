@@ -16,21 +16,21 @@ pub struct Member {
 
 /// Memberships of the task or thread.
 pub fn read(dir: &ProcDir) -> Result<Vec<Member>> {
-    read_file(dir, "cgroup")
+    let bytes = content(dir, "cgroup")?;
+    parse(&bytes).ok_or_else(|| dir.strange("cgroup", &bytes))
 }
 
-/// Memberships of thread `tid` of the task.
-pub fn read_thread(dir: &ProcDir, tid: RealPid) -> Result<Vec<Member>> {
-    read_file(dir, &format!("task/{tid}/cgroup"))
+/// The content of the file of thread `tid` of the task, to be parsed; empty without control groups.
+pub fn read_thread(dir: &ProcDir, tid: RealPid) -> Result<Vec<u8>> {
+    content(dir, &format!("task/{tid}/cgroup"))
 }
 
-fn read_file(dir: &ProcDir, name: &str) -> Result<Vec<Member>> {
-    let bytes = match dir.read(name) {
+fn content(dir: &ProcDir, name: &str) -> Result<Vec<u8>> {
+    match dir.read(name) {
         // A kernel without control groups.
-        Err(e) if e.errno() == Some(libc::ENOENT) => return Ok(Vec::new()),
-        other => other?,
-    };
-    parse(&bytes).ok_or_else(|| dir.strange(name, &bytes))
+        Err(e) if e.errno() == Some(libc::ENOENT) => Ok(Vec::new()),
+        other => other,
+    }
 }
 
 /// Parses the content of the file.

@@ -14,6 +14,10 @@ use crate::{
 /// `pending` is the mask of the status file: a signal in it without information in the queue was sent while
 /// the queue was full. Such a one is stored as sent by the kernel, which is what the receiver would see.
 pub fn dump(tid: RealPid, shared: bool, pending: u64) -> Result<pb::SignalQueueEntry> {
+    if !shared && pending == 0 {
+        // Whatever is in the queue is in the mask, and there may be thousands of threads.
+        return Ok(pb::SignalQueueEntry::default());
+    }
     let mut signals: Vec<Vec<u8>> =
         ptrace::peek_siginfo(tid, shared)?.iter().map(|info| info.0.to_vec()).collect();
     let queued = signals.iter().filter_map(|s| signo(s)).fold(0u64, |mask, n| mask | 1 << (n - 1));

@@ -9,7 +9,10 @@
 // CPUID became a safe function in later toolchains than the oldest supported one.
 #![allow(unused_unsafe)]
 
-use std::arch::x86_64::{__cpuid, __cpuid_count};
+use std::{
+    arch::x86_64::{__cpuid, __cpuid_count},
+    sync::OnceLock,
+};
 
 /// Bytes of the part that every area starts with: x87 and SSE state, then the header.
 pub const LEGACY: usize = 512;
@@ -27,8 +30,14 @@ pub struct Layout {
 }
 
 impl Layout {
-    /// Of the processor this runs on, with what its kernel has switched on.
+    /// Of the processor this runs on, with what its kernel has switched on. Found out once: in a virtual machine
+    /// each question goes to the host.
     pub fn host() -> Layout {
+        static HOST: OnceLock<Layout> = OnceLock::new();
+        HOST.get_or_init(Layout::ask).clone()
+    }
+
+    fn ask() -> Layout {
         let mut layout = Layout { components: [(0, 0); 64], features: 3 };
         // SAFETY: leaf 0 exists wherever CPUID does.
         let highest = unsafe { __cpuid(0) }.eax;

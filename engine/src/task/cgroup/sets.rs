@@ -32,6 +32,8 @@ pub struct Sets {
     /// In order of their numbers, from 1.
     sets: Vec<Vec<Member>>,
     known: HashMap<Vec<Member>, u32>,
+    /// By the content of the file.
+    by_content: HashMap<Vec<u8>, u32>,
     /// Only hierarchies with these controllers; all when empty.
     only: Vec<String>,
     properties: Known,
@@ -51,6 +53,7 @@ impl Sets {
         let mut sets = Sets {
             sets: Vec::new(),
             known: HashMap::new(),
+            by_content: HashMap::new(),
             only: opts.dump_controllers.clone(),
             properties: Known::new(opts)?,
             freezer: None,
@@ -71,9 +74,15 @@ impl Sets {
         Ok(self.number(cgroup::read(dir)?))
     }
 
-    /// The same of thread `tid` of the task of `dir`.
-    pub fn of_thread(&mut self, dir: &ProcDir, tid: RealPid) -> Result<u32> {
-        Ok(self.number(cgroup::read_thread(dir, tid)?))
+    /// Number of the set that a thread's file tells of, which may be that of thousands of threads.
+    pub fn of_content(&mut self, dir: &ProcDir, content: &[u8]) -> Result<u32> {
+        if let Some(n) = self.by_content.get(content) {
+            return Ok(*n);
+        }
+        let members = cgroup::parse(content).ok_or_else(|| dir.strange("cgroup", content))?;
+        let n = self.number(members);
+        self.by_content.insert(content.to_vec(), n);
+        Ok(n)
     }
 
     fn number(&mut self, mut members: Vec<Member>) -> u32 {
@@ -183,6 +192,7 @@ mod tests {
         Sets {
             sets: Vec::new(),
             known: HashMap::new(),
+            by_content: HashMap::new(),
             only: Vec::new(),
             properties: Known::new(&CgroupOptions::default()).unwrap(),
             freezer: None,
