@@ -180,7 +180,8 @@ pub fn parse(mut source: impl BufRead, name: &str, flags: bool) -> Result<Vec<Ma
     let strange = |line: &[u8]| Error::host(format!("{name} is not understood: {}", super::excerpt(line)));
     loop {
         line.clear();
-        if source.read_until(b'\n', &mut line).call(format!("read({name})"))? == 0 {
+        let read = source.read_until(b'\n', &mut line);
+        if read.map_err(|e| Error::io(format!("read({name})"), &e))? == 0 {
             break;
         }
         let text = line.strip_suffix(b"\n").unwrap_or(&line);

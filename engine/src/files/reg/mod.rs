@@ -267,20 +267,26 @@ impl RegFile {
         self.entry.flags.cast_signed()
     }
 
-    /// Flags for open(2): an unnamed temporary file is opened like any other.
+    /// Flags for open(2) but for O_CLOEXEC: an unnamed temporary file is opened like any other.
     fn open_flags(flags: i32) -> OFlag {
         let mut flags = flags;
         if flags.cast_unsigned() & TMPFILE != 0 {
             flags &= !libc::O_TMPFILE;
         }
-        OFlag::from_bits_retain(flags) | OFlag::O_CLOEXEC
+        OFlag::from_bits_retain(flags) & !OFlag::O_CLOEXEC
     }
 
     /// Opens the file with other flags than the entry's, and checks that it is the one.
     pub(super) fn open_as(&self, flags: i32, cx: &FilesTask<'_>) -> Result<OwnedFd> {
-        if let Some(fd) = cx.inherited(&self.name())? {
-            return Ok(fd);
+        self.open_with(flags, true, cx).map(|(file, _)| file)
+    }
+
+    /// The same, close-on-exec or not as far as it is opened and not duplicated; tells whether it is.
+    fn open_with(&self, flags: i32, mut cloexec: bool, cx: &FilesTask<'_>) -> Result<(OwnedFd, bool)> {
+        if let Some(fd) = cx.inherited(|| self.name())? {
+            return Ok((fd, true));
         }
+        let wanted = if cloexec { OFlag::O_CLOEXEC } else { OFlag::empty() };
         if self.entry.ext() {
             return Err(Error::host(format!("{} must be given from outside", self.name()))
                 .remedy(format!("restore with --inherit-fd fd[N]:{}", self.name())));
@@ -288,18 +294,22 @@ impl RegFile {
         let file = match cx.handle(FileId(self.entry.id)) {
             // Symbolic links cannot be opened through /proc: the handle was made with the right flags.
             Some(handle) if flags & libc::O_PATH != 0 && flags & libc::O_NOFOLLOW != 0 => {
+                cloexec = true;
                 handle.try_clone_to_owned().call("dup")?
             }
             Some(handle) => {
                 let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
-                open(path.as_str(), Self::open_flags(flags) & !OFlag::O_NOFOLLOW, Mode::empty())
-                    .call("open")?
+                let flags = Self::open_flags(flags) & !OFlag::O_NOFOLLOW;
+                open(path.as_str(), flags | wanted, Mode::empty()).call("open")?
             }
-            None => open(self.entry.name.as_slice(), Self::open_flags(flags), Mode::empty()).call("open")?,
+            None => {
+                let flags = Self::open_flags(flags) | wanted;
+                open(self.entry.name.as_slice(), flags, Mode::empty()).call("open")?
+            }
         };
         let stat = fstat(&file).call("fstat")?;
         self.check_size_and_mode(&stat, cx.opts.skip_file_rwx_check)?;
-        Ok(file)
+        Ok((file, cloexec))
     }
 
     fn check_size_and_mode(&self, stat: &FileStat, skip_permissions: bool) -> Result<()> {
@@ -343,7 +353,7 @@ impl RestoredFile for RegFile {
     }
 
     fn preflight(&self, cx: &Preflight<'_>) -> Result<()> {
-        if cx.inherited(&self.name()) {
+        if cx.inherited(|| self.name()) {
             return Ok(());
         }
         if self.entry.ext() {
@@ -360,10 +370,7 @@ impl RestoredFile for RegFile {
             return Ok(());
         }
         let path = self.linked.as_deref().unwrap_or(&self.entry.name);
-        let stat = match self.flags() & libc::O_NOFOLLOW {
-            0 => fstatat(AT_FDCWD, path, AtFlags::empty()),
-            _ => stat_of(path),
-        };
+        let stat = cx.stat(path, self.flags() & libc::O_NOFOLLOW == 0);
         self.check_size_and_mode(&stat.call("stat")?, cx.opts.skip_file_rwx_check)?;
         if cx.opts.common.file_validation == FileValidation::BuildId && self.linked.is_none() {
             self.check_build_id()?;
@@ -382,13 +389,19 @@ impl RestoredFile for RegFile {
     }
 
     fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {
-        let file = self.open_as(self.flags(), cx)?;
+        let wanted = cx.first_cloexec(FileId(self.entry.id));
+        let (file, cloexec) = self.open_with(self.flags(), wanted, cx)?;
+        cx.opened_cloexec = Some(cloexec);
         let pos = self.entry.pos;
         // A file that was just opened stands at 0, and some cannot be moved at all.
         if self.flags() & libc::O_PATH == 0 && pos != 0 && pos != NO_POSITION {
             lseek(&file, pos.cast_signed(), Whence::SeekSet).call("lseek")?;
         }
         Ok(file)
+    }
+
+    fn has_finish(&self) -> bool {
+        false
     }
 
     fn fown(&self) -> Option<&pb::FownEntry> {
