@@ -45,8 +45,8 @@ const OTHER_ARCHITECTURES: &[&str] = &["arm", "aarch64", "ppc64", "s390", "mips"
 /// What files.img may say of an open file that is none of a path: boxed, since an entry has one of them at most and
 /// there may be very many entries.
 const OTHER_FILES: &[&str] = &[
-    "isk", "nsf", "psk", "nlsk", "efd", "epfd", "sgfd", "tunf", "tfd", "ify", "ffy", "ext", "usk", "fifo", "pipe",
-    "tty", "memfd", "bpf", "pidfd",
+    "isk", "nsf", "psk", "nlsk", "efd", "epfd", "sgfd", "tunf", "tfd", "ify", "ffy", "ext", "usk", "fifo",
+    "pipe", "tty", "memfd", "bpf", "pidfd",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -204,7 +204,8 @@ fn ask(
     let intervals = infected.itimers()?;
     let ids: Vec<i32> = timers.iter().map(|t| t.id.cast_signed()).collect();
     let left = infected.posix_timers(&ids)?;
-    cx.files.task_fds(task.dir.pid(), &task.ids, &task.dir, &mut |fd| infected.take_fd(fd))?;
+    let (pid, pidfd) = (task.dir.pid(), infected.pidfd()?);
+    cx.files.task_fds(pid, &task.ids, &task.dir, pidfd, &mut |fd| infected.take_fd(fd))?;
     // After its descriptors were listed: this takes one for a moment.
     cx.track.enter(track, infected);
     let policies = infected.policies(&more::starts(vmas))?.into_iter();

@@ -63,7 +63,12 @@ impl FileKind for FanotifyKind {
             evflags: group.1,
             mark: marks,
         };
-        Ok(pb::FileEntry { r#type: FdType::Fanotify as i32, id: id.0, ffy: Some(ffy.into()), ..Default::default() })
+        Ok(pb::FileEntry {
+            r#type: FdType::Fanotify as i32,
+            id: id.0,
+            ffy: Some(ffy.into()),
+            ..Default::default()
+        })
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {

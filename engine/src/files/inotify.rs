@@ -52,7 +52,12 @@ impl FileKind for InotifyKind {
             wd.push(watch);
         }
         let ify = pb::InotifyFileEntry { id: id.0, flags: info.flags, fown: fd.fown, wd };
-        Ok(pb::FileEntry { r#type: FdType::Inotify as i32, id: id.0, ify: Some(ify.into()), ..Default::default() })
+        Ok(pb::FileEntry {
+            r#type: FdType::Inotify as i32,
+            id: id.0,
+            ify: Some(ify.into()),
+            ..Default::default()
+        })
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {

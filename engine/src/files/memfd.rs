@@ -70,7 +70,11 @@ impl FileKind for Memfd {
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let entry = entry.memfd.as_deref().copied().ok_or_else(|| Error::image("files.img: a memfd entry without memfd"))?;
+        let entry = entry
+            .memfd
+            .as_deref()
+            .copied()
+            .ok_or_else(|| Error::image("files.img: a memfd entry without memfd"))?;
         let inode = plan.memfds()?.use_inode(&entry)?;
         Ok(Box::new(MemfdFile { entry, name: inode.name, original: inode.original }))
     }
@@ -81,7 +85,12 @@ pub(super) fn dump(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result
     let inode_id = out_inode(fd, out)?;
     let info = &fd.probe.info;
     let memfd = pb::MemfdFileEntry { id: id.0, flags: info.flags, pos: info.pos, fown: fd.fown, inode_id };
-    Ok(pb::FileEntry { r#type: FdType::Memfd as i32, id: id.0, memfd: Some(memfd.into()), ..Default::default() })
+    Ok(pb::FileEntry {
+        r#type: FdType::Memfd as i32,
+        id: id.0,
+        memfd: Some(memfd.into()),
+        ..Default::default()
+    })
 }
 
 /// Inodes a dump has met.

@@ -60,7 +60,11 @@ impl FileKind for Nsfile {
     }
 
     fn collect(&self, entry: &pb::FileEntry, _: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let entry = entry.nsf.as_deref().copied().ok_or_else(|| Error::image("files.img: a namespace entry without nsf"))?;
+        let entry = entry
+            .nsf
+            .as_deref()
+            .copied()
+            .ok_or_else(|| Error::image("files.img: a namespace entry without nsf"))?;
         let kind = KINDS.iter().find(|(_, flag)| *flag == entry.ns_cflag);
         let (name, _) = *kind
             .ok_or_else(|| Error::image(format!("files.img: there is no namespace {:#x}", entry.ns_cflag)))?;

@@ -126,7 +126,7 @@ impl Trip {
         );
         let proc = ProcDir::open(pid)?;
         let ids = pb::TaskKobjIdsEntry { files_id: 1, net_ns_id: Some(7), ..Default::default() };
-        out.task_fds(pid, &ids, &proc, &mut |fd| pidfd::getfd(target.as_fd(), fd))?;
+        out.task_fds(pid, &ids, &proc, Some(target.as_fd()), &mut |fd| pidfd::getfd(target.as_fd(), fd))?;
         out.finish(false).map(drop)
     }
 

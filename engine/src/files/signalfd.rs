@@ -38,7 +38,11 @@ impl FileKind for Signalfd {
     }
 
     fn collect(&self, entry: &pb::FileEntry, _: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let entry = entry.sgfd.as_deref().copied().ok_or_else(|| Error::image("files.img: a signalfd entry without sgfd"))?;
+        let entry = entry
+            .sgfd
+            .as_deref()
+            .copied()
+            .ok_or_else(|| Error::image("files.img: a signalfd entry without sgfd"))?;
         Ok(Box::new(SignalfdFile(entry)))
     }
 }

@@ -4,6 +4,8 @@
 //! An image holds the path, never the content: the restore opens the path again and checks that what it finds
 //! is what was dumped (size, build-id, mode). So the dump must make sure that the path leads to the inode.
 
+mod known;
+
 use std::os::{
     fd::{AsRawFd, OwnedFd},
     unix::ffi::OsStrExt,
@@ -20,6 +22,7 @@ use nix::{
 };
 use rcriu_images::pb;
 
+pub(super) use self::known::Known;
 use super::{
     DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, OpenHow, PlanFiles, Preflight, RestoredFile,
     build_id,
@@ -99,7 +102,7 @@ pub(super) fn dump_path(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> R
     if probe.file_type() == SFlag::S_IFREG && must_keep_size(entry.flags) {
         entry.size = Some(stat.st_size.cast_unsigned());
         if out.opts.common.file_validation == FileValidation::BuildId {
-            entry.build_id = dump_build_id(fd)?;
+            entry.build_id = out.known.build_id(fd);
         }
     }
     Ok(pb::FileEntry { r#type: FdType::Reg as i32, id: id.0, reg: Some(entry), ..Default::default() })
@@ -120,9 +123,9 @@ fn must_keep_size(flags: u32) -> bool {
     !(flags & libc::O_ACCMODE == libc::O_WRONLY && flags & libc::O_APPEND != 0)
 }
 
-fn dump_build_id(fd: &DrainedFd) -> Result<Vec<u32>> {
+fn dump_build_id(fd: &DrainedFd) -> Vec<u32> {
     if fd.probe.stat.st_size < 5 {
-        return Ok(Vec::new());
+        return Vec::new();
     }
     // Not blocking: somebody may hold a lease on the file.
     let path = format!("/proc/self/fd/{}", fd.file.as_raw_fd());
@@ -138,7 +141,7 @@ fn dump_build_id(fd: &DrainedFd) -> Result<Vec<u32>> {
             log::warn!("no build-id of {}: {e}", fd.probe.link_text());
             None
         });
-    Ok(found.unwrap_or_default())
+    found.unwrap_or_default()
 }
 
 /// Finds out by which name a restore can find the file; makes one where there is none.
@@ -165,7 +168,7 @@ fn name_of(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<Vec<u8>
         ghost::dump_linked(fd, link, id, out)?;
         return Ok(link.clone());
     }
-    match stat_of(link) {
+    match out.known.stat(link) {
         Ok(found) => {
             same_inode(probe, &found, out)?;
             Ok(link.clone())

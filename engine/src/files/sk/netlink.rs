@@ -115,8 +115,11 @@ impl FileKind for Netlink {
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
         let more = plan.more(FileId(entry.id)).and_then(|more| more.netlink.clone());
-        let entry =
-            entry.nlsk.as_deref().cloned().ok_or_else(|| Error::image("files.img: a netlink entry without socket"))?;
+        let entry = entry
+            .nlsk
+            .as_deref()
+            .cloned()
+            .ok_or_else(|| Error::image("files.img: a netlink entry without socket"))?;
         Ok(Box::new(NetlinkFile { entry, more: more.unwrap_or_default() }))
     }
 }
