@@ -42,6 +42,13 @@ const OS_STRINGS: &[(&str, &str)] = &[
 /// Registers of these are decoded but hardly ever there: boxed, to keep a core small.
 const OTHER_ARCHITECTURES: &[&str] = &["arm", "aarch64", "ppc64", "s390", "mips", "loongarch64", "riscv64"];
 
+/// What files.img may say of an open file that is none of a path: boxed, since an entry has one of them at most and
+/// there may be very many entries.
+const OTHER_FILES: &[&str] = &[
+    "isk", "nsf", "psk", "nlsk", "efd", "epfd", "sgfd", "tunf", "tfd", "ify", "ffy", "ext", "usk", "fifo",
+    "pipe", "tty", "memfd", "bpf", "pidfd",
+];
+
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     println!("cargo:rerun-if-changed=proto");
     println!("cargo:rerun-if-changed=build.rs");
@@ -61,6 +68,9 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     config.out_dir(&out).enable_type_names();
     for arch in OTHER_ARCHITECTURES {
         config.boxed(format!(".criu.core_entry.ti_{arch}"));
+    }
+    for file in OTHER_FILES {
+        config.boxed(format!(".criu.file_entry.{file}"));
     }
     config.compile_fds(set)?;
     Ok(())

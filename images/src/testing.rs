@@ -108,11 +108,11 @@ impl SmallSet {
                 reg(1, b"/bin/prog"),
                 reg(2, b"/"),
                 pb::FileEntry {
-                    pipe: Some(pb::PipeEntry { id: 3, pipe_id: 77, ..Default::default() }),
+                    pipe: Some(pb::PipeEntry { id: 3, pipe_id: 77, ..Default::default() }.into()),
                     ..file(3, FdTypes::Pipe)
                 },
                 pb::FileEntry {
-                    isk: Some(pb::InetSkEntry {
+                    isk: Some(Box::new(pb::InetSkEntry {
                         id: 4,
                         ino: 0x1f,
                         family: 2,
@@ -121,7 +121,7 @@ impl SmallSet {
                         state: 1,
                         dst_port: 80,
                         ..Default::default()
-                    }),
+                    })),
                     ..file(4, FdTypes::Inetsk)
                 },
             ],

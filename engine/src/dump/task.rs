@@ -72,18 +72,14 @@ pub(super) fn dump(
     whole(task, stopped, told, alone, cx).during(|| refuse::name(task.pid))
 }
 
-fn whole(
-    task: &Task,
-    stopped: &StoppedTask,
-    told: Told,
-    alone: bool,
-    cx: &mut DumpCx<'_>,
-) -> Result<()> {
+fn whole(task: &Task, stopped: &StoppedTask, told: Told, alone: bool, cx: &mut DumpCx<'_>) -> Result<()> {
     let dir = &task.dir;
     // Mappings, status and signals are read before anything of ours is in the task.
     let (protected, maps) = match cx.background.protected(task.pid).filter(|_| alone) {
         Some(protected) => protected.settled(stopped, dir)?,
-        None => (None, told.maps.map_or_else(|| whole_maps(stopped, dir), |maps| clean(stopped, dir, maps?))?),
+        None => {
+            (None, told.maps.map_or_else(|| whole_maps(stopped, dir), |maps| clean(stopped, dir, maps?))?)
+        }
     };
     let (statuses, groups): (Vec<Status>, Vec<_>) = told.threads?.into_iter().unzip();
     let groups: Vec<u32> =
@@ -225,7 +221,8 @@ fn ask(
     let intervals = infected.itimers()?;
     let ids: Vec<i32> = timers.iter().map(|t| t.id.cast_signed()).collect();
     let left = infected.posix_timers(&ids)?;
-    cx.files.task_fds(task.dir.pid(), &task.ids, &task.dir, &mut |fd| infected.take_fd(fd))?;
+    let (pid, pidfd) = (task.dir.pid(), infected.pidfd()?);
+    cx.files.task_fds(pid, &task.ids, &task.dir, pidfd, &mut |fd| infected.take_fd(fd))?;
     // After its descriptors were listed: this takes one for a moment.
     cx.track.enter(track, infected);
     let policies = infected.policies(&more::starts(vmas))?.into_iter();

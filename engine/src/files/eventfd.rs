@@ -33,11 +33,20 @@ impl FileKind for Eventfd {
             out.more(pb::RcriuFileEntry { id: id.0, semaphore: Some(true), ..Default::default() })?;
         }
         let efd = pb::EventfdFileEntry { id: id.0, flags: info.flags, fown: fd.fown, counter };
-        Ok(pb::FileEntry { r#type: FdType::Eventfd as i32, id: id.0, efd: Some(efd), ..Default::default() })
+        Ok(pb::FileEntry {
+            r#type: FdType::Eventfd as i32,
+            id: id.0,
+            efd: Some(efd.into()),
+            ..Default::default()
+        })
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let entry = entry.efd.ok_or_else(|| Error::image("files.img: an eventfd entry without efd"))?;
+        let entry = entry
+            .efd
+            .as_deref()
+            .copied()
+            .ok_or_else(|| Error::image("files.img: an eventfd entry without efd"))?;
         let semaphore = plan.more(FileId(entry.id)).is_some_and(pb::RcriuFileEntry::semaphore);
         Ok(Box::new(EventfdFile { entry, semaphore }))
     }

@@ -50,7 +50,7 @@ impl FileKind for Eventpoll {
             tfd: tfd.collect::<Result<_>>()?,
         };
         let r#type = FdType::Eventpoll as i32;
-        Ok(pb::FileEntry { r#type, id: id.0, epfd: Some(epfd), ..Default::default() })
+        Ok(pb::FileEntry { r#type, id: id.0, epfd: Some(epfd.into()), ..Default::default() })
     }
 
     fn is_late(&self) -> bool {
@@ -98,7 +98,7 @@ impl FileKind for Eventpoll {
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let entry = entry.epfd.clone();
+        let entry = entry.epfd.as_deref().cloned();
         let entry = entry.ok_or_else(|| Error::image("files.img: an epoll entry without epfd"))?;
         let more = plan.more(FileId(entry.id)).map(|more| more.target.as_slice()).unwrap_or_default();
         let mut targets: Vec<Target> = entry

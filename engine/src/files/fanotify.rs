@@ -63,11 +63,16 @@ impl FileKind for FanotifyKind {
             evflags: group.1,
             mark: marks,
         };
-        Ok(pb::FileEntry { r#type: FdType::Fanotify as i32, id: id.0, ffy: Some(ffy), ..Default::default() })
+        Ok(pb::FileEntry {
+            r#type: FdType::Fanotify as i32,
+            id: id.0,
+            ffy: Some(ffy.into()),
+            ..Default::default()
+        })
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let entry = entry.ffy.clone();
+        let entry = entry.ffy.as_deref().cloned();
         let entry = entry.ok_or_else(|| Error::image("files.img: a fanotify entry without ffy"))?;
         let mut ghosts = HashMap::new();
         for (at, mark) in entry.mark.iter().enumerate() {

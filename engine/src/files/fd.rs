@@ -1,5 +1,6 @@
 //! Descriptors: what is known of one before its kind is, its flags, and the owner of its signals.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::{
@@ -57,6 +58,31 @@ pub struct DrainedFd {
     pub fown: pb::FownEntry,
 }
 
+/// What is the same for all files of a file system, asked for once.
+#[derive(Debug)]
+pub struct Host {
+    /// Device of the kernel's own tmpfs.
+    pub shmem_dev: u64,
+    /// Kinds of file systems by the number of a mount: an open file keeps its mount, and with it the number.
+    mounts: HashMap<i32, FsType>,
+}
+
+impl Host {
+    /// `shmem_dev` is the device of the kernel's own tmpfs.
+    pub fn new(shmem_dev: u64) -> Host {
+        Host { shmem_dev, mounts: HashMap::new() }
+    }
+
+    fn file_system(&mut self, file: BorrowedFd<'_>, mount: Option<i32>) -> Result<FsType> {
+        if let Some(known) = mount.and_then(|mount| self.mounts.get(&mount)) {
+            return Ok(*known);
+        }
+        let kind = fstatfs(file).call("fstatfs")?.filesystem_type();
+        self.mounts.extend(mount.map(|mount| (mount, kind)));
+        Ok(kind)
+    }
+}
+
 impl FdProbe {
     /// Looks at descriptor `fd` of a task, `file` being the same open file.
     pub fn of_fd(
@@ -64,19 +90,19 @@ impl FdProbe {
         task: RealPid,
         fd: i32,
         file: BorrowedFd<'_>,
-        shmem_dev: u64,
+        host: &mut Host,
     ) -> Result<Self> {
         let info = FdInfo::read(proc, fd)?;
-        Self::new(task, Some(fd), info, file, shmem_dev)
+        Self::new(task, Some(fd), info, file, host)
     }
 
     /// Looks at an open file of ours that stands for something of a task's which is no descriptor.
-    pub fn of_path(task: RealPid, file: BorrowedFd<'_>, shmem_dev: u64) -> Result<Self> {
+    pub fn of_path(task: RealPid, file: BorrowedFd<'_>, host: &mut Host) -> Result<Self> {
         let proc = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
         let mut info = FdInfo::read(&proc, file.as_raw_fd())?;
         // How we opened it says nothing about the task.
         (info.flags, info.pos) = (0, 0);
-        Self::new(task, None, info, file, shmem_dev)
+        Self::new(task, None, info, file, host)
     }
 
     fn new(
@@ -84,17 +110,17 @@ impl FdProbe {
         fd: Option<i32>,
         mut info: FdInfo,
         file: BorrowedFd<'_>,
-        shmem_dev: u64,
+        host: &mut Host,
     ) -> Result<Self> {
         let cloexec = info.flags & libc::O_CLOEXEC.cast_unsigned() != 0;
         info.flags &= !libc::O_CLOEXEC.cast_unsigned();
         let link = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).call("readlink")?;
         let stat = fstat(file).call("fstat")?;
-        let fs = fstatfs(file).call("fstatfs")?.filesystem_type();
+        let fs = host.file_system(file, info.mnt_id)?;
         Ok(FdProbe {
             task,
             fd,
-            shmem: stat.st_dev == shmem_dev,
+            shmem: stat.st_dev == host.shmem_dev,
             stat,
             fs,
             socket: SocketKind::of(file, fs)?,
@@ -154,8 +180,8 @@ impl FdProbe {
 
 impl DrainedFd {
     /// Looks at a descriptor of a task; `file` is the same open file.
-    pub fn new(proc: &ProcDir, task: RealPid, fd: i32, file: OwnedFd, shmem_dev: u64) -> Result<Self> {
-        let probe = FdProbe::of_fd(proc, task, fd, file.as_fd(), shmem_dev)?;
+    pub fn new(proc: &ProcDir, task: RealPid, fd: i32, file: OwnedFd, host: &mut Host) -> Result<Self> {
+        let probe = FdProbe::of_fd(proc, task, fd, file.as_fd(), host)?;
         let fown = if probe.info.flags & libc::O_PATH.cast_unsigned() != 0 {
             pb::FownEntry::default()
         } else {

@@ -40,11 +40,20 @@ impl FileKind for Fifo {
             pipe::dump_data(ImageKind::FifoData, fd, id, out)?;
         }
         let fifo = pb::FifoEntry { id: id.0, pipe_id: pipe::number(fd), regf_id: Some(regf.0) };
-        Ok(pb::FileEntry { r#type: FdType::Fifo as i32, id: id.0, fifo: Some(fifo), ..Default::default() })
+        Ok(pb::FileEntry {
+            r#type: FdType::Fifo as i32,
+            id: id.0,
+            fifo: Some(fifo.into()),
+            ..Default::default()
+        })
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let fifo = entry.fifo.ok_or_else(|| Error::image("files.img: a fifo entry without fifo"))?;
+        let fifo = entry
+            .fifo
+            .as_deref()
+            .copied()
+            .ok_or_else(|| Error::image("files.img: a fifo entry without fifo"))?;
         // Older sets have the path under the fifo's own number.
         let regf = FileId(fifo.regf_id.unwrap_or(fifo.id));
         let reg = plan.entries.get(&regf).and_then(|e| e.reg.clone());

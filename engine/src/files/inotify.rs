@@ -52,11 +52,16 @@ impl FileKind for InotifyKind {
             wd.push(watch);
         }
         let ify = pb::InotifyFileEntry { id: id.0, flags: info.flags, fown: fd.fown, wd };
-        Ok(pb::FileEntry { r#type: FdType::Inotify as i32, id: id.0, ify: Some(ify), ..Default::default() })
+        Ok(pb::FileEntry {
+            r#type: FdType::Inotify as i32,
+            id: id.0,
+            ify: Some(ify.into()),
+            ..Default::default()
+        })
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let mut entry = entry.ify.clone();
+        let mut entry = entry.ify.as_deref().cloned();
         if let Some(entry) = &mut entry {
             // Numbers are given out in rising order.
             entry.wd.sort_by_key(|watch| watch.wd);

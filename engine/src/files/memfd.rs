@@ -70,7 +70,11 @@ impl FileKind for Memfd {
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let entry = entry.memfd.ok_or_else(|| Error::image("files.img: a memfd entry without memfd"))?;
+        let entry = entry
+            .memfd
+            .as_deref()
+            .copied()
+            .ok_or_else(|| Error::image("files.img: a memfd entry without memfd"))?;
         let inode = plan.memfds()?.use_inode(&entry)?;
         Ok(Box::new(MemfdFile { entry, name: inode.name, original: inode.original }))
     }
@@ -81,7 +85,12 @@ pub(super) fn dump(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result
     let inode_id = out_inode(fd, out)?;
     let info = &fd.probe.info;
     let memfd = pb::MemfdFileEntry { id: id.0, flags: info.flags, pos: info.pos, fown: fd.fown, inode_id };
-    Ok(pb::FileEntry { r#type: FdType::Memfd as i32, id: id.0, memfd: Some(memfd), ..Default::default() })
+    Ok(pb::FileEntry {
+        r#type: FdType::Memfd as i32,
+        id: id.0,
+        memfd: Some(memfd.into()),
+        ..Default::default()
+    })
 }
 
 /// Inodes a dump has met.
@@ -305,7 +314,7 @@ impl RestoredFile for MemfdFile {
     }
 
     fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {
-        if let Some(outside) = cx.inherited(&self.name())? {
+        if let Some(outside) = cx.inherited(|| self.name())? {
             return Ok(outside);
         }
         let flags = self.entry.flags.cast_signed();
@@ -327,7 +336,7 @@ impl RestoredFile for MemfdFile {
     }
 
     fn open_again(&self, how: OpenHow, cx: &mut FilesTask<'_>) -> Option<Result<OwnedFd>> {
-        Some(match cx.inherited(&self.name()) {
+        Some(match cx.inherited(|| self.name()) {
             Ok(Some(outside)) => Ok(outside),
             Ok(None) => self.reopen(how.flags, cx),
             Err(e) => Err(e),

@@ -14,11 +14,19 @@
 //! ```
 
 use std::{
+    cell::RefCell,
+    collections::HashMap,
     fmt,
     os::fd::{BorrowedFd, OwnedFd},
 };
 
-use nix::sys::statfs::FsType;
+use nix::{
+    fcntl::{AT_FDCWD, AtFlags},
+    sys::{
+        stat::{FileStat, fstatat},
+        statfs::FsType,
+    },
+};
 pub use rcriu_images::pb::FdTypes as FdType;
 use rcriu_images::{ImageDir, pb};
 
@@ -108,6 +116,11 @@ pub trait RestoredFile: fmt::Debug + Send + Sync {
     /// in the order of their ids.
     fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd>;
 
+    /// Whether [`RestoredFile::finish`] does anything: else there is no step for it.
+    fn has_finish(&self) -> bool {
+        true
+    }
+
     /// Completes it once everything in [`Needs::at_hand`] is open. Called once, in the owner.
     fn finish(&self, _fd: BorrowedFd<'_>, _cx: &mut FilesTask<'_>) -> Result<()> {
         Ok(())
@@ -179,12 +192,35 @@ pub struct Preflight<'a> {
     pub images: &'a ImageDir,
     /// What was asked for.
     pub opts: &'a RestoreOptions,
+    /// What was found at paths, without and with following a link at the end: files are often open many times.
+    found: [RefCell<HashMap<Vec<u8>, nix::Result<FileStat>>>; 2],
 }
 
-impl Preflight<'_> {
+impl<'a> Preflight<'a> {
+    /// Of these images and options.
+    pub fn new(images: &'a ImageDir, opts: &'a RestoreOptions) -> Self {
+        Preflight { images, opts, found: Default::default() }
+    }
+
     /// Whether the file called `name` in images comes from outside (`--inherit-fd`).
-    pub(crate) fn inherited(&self, name: &str) -> bool {
-        self.opts.inherit_fds.iter().any(|fd| fd.is_for(name))
+    pub(crate) fn inherited(&self, name: impl FnOnce() -> String) -> bool {
+        let given = &self.opts.inherit_fds;
+        !given.is_empty() && {
+            let name = name();
+            given.iter().any(|fd| fd.is_for(&name))
+        }
+    }
+
+    /// What is at `path`, asked for once; `follow` a link at its end or look at the link.
+    pub(crate) fn stat(&self, path: &[u8], follow: bool) -> nix::Result<FileStat> {
+        let mut found = self.found[usize::from(follow)].borrow_mut();
+        if let Some(known) = found.get(path) {
+            return *known;
+        }
+        let flags = if follow { AtFlags::empty() } else { AtFlags::AT_SYMLINK_NOFOLLOW };
+        let stat = fstatat(AT_FDCWD, path, flags);
+        found.insert(path.to_vec(), stat);
+        stat
     }
 }
 

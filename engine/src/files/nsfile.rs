@@ -56,11 +56,15 @@ impl FileKind for Nsfile {
                 .remedy("close it before the dump")
         })?;
         let nsf = pb::NsFileEntry { id: id.0, ns_id, ns_cflag: flag, flags: probe.info.flags };
-        Ok(pb::FileEntry { r#type: FdType::Ns as i32, id: id.0, nsf: Some(nsf), ..Default::default() })
+        Ok(pb::FileEntry { r#type: FdType::Ns as i32, id: id.0, nsf: Some(nsf.into()), ..Default::default() })
     }
 
     fn collect(&self, entry: &pb::FileEntry, _: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let entry = entry.nsf.ok_or_else(|| Error::image("files.img: a namespace entry without nsf"))?;
+        let entry = entry
+            .nsf
+            .as_deref()
+            .copied()
+            .ok_or_else(|| Error::image("files.img: a namespace entry without nsf"))?;
         let kind = KINDS.iter().find(|(_, flag)| *flag == entry.ns_cflag);
         let (name, _) = *kind
             .ok_or_else(|| Error::image(format!("files.img: there is no namespace {:#x}", entry.ns_cflag)))?;

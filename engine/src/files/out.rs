@@ -1,5 +1,7 @@
 //! The dump's side of open files: every descriptor of every task, each open file once.
 
+mod drain;
+
 use std::{
     cmp::Ordering,
     collections::{HashMap, HashSet},
@@ -11,8 +13,8 @@ use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
 use super::{
     Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS,
+    fd::Host,
     ghost::GhostsOut,
-    lease::Leases,
     lock::LocksOut,
     memfd::{self, MemfdsOut},
     pipe::PipesOut,
@@ -83,12 +85,12 @@ pub struct FilesOut<'a> {
     pub(super) memfds: MemfdsOut,
     pub(super) inodes: Inodes,
     locks: LocksOut,
-    pub(super) leases: Leases,
     more: ImageWriter,
     /// Numbers of what the task being dumped shares.
     pub(super) namespaces: Option<pb::TaskKobjIdsEntry>,
-    /// Device of the kernel's own tmpfs.
-    pub(super) shmem_dev: u64,
+    /// What is the same for many files.
+    pub(super) host: Host,
+    pub(super) known: reg::Known,
 }
 
 /// Where an open file can be found again while tasks are frozen.
@@ -151,11 +153,11 @@ impl<'a> FilesOut<'a> {
             kernel,
             images,
             pages,
-            shmem_dev,
+            host: Host::new(shmem_dev),
+            known: reg::Known::default(),
             memfds: MemfdsOut::new(images),
             inodes: Inodes::new(opts),
             locks: LocksOut::new(images),
-            leases: Leases::default(),
             namespaces: None,
             ids: FileIds::new(kernel),
             files: images.writer(ImageKind::Files, 0),
@@ -172,64 +174,6 @@ impl<'a> FilesOut<'a> {
             more: images.writer(ImageKind::RcriuFiles, 0),
             sockets: SocketsOut::new(images, opts),
         }
-    }
-
-    /// Dumps the descriptor table of `task`, unless the table with the `files_id` of `ids` was dumped already. To be
-    /// called for every living task of the tree.
-    ///
-    /// Preconditions: all tasks are frozen. `take` gives a duplicate of a descriptor of the task.
-    ///
-    /// # Errors
-    /// A descriptor that cannot be dumped, with its reason.
-    pub fn task_fds(
-        &mut self,
-        task: RealPid,
-        ids: &pb::TaskKobjIdsEntry,
-        proc: &ProcDir,
-        take: &mut dyn FnMut(i32) -> Result<OwnedFd>,
-    ) -> Result<()> {
-        let files_id = ids.files_id;
-        self.namespaces = Some(*ids);
-        self.ttys.task(task, proc)?;
-        if !self.tables.insert(files_id) {
-            return Ok(());
-        }
-        let mut numbers = proc.numbers("fd")?;
-        numbers.sort_unstable();
-        log::info!("Dumping opened files (pid: {task}), {} descriptors", numbers.len());
-        let mut table = self.images.writer(ImageKind::Fdinfo, u64::from(files_id));
-        for fd in numbers {
-            interrupt::check()?;
-            let entry = take(fd)
-                .and_then(|file| self.one_fd(proc, (task, files_id), fd, file))
-                .during(|| format!("fd {fd} of task {task}"))?;
-            table.write(&entry)?;
-        }
-        // A table without descriptors is an image without entries, not a missing one.
-        table.write_nothing();
-        table.finish()?;
-        Ok(())
-    }
-
-    fn one_fd(
-        &mut self,
-        proc: &ProcDir,
-        (task, files_id): (RealPid, u32),
-        fd: i32,
-        file: OwnedFd,
-    ) -> Result<pb::FdinfoEntry> {
-        let drained = DrainedFd::new(proc, task, fd, file, self.shmem_dev)?;
-        let cloexec = drained.probe.cloexec;
-        let number = self.number(&drained)?;
-        self.locks.dump(&drained, number, files_id, self.opts.common.file_locks)?;
-        let (id, fd_type) = self.open_file(drained, number)?;
-        Ok(pb::FdinfoEntry {
-            id: id.0,
-            flags: if cloexec { libc::FD_CLOEXEC.cast_unsigned() } else { 0 },
-            r#type: fd_type as i32,
-            fd: fd.cast_unsigned(),
-            xattr_security_selinux: None,
-        })
     }
 
     /// The number of the open file behind a descriptor, and whether it is new.
@@ -322,7 +266,7 @@ impl<'a> FilesOut<'a> {
         if let Some(&id) = place.as_ref().and_then(|place| self.places.get(place)) {
             return Ok(id);
         }
-        let probe = FdProbe::of_path(task, file.as_fd(), self.shmem_dev)?;
+        let probe = FdProbe::of_path(task, file.as_fd(), &mut self.host)?;
         let key = PathKey::of(&probe);
         let device = matches!(probe.stat.st_mode & libc::S_IFMT, libc::S_IFCHR | libc::S_IFBLK);
         if !device && let Some(&id) = self.paths.get(&key) {
@@ -348,7 +292,7 @@ impl<'a> FilesOut<'a> {
 
     /// Whether shared memory with inode `ino` is open as a file.
     pub fn is_open_memory(&self, ino: u64) -> bool {
-        self.memfds.knows(self.shmem_dev, ino)
+        self.memfds.knows(self.host.shmem_dev, ino)
     }
 
     /// A number for an entry that exists in images only.

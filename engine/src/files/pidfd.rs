@@ -51,7 +51,12 @@ impl FileKind for Pidfd {
             nspid: nspid.ok_or_else(|| fd.probe.strange())?,
             fown: fd.fown,
         };
-        Ok(pb::FileEntry { r#type: FdType::Pidfd as i32, id: id.0, pidfd: Some(pidfd), ..Default::default() })
+        Ok(pb::FileEntry {
+            r#type: FdType::Pidfd as i32,
+            id: id.0,
+            pidfd: Some(pidfd.into()),
+            ..Default::default()
+        })
     }
 
     fn is_late(&self) -> bool {
@@ -68,7 +73,11 @@ impl FileKind for Pidfd {
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let entry = entry.pidfd.ok_or_else(|| Error::image("files.img: a pidfd entry without pidfd"))?;
+        let entry = entry
+            .pidfd
+            .as_deref()
+            .copied()
+            .ok_or_else(|| Error::image("files.img: a pidfd entry without pidfd"))?;
         if entry.nspid == NOBODY {
             let file = (FileId(entry.id), entry.flags & libc::O_NONBLOCK.cast_unsigned());
             plan.dead_pidfds.entry(entry.ino).or_default().push(file);

@@ -51,11 +51,20 @@ impl FileKind for Pipe {
         let pipe_id = number(fd);
         dump_data(ImageKind::PipesData, fd, id, out)?;
         let pipe = pb::PipeEntry { id: id.0, pipe_id, flags: fd.probe.info.flags, fown: fd.fown };
-        Ok(pb::FileEntry { r#type: FdType::Pipe as i32, id: id.0, pipe: Some(pipe), ..Default::default() })
+        Ok(pb::FileEntry {
+            r#type: FdType::Pipe as i32,
+            id: id.0,
+            pipe: Some(pipe.into()),
+            ..Default::default()
+        })
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let pipe = entry.pipe.ok_or_else(|| Error::image("files.img: a pipe entry without pipe"))?;
+        let pipe = entry
+            .pipe
+            .as_deref()
+            .copied()
+            .ok_or_else(|| Error::image("files.img: a pipe entry without pipe"))?;
         let data = plan.pipe_data(ImageKind::PipesData)?.get(&pipe.pipe_id).copied();
         let packets = plan.more(FileId(pipe.id)).map(|more| more.packet.clone()).unwrap_or_default();
         if let Some(data) = data.filter(|_| !packets.is_empty()) {
@@ -239,7 +248,7 @@ impl RestoredFile for PipeEnd {
 
     fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {
         let flags = self.entry.flags.cast_signed();
-        let made = match cx.inherited(&self.name())? {
+        let made = match cx.inherited(|| self.name())? {
             // The whole pipe comes from outside, through either of its ends.
             Some(outside) => reopen(&outside, flags)?,
             None => {

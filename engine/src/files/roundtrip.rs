@@ -126,7 +126,7 @@ impl Trip {
         );
         let proc = ProcDir::open(pid)?;
         let ids = pb::TaskKobjIdsEntry { files_id: 1, net_ns_id: Some(7), ..Default::default() };
-        out.task_fds(pid, &ids, &proc, &mut |fd| pidfd::getfd(target.as_fd(), fd))?;
+        out.task_fds(pid, &ids, &proc, Some(target.as_fd()), &mut |fd| pidfd::getfd(target.as_fd(), fd))?;
         out.finish(false).map(drop)
     }
 
@@ -162,7 +162,7 @@ impl Trip {
         let locks: Vec<pb::FileLockEntry> = images.read_all(ImageKind::FileLocks, 0)?;
         let task = locks.first().map_or(TASK, |lock| VirtPid(lock.pid));
         let plan = FilesPlan::build(cx, &[Table { task, sharers: Vec::new(), fds: &fds }])?;
-        let wrong = plan.preflight(&Preflight { images: &images, opts: &opts }, []);
+        let wrong = plan.preflight(&Preflight::new(&images, &opts), []);
         if let Some(e) = wrong.into_iter().next() {
             return Err(e.during("preflight"));
         }

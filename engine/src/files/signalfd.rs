@@ -32,13 +32,17 @@ impl FileKind for Signalfd {
         Ok(pb::FileEntry {
             r#type: FdType::Signalfd as i32,
             id: id.0,
-            sgfd: Some(sgfd),
+            sgfd: Some(sgfd.into()),
             ..Default::default()
         })
     }
 
     fn collect(&self, entry: &pb::FileEntry, _: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let entry = entry.sgfd.ok_or_else(|| Error::image("files.img: a signalfd entry without sgfd"))?;
+        let entry = entry
+            .sgfd
+            .as_deref()
+            .copied()
+            .ok_or_else(|| Error::image("files.img: a signalfd entry without sgfd"))?;
         Ok(Box::new(SignalfdFile(entry)))
     }
 }

@@ -58,6 +58,8 @@ pub struct FilesTask<'a> {
     /// What files keep from `open` to `finish`, likewise.
     pub(super) stash: HashMap<FileId, OwnedFd>,
     group_key: Option<GroupKey>,
+    /// Whether the descriptor that `open` has just given is close-on-exec, of kinds that say so.
+    pub(super) opened_cloexec: Option<bool>,
     late: Vec<Late>,
 }
 
@@ -87,6 +89,7 @@ impl<'a> FilesTask<'a> {
             group: Vec::new(),
             stash: HashMap::new(),
             group_key: None,
+            opened_cloexec: None,
             late: Vec::new(),
         })
     }
@@ -168,8 +171,11 @@ impl<'a> FilesTask<'a> {
     }
 
     /// A duplicate of the descriptor given from outside for what images call `name`.
-    pub(super) fn inherited(&self, name: &str) -> Result<Option<OwnedFd>> {
-        find_inherited(self.opts, &self.shared.inherited, name)
+    pub(super) fn inherited(&self, name: impl FnOnce() -> String) -> Result<Option<OwnedFd>> {
+        if self.shared.inherited.is_empty() {
+            return Ok(None);
+        }
+        find_inherited(self.opts, &self.shared.inherited, &name())
     }
 
     /// The handle (O_PATH) of a file that has no name, brought back before the first fork.
@@ -206,6 +212,12 @@ impl<'a> FilesTask<'a> {
     /// Number of a descriptor of file `id` in the table, if it has one.
     pub(super) fn number(&self, id: FileId) -> Option<RawFd> {
         self.plan.tables[self.table.0].places.get(&id)?.first().map(|p| p.fd)
+    }
+
+    /// Whether the first descriptor of file `id` in the table is close-on-exec; true if it has none.
+    pub(super) fn first_cloexec(&self, id: FileId) -> bool {
+        let places = self.plan.tables[self.table.0].places.get(&id);
+        places.and_then(|places| places.first()).is_none_or(|place| place.cloexec)
     }
 
     fn node(&self, id: FileId) -> Result<&'a Node> {
@@ -261,11 +273,13 @@ impl<'a> FilesTask<'a> {
             self.group.clear();
             self.group_key = node.needs.group;
         }
+        self.opened_cloexec = None;
         let file = node.file.open(self)?;
         if let Some(fown) = node.file.fown() {
             super::fd::restore_fown(file.as_fd(), fown)?;
         }
-        self.install(id, file, node.slot.is_some())?;
+        let cloexec = self.opened_cloexec.take();
+        self.install(id, file, cloexec, node.slot.is_some())?;
         if let Some(slot) = node.slot {
             self.passer.give(slot, self.at_hand(id)?, &node.receivers)?;
         }
@@ -275,7 +289,7 @@ impl<'a> FilesTask<'a> {
     fn receive(&mut self, id: FileId, node: &'a Node) -> Result<()> {
         let slot = node.slot.ok_or_else(|| Error::bug("a file without a slot is received"))?;
         let file = self.passer.receive(slot)?;
-        self.install(id, file, false)
+        self.install(id, file, None, false)
     }
 
     fn finish(&mut self, id: FileId, node: &'a Node) -> Result<()> {
@@ -286,12 +300,15 @@ impl<'a> FilesTask<'a> {
         }
     }
 
-    /// Puts an open file where the table wants it, or into the zone if it is only needed at hand.
-    fn install(&mut self, id: FileId, file: OwnedFd, given: bool) -> Result<()> {
+    /// Puts an open file where the table wants it, or into the zone if it is only needed at hand. `has` says
+    /// whether its descriptor is close-on-exec, where that is known.
+    fn install(&mut self, id: FileId, file: OwnedFd, has: Option<bool>, given: bool) -> Result<()> {
         let table = &self.plan.tables[self.table.0];
         let places = table.places.get(&id).map_or(&[][..], Vec::as_slice);
         for Place { fd: to, cloexec } in places.iter().copied() {
-            fd::place(file.as_fd(), to, cloexec)?;
+            if file.as_raw_fd() != to || has != Some(cloexec) {
+                fd::place(file.as_fd(), to, cloexec)?;
+            }
         }
         let number = match places.first() {
             Some(place) => place.fd,

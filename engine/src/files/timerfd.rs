@@ -29,11 +29,20 @@ impl FileKind for Timerfd {
     fn dump(&self, fd: &DrainedFd, id: FileId, _: &mut FilesOut<'_>) -> Result<pb::FileEntry> {
         let timer = parse(&fd.probe.info).ok_or_else(|| fd.probe.strange())?;
         let timer = pb::TimerfdEntry { id: id.0, flags: fd.probe.info.flags, fown: fd.fown, ..timer };
-        Ok(pb::FileEntry { r#type: FdType::Timerfd as i32, id: id.0, tfd: Some(timer), ..Default::default() })
+        Ok(pb::FileEntry {
+            r#type: FdType::Timerfd as i32,
+            id: id.0,
+            tfd: Some(timer.into()),
+            ..Default::default()
+        })
     }
 
     fn collect(&self, entry: &pb::FileEntry, _: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let timer = entry.tfd.ok_or_else(|| Error::image("files.img: a timerfd entry without tfd"))?;
+        let timer = entry
+            .tfd
+            .as_deref()
+            .copied()
+            .ok_or_else(|| Error::image("files.img: a timerfd entry without tfd"))?;
         let second = 1_000_000_000;
         let most = i64::MAX.cast_unsigned();
         if timer.vnsec >= second || timer.insec >= second || timer.vsec > most || timer.isec > most {

@@ -88,7 +88,7 @@ impl Infected<'_> {
     }
 
     /// A descriptor of the process itself, where the kernel can take descriptors through it.
-    fn pidfd(&self) -> Result<Option<std::os::fd::BorrowedFd<'_>>> {
+    pub fn pidfd(&self) -> Result<Option<std::os::fd::BorrowedFd<'_>>> {
         if !self.kernel.pidfd_getfd || !self.kernel.pidfd_open {
             return Ok(None);
         }

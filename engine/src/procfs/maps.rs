@@ -1,18 +1,24 @@
 //! `/proc/PID/smaps` (and `maps`): every mapping with its flags, exactly.
 //!
 //! Parsed by hand because a mapping flag that is not known must be seen, not dropped, and because a task
-//! may have 100,000 mappings: the file is read as a stream, lines that say nothing new are skipped by
-//! their first byte.
+//! may have 100,000 mappings: the file is read as a stream, by a thread of its own where it is long, and lines
+//! that say nothing new are skipped by their first byte.
+
+mod flags;
 
 use std::{
     fs::File,
-    io::{BufRead, BufReader},
+    io::{ErrorKind, Read},
+    sync::mpsc,
+    thread,
 };
 
 use nix::fcntl::OFlag;
 
+pub use flags::VmFlags;
+
 use super::{ProcDir, hex, number, words};
-use crate::error::{Error, Result, SysContext};
+use crate::error::{Error, Result};
 
 /// One mapping as the kernel prints it.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -52,191 +58,210 @@ impl Map {
     }
 }
 
-macro_rules! vm_flags {
-    ($($name:ident $code:literal $doc:literal;)*) => {
-        #[derive(Clone, Copy)]
-        #[allow(non_camel_case_types, clippy::upper_case_acronyms)]
-        enum Bit { $($name,)* }
-
-        /// Flags of a mapping as the `VmFlags:` line names them, see Documentation/filesystems/proc.rst.
-        #[derive(Clone, PartialEq, Eq, Default)]
-        pub struct VmFlags {
-            bits: u64,
-            /// Codes this program does not know.
-            pub unknown: Vec<[u8; 2]>,
-        }
-
-        impl VmFlags {
-            $(#[doc = $doc] pub const $name: u64 = 1 << Bit::$name as u32;)*
-
-            const CODES: &[(&[u8; 2], u64)] = &[$(($code, Self::$name),)*];
-        }
-    };
-}
-
-vm_flags! {
-    READ b"rd" "readable";
-    WRITE b"wr" "writable";
-    EXEC b"ex" "executable";
-    SHARED b"sh" "shared";
-    MAY_READ b"mr" "may be made readable";
-    MAY_WRITE b"mw" "may be made writable";
-    MAY_EXEC b"me" "may be made executable";
-    MAY_SHARE b"ms" "may be shared";
-    GROWS_DOWN b"gd" "grows down";
-    PFNMAP b"pf" "raw page frames, no pages";
-    LOCKED b"lo" "locked in memory";
-    LOCK_ON_FAULT b"lf" "locked when touched";
-    IO b"io" "memory of a device";
-    SEQ_READ b"sr" "MADV_SEQUENTIAL";
-    RAND_READ b"rr" "MADV_RANDOM";
-    DONT_COPY b"dc" "MADV_DONTFORK";
-    DONT_EXPAND b"de" "mremap may not enlarge it";
-    ACCOUNT b"ac" "accounted";
-    NO_RESERVE b"nr" "no swap space is reserved";
-    HUGETLB b"ht" "pages of hugetlbfs";
-    SYNC b"sf" "MAP_SYNC";
-    ARCH_1 b"ar" "architecture specific (PAT on x86)";
-    WIPE_ON_FORK b"wf" "MADV_WIPEONFORK";
-    DONT_DUMP b"dd" "MADV_DONTDUMP";
-    SOFT_DIRTY b"sd" "soft-dirty";
-    MIXED_MAP b"mm" "pages and raw page frames";
-    HUGE_PAGE b"hg" "MADV_HUGEPAGE";
-    NO_HUGE_PAGE b"nh" "MADV_NOHUGEPAGE";
-    MERGEABLE b"mg" "MADV_MERGEABLE";
-    NON_LINEAR b"nl" "remap_file_pages of old kernels";
-    UFFD_MISSING b"um" "userfaultfd: missing pages";
-    UFFD_WP b"uw" "userfaultfd: write protection";
-    UFFD_MINOR b"ui" "userfaultfd: minor faults";
-    SHADOW_STACK b"ss" "user shadow stack";
-    SEALED b"sl" "mseal";
-    DROPPABLE b"dp" "MAP_DROPPABLE";
-    MAYBE_GUARD b"gu" "may have guard pages";
-}
-
-impl VmFlags {
-    /// Whether any of `bits` is set.
-    pub fn any(&self, bits: u64) -> bool {
-        self.bits & bits != 0
-    }
-
-    /// Parses what follows `VmFlags:`.
-    pub fn parse(line: &[u8]) -> Option<VmFlags> {
-        let mut flags = VmFlags::default();
-        for word in words(line) {
-            let code: &[u8; 2] = word.try_into().ok()?;
-            match Self::CODES.iter().find(|(c, _)| *c == code) {
-                Some((_, bit)) => flags.bits |= bit,
-                None => flags.unknown.push(*code),
-            }
-        }
-        Some(flags)
-    }
-
-    /// These without `bits`.
-    #[must_use]
-    pub fn without(mut self, bits: u64) -> VmFlags {
-        self.bits &= !bits;
-        self
-    }
-
-    /// Flags with just these bits, for tests of what is made of them.
-    #[cfg(test)]
-    pub fn of(bits: u64) -> VmFlags {
-        VmFlags { bits, unknown: Vec::new() }
-    }
-}
-
-impl std::fmt::Debug for VmFlags {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let known = Self::CODES.iter().filter(|(_, bit)| self.any(*bit)).map(|(c, _)| *c);
-        let names: Vec<_> =
-            known.chain(&self.unknown).map(|c| String::from_utf8_lossy(c).into_owned()).collect();
-        f.write_str(&names.join(" "))
-    }
-}
-
 /// All mappings of the task with their flags, in order of addresses.
+///
+/// The kernel takes longer to write a long list than we to parse it: both are then done at the same time.
 pub fn smaps(dir: &ProcDir) -> Result<Vec<Map>> {
-    read(dir, "smaps", true)
+    let (mut source, mut parser) = open(dir, "smaps", true)?;
+    let mut text = Text::new();
+    let more = source.read(&mut text)?;
+    parser.feed(text.bytes())?;
+    if !more {
+        return parser.end();
+    }
+    thread::scope(|scope| {
+        let (full, filled) = mpsc::sync_channel(AHEAD);
+        let (emptied, empty) = mpsc::channel();
+        scope.spawn(move || {
+            loop {
+                let mut text = empty.try_recv().unwrap_or_else(|_| Text::new());
+                let more = source.read(&mut text);
+                let last = !matches!(more, Ok(true));
+                // Nobody waits for it any more if what came before was not understood.
+                if full.send(more.map(|_| text)).is_err() || last {
+                    break;
+                }
+            }
+        });
+        filled.iter().try_for_each(|text| -> Result<()> {
+            let text = text?;
+            parser.feed(text.bytes())?;
+            // The reader may have come to the end.
+            let _ = emptied.send(text);
+            Ok(())
+        })
+    })?;
+    parser.end()
 }
 
 /// All mappings of the task without flags: much cheaper, the page tables are not looked at.
 pub fn maps(dir: &ProcDir) -> Result<Vec<Map>> {
-    read(dir, "maps", false)
+    let (mut source, mut parser) = open(dir, "maps", false)?;
+    let mut text = Text::new();
+    loop {
+        let more = source.read(&mut text)?;
+        parser.feed(text.bytes())?;
+        if !more {
+            return parser.end();
+        }
+    }
 }
 
-fn read(dir: &ProcDir, name: &str, flags: bool) -> Result<Vec<Map>> {
+fn open(dir: &ProcDir, name: &str, flags: bool) -> Result<(Source, Parser)> {
     let file = File::from(dir.file(name, OFlag::O_RDONLY)?);
-    parse(BufReader::with_capacity(256 << 10, file), &format!("/proc/{}/{name}", dir.pid()), flags)
+    let name = format!("/proc/{}/{name}", dir.pid());
+    Ok((Source { file, name: name.clone() }, Parser::new(name, flags)))
+}
+
+/// Bytes that are read before they are parsed.
+const CHUNK: usize = 256 << 10;
+/// Of these, bytes that are left free at most: the kernel gives as many records at once as fit in a page.
+const ROOM: usize = 8 << 10;
+/// Chunks read ahead of the parser.
+const AHEAD: usize = 4;
+
+/// A piece of the file.
+struct Text {
+    room: Vec<u8>,
+    len: usize,
+}
+
+impl Text {
+    fn new() -> Text {
+        Text { room: vec![0; CHUNK], len: 0 }
+    }
+
+    fn bytes(&self) -> &[u8] {
+        &self.room[..self.len]
+    }
+}
+
+/// The file.
+struct Source {
+    file: File,
+    name: String,
+}
+
+impl Source {
+    /// Fills `text` anew; false at the end of the file.
+    fn read(&mut self, text: &mut Text) -> Result<bool> {
+        text.len = 0;
+        while text.len <= CHUNK - ROOM {
+            match self.file.read(&mut text.room[text.len..]) {
+                Ok(0) => return Ok(false),
+                Ok(n) => text.len += n,
+                Err(e) if e.kind() == ErrorKind::Interrupted => {}
+                Err(e) => return Err(Error::io(format!("read({})", self.name), &e)),
+            }
+        }
+        Ok(true)
+    }
+}
+
+/// Parses either file as it comes.
+struct Parser {
+    /// For messages.
+    name: String,
+    /// Every mapping must have flags.
+    flags: bool,
+    maps: Vec<Map>,
+    /// Whether the last mapping still waits for its flags.
+    open: bool,
+    /// A line that has begun.
+    begun: Vec<u8>,
+    /// The last line of flags: most mappings have the same.
+    known: (Vec<u8>, VmFlags),
+}
+
+impl Parser {
+    fn new(name: String, flags: bool) -> Parser {
+        let (begun, known) = (Vec::new(), (Vec::new(), VmFlags::default()));
+        Parser { name, flags, maps: Vec::new(), open: false, begun, known }
+    }
+
+    /// Parses the next piece, which may end anywhere.
+    fn feed(&mut self, mut text: &[u8]) -> Result<()> {
+        while let Some(end) = memchr::memchr(b'\n', text) {
+            let (line, rest) = (&text[..end], &text[end + 1..]);
+            if self.begun.is_empty() {
+                self.line(line)?;
+            } else {
+                self.begun.extend_from_slice(line);
+                let whole = std::mem::take(&mut self.begun);
+                self.line(&whole)?;
+            }
+            text = rest;
+        }
+        self.begun.extend_from_slice(text);
+        Ok(())
+    }
+
+    /// What was parsed, at the end of the file.
+    fn end(mut self) -> Result<Vec<Map>> {
+        let last = std::mem::take(&mut self.begun);
+        if !last.is_empty() {
+            self.line(&last)?;
+        }
+        if self.open {
+            return Err(Error::host(format!("{} ends in the middle of a mapping", self.name)));
+        }
+        Ok(self.maps)
+    }
+
+    fn strange(&self, line: &[u8]) -> Error {
+        Error::host(format!("{} is not understood: {}", self.name, super::excerpt(line)))
+    }
+
+    fn line(&mut self, text: &[u8]) -> Result<()> {
+        match text {
+            [b'0'..=b'9' | b'a'..=b'f', ..] => {
+                let mut map = header(text).ok_or_else(|| self.strange(text))?;
+                map.touched = !self.flags;
+                if self.open || self.maps.last().is_some_and(|last| last.end > map.start) {
+                    return Err(self.strange(text));
+                }
+                self.maps.push(map);
+                self.open = self.flags;
+                Ok(())
+            }
+            // Labels of what is wanted begin like this.
+            [b'V' | b'P' | b'R' | b'S' | b'A', ..] => self.labelled(text).ok_or_else(|| self.strange(text)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A line that tells of the last mapping; `None` if it is not understood.
+    fn labelled(&mut self, text: &[u8]) -> Option<()> {
+        let last = self.maps.last_mut();
+        if let Some(kib) = text.strip_prefix(b"Rss:").or_else(|| text.strip_prefix(b"Swap:")) {
+            last?.touched |= words(kib).next() != Some(b"0");
+        } else if let Some(kib) = text.strip_prefix(b"Anonymous:") {
+            last?.anonymous = kibibytes(kib)?;
+        } else if let Some(kib) = text.strip_prefix(b"AnonHugePages:") {
+            last?.huge = kibibytes(kib)?;
+        } else if let Some(key) = text.strip_prefix(b"ProtectionKey:") {
+            last?.pkey = number(super::trim(key))?;
+        } else if let Some(flags) = text.strip_prefix(b"VmFlags:") {
+            let last = last?;
+            if self.known.0 != flags {
+                self.known = (flags.to_vec(), VmFlags::parse(flags)?);
+            }
+            last.flags = self.known.1.clone();
+            // Huge pages are not counted as resident.
+            last.touched |= last.flags.any(VmFlags::HUGETLB);
+            self.open = false;
+        }
+        Some(())
+    }
 }
 
 /// Parses either file; `name` is for messages, `flags` says that every mapping must have flags.
-pub fn parse(mut source: impl BufRead, name: &str, flags: bool) -> Result<Vec<Map>> {
-    let mut maps: Vec<Map> = Vec::new();
-    let mut line = Vec::with_capacity(256);
-    // Whether the last mapping still waits for its flags.
-    let mut open = false;
-    let strange = |line: &[u8]| Error::host(format!("{name} is not understood: {}", super::excerpt(line)));
-    loop {
-        line.clear();
-        if source.read_until(b'\n', &mut line).call(format!("read({name})"))? == 0 {
-            break;
-        }
-        let text = line.strip_suffix(b"\n").unwrap_or(&line);
-        match text {
-            [b'0'..=b'9' | b'a'..=b'f', ..] => {
-                let mut map = header(text).ok_or_else(|| strange(text))?;
-                map.touched = !flags;
-                if open || maps.last().is_some_and(|last| last.end > map.start) {
-                    return Err(strange(text));
-                }
-                maps.push(map);
-                open = flags;
-            }
-            [b'V', b'm', b'F', b'l', b'a', b'g', b's', b':', rest @ ..] => {
-                let last = maps.last_mut().ok_or_else(|| strange(text))?;
-                last.flags = VmFlags::parse(rest).ok_or_else(|| strange(text))?;
-                // Huge pages are not counted as resident.
-                last.touched |= last.flags.any(VmFlags::HUGETLB);
-                open = false;
-            }
-            [
-                b'P',
-                b'r',
-                b'o',
-                b't',
-                b'e',
-                b'c',
-                b't',
-                b'i',
-                b'o',
-                b'n',
-                b'K',
-                b'e',
-                b'y',
-                b':',
-                rest @ ..,
-            ] => {
-                let last = maps.last_mut().ok_or_else(|| strange(text))?;
-                last.pkey = number(super::trim(rest)).ok_or_else(|| strange(text))?;
-            }
-            [b'R', b's', b's', b':', rest @ ..] | [b'S', b'w', b'a', b'p', b':', rest @ ..] => {
-                let last = maps.last_mut().ok_or_else(|| strange(text))?;
-                last.touched |= words(rest).next() != Some(b"0");
-            }
-            [b'A', b'n', b'o', b'n', rest @ ..] => {
-                let last = maps.last_mut().ok_or_else(|| strange(text))?;
-                if let Some(kib) = rest.strip_prefix(b"ymous:") {
-                    last.anonymous = kibibytes(kib).ok_or_else(|| strange(text))?;
-                } else if let Some(kib) = rest.strip_prefix(b"HugePages:") {
-                    last.huge = kibibytes(kib).ok_or_else(|| strange(text))?;
-                }
-            }
-            _ => {}
-        }
-    }
-    if open { Err(Error::host(format!("{name} ends in the middle of a mapping"))) } else { Ok(maps) }
+#[cfg(test)]
+pub fn parse(text: &[u8], name: &str, flags: bool) -> Result<Vec<Map>> {
+    let mut parser = Parser::new(name.to_owned(), flags);
+    // In pieces, as the kernel may give it.
+    text.chunks(7).try_for_each(|piece| parser.feed(piece))?;
+    parser.end()
 }
 
 /// `  12 kB` as bytes.

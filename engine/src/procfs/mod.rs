@@ -153,18 +153,19 @@ impl AsFd for ProcDir {
 /// record by record, and a read may end early.
 fn comes_whole(name: &str) -> bool {
     let last = name.rsplit('/').next().unwrap_or(name);
-    matches!(
-        last,
-        "status"
-            | "stat"
-            | "cgroup"
-            | "limits"
-            | "auxv"
-            | "personality"
-            | "loginuid"
-            | "oom_score_adj"
-            | "coredump_filter"
-    )
+    name.starts_with("fdinfo/")
+        || matches!(
+            last,
+            "status"
+                | "stat"
+                | "cgroup"
+                | "limits"
+                | "auxv"
+                | "personality"
+                | "loginuid"
+                | "oom_score_adj"
+                | "coredump_filter"
+        )
 }
 
 /// ENOENT and ESRCH below /proc/PID mean that the task is gone.
@@ -197,7 +198,15 @@ pub(crate) fn hex(word: &[u8]) -> Option<u64> {
     if word.is_empty() || word.len() > 16 {
         return None;
     }
-    word.iter().try_fold(0u64, |sum, c| Some(sum << 4 | u64::from((*c as char).to_digit(16)?)))
+    word.iter().try_fold(0u64, |sum, c| {
+        let digit = match c {
+            b'0'..=b'9' => c - b'0',
+            b'a'..=b'f' => c - b'a' + 10,
+            b'A'..=b'F' => c - b'A' + 10,
+            _ => return None,
+        };
+        Some(sum << 4 | u64::from(digit))
+    })
 }
 
 /// Without white space at both ends.

@@ -114,7 +114,7 @@ impl Preflight {
             problems: Vec::new(),
         };
         check_pids(&mut found, snapshot, plan)?;
-        let cx = files::Preflight { images: &snapshot.dir, opts };
+        let cx = files::Preflight::new(&snapshot.dir, opts);
         let problems = plan.files.preflight(&cx, by_path(snapshot));
         found
             .problems

@@ -140,6 +140,14 @@ impl Region {
         self.len == 0
     }
 
+    /// The first `len` bytes and the rest, each a region of its own.
+    pub fn split(self, len: u64) -> Result<(Region, Region)> {
+        if len == 0 || len >= self.len {
+            return Err(Error::bug(format!("{self:x?} cannot be split behind {len:#x} bytes")));
+        }
+        Ok((Region { start: self.start, len }, Region { start: self.start + len, len: self.len - len }))
+    }
+
     fn check(&self, at: u64, len: u64) -> Result<()> {
         let inside = at >= self.start && len <= self.len && at - self.start <= self.len - len;
         if inside { Ok(()) } else { Err(Error::bug(format!("{at:#x}+{len:#x} is outside {self:x?}"))) }

@@ -116,7 +116,7 @@ fn descriptors_refer_to_files() {
         s.files.push(pb::FileEntry {
             id: 8,
             r#type: FdTypes::Tty.into(),
-            tty: Some(tty),
+            tty: Some(tty.into()),
             ..Default::default()
         });
     });
@@ -156,7 +156,7 @@ fn sockets_have_peers_and_queues_have_sockets() {
         s.files.push(pb::FileEntry {
             id: 8,
             r#type: FdTypes::Unixsk.into(),
-            usk: Some(usk),
+            usk: Some(usk.into()),
             ..Default::default()
         });
     });

@@ -43,7 +43,7 @@ pub fn each_file(dir: &ImageDir, mut f: impl FnMut(FileEntry) -> Result<()>) -> 
                 while let Some(entry) = reader.next::<pb::$entry>()? {
                     $(let entry = $fill(entry);)?
                     let id = entry.id;
-                    f(FileEntry { r#type: FdTypes::$ty.into(), id, $field: Some(entry), ..Default::default() })?;
+                    f(FileEntry { r#type: FdTypes::$ty.into(), id, $field: Some(entry.into()), ..Default::default() })?;
                 }
             }
         };

@@ -169,7 +169,10 @@ pub(super) fn plan(
     }
     for &at in &order {
         for id in &groups[at].members {
-            plans[nodes[id].owner.0].steps.push(Step::Finish(*id));
+            let node = &nodes[id];
+            if node.file.has_finish() {
+                plans[node.owner.0].steps.push(Step::Finish(*id));
+            }
         }
     }
     // Files that only a path leads to (a cwd, a mapping) are opened where they are needed: no steps.

@@ -4,6 +4,8 @@
 //! An image holds the path, never the content: the restore opens the path again and checks that what it finds
 //! is what was dumped (size, build-id, mode). So the dump must make sure that the path leads to the inode.
 
+mod known;
+
 use std::os::{
     fd::{AsRawFd, OwnedFd},
     unix::ffi::OsStrExt,
@@ -20,10 +22,12 @@ use nix::{
 };
 use rcriu_images::pb;
 
+pub(super) use self::known::Known;
 use super::{
     DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, OpenHow, PlanFiles, Preflight, RestoredFile,
     build_id,
     ghost::{self, Remap},
+    lease::Leases,
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
@@ -99,7 +103,7 @@ pub(super) fn dump_path(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> R
     if probe.file_type() == SFlag::S_IFREG && must_keep_size(entry.flags) {
         entry.size = Some(stat.st_size.cast_unsigned());
         if out.opts.common.file_validation == FileValidation::BuildId {
-            entry.build_id = dump_build_id(fd, out)?;
+            entry.build_id = out.known.build_id(fd)?;
         }
     }
     Ok(pb::FileEntry { r#type: FdType::Reg as i32, id: id.0, reg: Some(entry), ..Default::default() })
@@ -120,11 +124,11 @@ fn must_keep_size(flags: u32) -> bool {
     !(flags & libc::O_ACCMODE == libc::O_WRONLY && flags & libc::O_APPEND != 0)
 }
 
-fn dump_build_id(fd: &DrainedFd, out: &mut FilesOut<'_>) -> Result<Vec<u32>> {
+fn dump_build_id(fd: &DrainedFd, leases: &mut Leases) -> Result<Vec<u32>> {
     if fd.probe.stat.st_size < 5 {
         return Ok(Vec::new());
     }
-    let found = if out.leases.on(fd.probe.stat.st_ino)? {
+    let found = if leases.on(fd.probe.stat.st_ino)? {
         // Opened once more, its lease would be broken.
         match fd.probe.info.flags.cast_signed() & (libc::O_ACCMODE | libc::O_PATH | libc::O_DIRECT) {
             libc::O_RDONLY | libc::O_RDWR => {
@@ -178,7 +182,7 @@ fn name_of(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<Vec<u8>
         ghost::dump_linked(fd, link, id, out)?;
         return Ok(link.clone());
     }
-    match stat_of(link) {
+    match out.known.stat(link) {
         Ok(found) => {
             same_inode(probe, &found, out)?;
             Ok(link.clone())
@@ -280,20 +284,26 @@ impl RegFile {
         self.entry.flags.cast_signed()
     }
 
-    /// Flags for open(2): an unnamed temporary file is opened like any other.
+    /// Flags for open(2) but for O_CLOEXEC: an unnamed temporary file is opened like any other.
     fn open_flags(flags: i32) -> OFlag {
         let mut flags = flags;
         if flags.cast_unsigned() & TMPFILE != 0 {
             flags &= !libc::O_TMPFILE;
         }
-        OFlag::from_bits_retain(flags) | OFlag::O_CLOEXEC
+        OFlag::from_bits_retain(flags) & !OFlag::O_CLOEXEC
     }
 
     /// Opens the file with other flags than the entry's, and checks that it is the one.
     pub(super) fn open_as(&self, flags: i32, cx: &FilesTask<'_>) -> Result<OwnedFd> {
-        if let Some(fd) = cx.inherited(&self.name())? {
-            return Ok(fd);
+        self.open_with(flags, true, cx).map(|(file, _)| file)
+    }
+
+    /// The same, close-on-exec or not as far as it is opened and not duplicated; tells whether it is.
+    fn open_with(&self, flags: i32, mut cloexec: bool, cx: &FilesTask<'_>) -> Result<(OwnedFd, bool)> {
+        if let Some(fd) = cx.inherited(|| self.name())? {
+            return Ok((fd, true));
         }
+        let wanted = if cloexec { OFlag::O_CLOEXEC } else { OFlag::empty() };
         if self.entry.ext() {
             return Err(Error::host(format!("{} must be given from outside", self.name()))
                 .remedy(format!("restore with --inherit-fd fd[N]:{}", self.name())));
@@ -301,18 +311,22 @@ impl RegFile {
         let file = match cx.handle(FileId(self.entry.id)) {
             // Symbolic links cannot be opened through /proc: the handle was made with the right flags.
             Some(handle) if flags & libc::O_PATH != 0 && flags & libc::O_NOFOLLOW != 0 => {
+                cloexec = true;
                 handle.try_clone_to_owned().call("dup")?
             }
             Some(handle) => {
                 let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
-                open(path.as_str(), Self::open_flags(flags) & !OFlag::O_NOFOLLOW, Mode::empty())
-                    .call("open")?
+                let flags = Self::open_flags(flags) & !OFlag::O_NOFOLLOW;
+                open(path.as_str(), flags | wanted, Mode::empty()).call("open")?
             }
-            None => open(self.entry.name.as_slice(), Self::open_flags(flags), Mode::empty()).call("open")?,
+            None => {
+                let flags = Self::open_flags(flags) | wanted;
+                open(self.entry.name.as_slice(), flags, Mode::empty()).call("open")?
+            }
         };
         let stat = fstat(&file).call("fstat")?;
         self.check_size_and_mode(&stat, cx.opts.skip_file_rwx_check)?;
-        Ok(file)
+        Ok((file, cloexec))
     }
 
     fn check_size_and_mode(&self, stat: &FileStat, skip_permissions: bool) -> Result<()> {
@@ -356,7 +370,7 @@ impl RestoredFile for RegFile {
     }
 
     fn preflight(&self, cx: &Preflight<'_>) -> Result<()> {
-        if cx.inherited(&self.name()) {
+        if cx.inherited(|| self.name()) {
             return Ok(());
         }
         if self.entry.ext() {
@@ -373,10 +387,7 @@ impl RestoredFile for RegFile {
             return Ok(());
         }
         let path = self.linked.as_deref().unwrap_or(&self.entry.name);
-        let stat = match self.flags() & libc::O_NOFOLLOW {
-            0 => fstatat(AT_FDCWD, path, AtFlags::empty()),
-            _ => stat_of(path),
-        };
+        let stat = cx.stat(path, self.flags() & libc::O_NOFOLLOW == 0);
         self.check_size_and_mode(&stat.call("stat")?, cx.opts.skip_file_rwx_check)?;
         if cx.opts.common.file_validation == FileValidation::BuildId && self.linked.is_none() {
             self.check_build_id()?;
@@ -395,13 +406,19 @@ impl RestoredFile for RegFile {
     }
 
     fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {
-        let file = self.open_as(self.flags(), cx)?;
+        let wanted = cx.first_cloexec(FileId(self.entry.id));
+        let (file, cloexec) = self.open_with(self.flags(), wanted, cx)?;
+        cx.opened_cloexec = Some(cloexec);
         let pos = self.entry.pos;
         // A file that was just opened stands at 0, and some cannot be moved at all.
         if self.flags() & libc::O_PATH == 0 && pos != 0 && pos != NO_POSITION {
             lseek(&file, pos.cast_signed(), Whence::SeekSet).call("lseek")?;
         }
         Ok(file)
+    }
+
+    fn has_finish(&self) -> bool {
+        false
     }
 
     fn fown(&self) -> Option<&pb::FownEntry> {

@@ -108,15 +108,18 @@ impl FileKind for Netlink {
         Ok(pb::FileEntry {
             r#type: FdType::Netlinksk as i32,
             id: id.0,
-            nlsk: Some(entry),
+            nlsk: Some(entry.into()),
             ..Default::default()
         })
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
         let more = plan.more(FileId(entry.id)).and_then(|more| more.netlink.clone());
-        let entry =
-            entry.nlsk.clone().ok_or_else(|| Error::image("files.img: a netlink entry without socket"))?;
+        let entry = entry
+            .nlsk
+            .as_deref()
+            .cloned()
+            .ok_or_else(|| Error::image("files.img: a netlink entry without socket"))?;
         Ok(Box::new(NetlinkFile { entry, more: more.unwrap_or_default() }))
     }
 }

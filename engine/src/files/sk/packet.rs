@@ -111,14 +111,17 @@ impl FileKind for Packet {
         Ok(pb::FileEntry {
             r#type: FdType::Packetsk as i32,
             id: id.0,
-            psk: Some(entry),
+            psk: Some(entry.into()),
             ..Default::default()
         })
     }
 
     fn collect(&self, entry: &pb::FileEntry, _: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let entry =
-            entry.psk.clone().ok_or_else(|| Error::image("files.img: a packet entry without socket"))?;
+        let entry = entry
+            .psk
+            .as_deref()
+            .cloned()
+            .ok_or_else(|| Error::image("files.img: a packet entry without socket"))?;
         if entry.mclist.iter().any(|m| m.addr.len() > LONGEST) {
             return Err(Error::image("a packet socket in a group with a strange address"));
         }

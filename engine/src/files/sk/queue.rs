@@ -184,7 +184,7 @@ fn dump_files(files: Vec<OwnedFd>, out: &mut FilesOut<'_>) -> Result<Vec<pb::Scm
     for file in files {
         let number = file.as_raw_fd();
         let copy = file.try_clone().call("dup")?;
-        let drained = DrainedFd::new(&proc, me, number, copy, out.shmem_dev)?;
+        let drained = DrainedFd::new(&proc, me, number, copy, &mut out.host)?;
         let link = drained.probe.link_text();
         let (id, _) = out.flying_file(drained).during(|| format!("file {link} on its way"))?;
         rights.push(id.0);

@@ -117,11 +117,20 @@ impl FileKind for Tty {
             out.write(path)?;
             entry.regf_id = Some(regf.0);
         }
-        Ok(pb::FileEntry { r#type: FdType::Tty as i32, id: id.0, tty: Some(entry), ..Default::default() })
+        Ok(pb::FileEntry {
+            r#type: FdType::Tty as i32,
+            id: id.0,
+            tty: Some(entry.into()),
+            ..Default::default()
+        })
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let tty = entry.tty.ok_or_else(|| Error::image("files.img: a tty entry without tty"))?;
+        let tty = entry
+            .tty
+            .as_deref()
+            .copied()
+            .ok_or_else(|| Error::image("files.img: a tty entry without tty"))?;
         let ttys = plan.ttys()?;
         Ok(Box::new(ttys.collect(tty)?))
     }

@@ -140,7 +140,7 @@ impl RestoredFile for TtyFile {
 
     fn preflight(&self, cx: &Preflight<'_>) -> Result<()> {
         let outside = self.info.r#type() == pb::TtyType::ExtTty;
-        if outside && !cx.inherited(&self.key()) {
+        if outside && !cx.inherited(|| self.key()) {
             return Err(Error::host("the terminal must be given from outside")
                 .remedy(format!("restore with --inherit-fd fd[N]:{}", self.key())));
         }

@@ -159,7 +159,11 @@ impl<'a> Copier<'a> {
         let mut at = start;
         while at < end {
             let len = (end - at).min(self.batch() - self.bytes);
-            self.pieces.push(Piece { start: at, len, lazy, skip_zero: vma.zero_is_absent(), road });
+            let piece = Piece { start: at, len, lazy, skip_zero: vma.zero_is_absent(), road };
+            match self.pieces.last_mut().filter(|last| piece.continues(last)) {
+                Some(last) => last.len += len,
+                None => self.pieces.push(piece),
+            }
             self.bytes += len;
             at += len;
             if self.bytes == self.batch() || self.pieces.len() == PIECES {
@@ -310,6 +314,12 @@ impl<'a> Copier<'a> {
 }
 
 impl Piece {
+    /// Whether it begins where `before` ends, in the same mapping or in one that is treated alike.
+    fn continues(&self, before: &Piece) -> bool {
+        before.start + before.len == self.start
+            && (before.lazy, before.skip_zero, before.road) == (self.lazy, self.skip_zero, self.road)
+    }
+
     fn write(&self, out: &mut PagesOut, at: u64, bytes: &[u8]) -> Result<()> {
         if self.skip_zero { out.add_nonzero(at, bytes, self.lazy) } else { out.add(at, bytes, self.lazy) }
     }

@@ -20,6 +20,7 @@
 mod entry;
 mod fill;
 mod finish;
+mod join;
 mod ranges;
 mod shared;
 mod vdso;
@@ -170,12 +171,24 @@ pub fn prepare(
     let told = more::Told::new(task.more.as_deref());
     let small = giver.is_some() || task.mm.as_ref().is_some_and(|mm| mm.thp_disabled());
     let bulk = Bulk::new(if small { Huge::never() } else { Huge::as_allowed() }, alone);
-    for vma in vmas(task) {
+    let mut rest = vmas(task);
+    // How many of them are to be made one by one.
+    let mut singly = 0;
+    while let Some(first) = rest.first() {
         crate::interrupt::check()?;
-        let class = entry::classify(vma)?;
+        let class = entry::classify(first)?;
         if !matches!(class, Class::Private | Class::SharedFile | Class::SharedAnon | Class::Segment) {
+            rest = &rest[1..];
             continue;
         }
+        let run = if singly > 0 || giver.is_some() {
+            singly -= usize::from(singly > 0);
+            1
+        } else {
+            join::together(rest, pages.as_ref(), told, &kept)
+        };
+        let (these, others) = rest.split_at(run);
+        let vma = &join::joined(these, first);
         let during = || entry::name(vma);
         let content =
             pages.as_ref().filter(|p| class == Class::Private && fill::has_content(p, vma.start, vma.end));
@@ -185,6 +198,13 @@ pub fn prepare(
             Some(old) => Placed { vma: *vma, ..old },
             None => maker.make(vma, class, content.is_some()).during(during)?,
         };
+        if run > 1 && at.region.start() != vma.start {
+            // Whatever is moved later is moved mapping by mapping.
+            at.region.unmap().during(during)?;
+            singly = run;
+            continue;
+        }
+        rest = others;
         let of = told.of(vma.start, vma.end);
         at.policy = more::set_policy(&at.region, of, at.policy, numa::Nodes::own).during(during)?;
         if class == Class::Private && (content.is_some() || !fresh) {
@@ -195,7 +215,7 @@ pub fn prepare(
                 freed.free(&pages.runs(vma.start, vma.end)).during(during)?;
             }
         }
-        placed.push(at);
+        join::apart(at, these, &mut placed)?;
     }
     for whole in std::mem::take(&mut maker.segments).into_values() {
         whole.unmap()?;
@@ -219,8 +239,8 @@ fn keep(old: Vec<Placed>, vmas: &[pb::VmaEntry]) -> Result<HashMap<u64, Placed>>
         if wanted.peek().is_some_and(|new| same(&old.vma, new)) {
             kept.insert(old.vma.start, old);
         } else {
-            let name = entry::name(&old.vma);
-            old.region.unmap().during(|| name)?;
+            let Placed { vma, region, .. } = old;
+            region.unmap().during(|| entry::name(&vma))?;
         }
     }
     Ok(kept)

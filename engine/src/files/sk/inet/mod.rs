@@ -196,7 +196,12 @@ impl FileKind for Inet {
             opts: options,
             ns_id: None,
         };
-        Ok(pb::FileEntry { r#type: FdType::Inetsk as i32, id: id.0, isk: Some(entry), ..Default::default() })
+        Ok(pb::FileEntry {
+            r#type: FdType::Inetsk as i32,
+            id: id.0,
+            isk: Some(entry.into()),
+            ..Default::default()
+        })
     }
 
     /// Connections change until their packets are locked out.
@@ -213,8 +218,11 @@ impl FileKind for Inet {
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let entry =
-            entry.isk.clone().ok_or_else(|| Error::image("files.img: an inetsk entry without socket"))?;
+        let entry = entry
+            .isk
+            .as_deref()
+            .cloned()
+            .ok_or_else(|| Error::image("files.img: an inetsk entry without socket"))?;
         Ok(Box::new(InetFile::new(entry, plan)?))
     }
 }

@@ -139,7 +139,12 @@ impl FileKind for Unix {
             });
         }
         out.sockets.unix.dumped.insert(ino);
-        Ok(pb::FileEntry { r#type: FdType::Unixsk as i32, id: id.0, usk: Some(entry), ..Default::default() })
+        Ok(pb::FileEntry {
+            r#type: FdType::Unixsk as i32,
+            id: id.0,
+            usk: Some(entry.into()),
+            ..Default::default()
+        })
     }
 
     /// Its place in the image depends on who else has it.
@@ -255,7 +260,7 @@ pub(super) fn dump_outside(out: &mut FilesOut<'_>) -> Result<()> {
         out.write(pb::FileEntry {
             r#type: FdType::Unixsk as i32,
             id: id.0,
-            usk: Some(entry),
+            usk: Some(entry.into()),
             ..Default::default()
         })?;
     }

@@ -131,7 +131,7 @@ fn make(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
         match member.role {
             Role::Outside => {}
             Role::Given => {
-                let given = cx.inherited(&socket_name(member.entry.ino))?;
+                let given = cx.inherited(|| socket_name(member.entry.ino))?;
                 let given = given.ok_or_else(|| Error::bug("an inherited socket is gone"))?;
                 made[at] = Some(cx.keep(given)?);
             }
