@@ -72,18 +72,14 @@ pub(super) fn dump(
     whole(task, stopped, told, alone, cx).during(|| refuse::name(task.pid))
 }
 
-fn whole(
-    task: &Task,
-    stopped: &StoppedTask,
-    told: Told,
-    alone: bool,
-    cx: &mut DumpCx<'_>,
-) -> Result<()> {
+fn whole(task: &Task, stopped: &StoppedTask, told: Told, alone: bool, cx: &mut DumpCx<'_>) -> Result<()> {
     let dir = &task.dir;
     // Mappings, status and signals are read before anything of ours is in the task.
     let (protected, maps) = match cx.background.protected(task.pid).filter(|_| alone) {
         Some(protected) => protected.settled(stopped, dir)?,
-        None => (None, told.maps.map_or_else(|| whole_maps(stopped, dir), |maps| clean(stopped, dir, maps?))?),
+        None => {
+            (None, told.maps.map_or_else(|| whole_maps(stopped, dir), |maps| clean(stopped, dir, maps?))?)
+        }
     };
     let (statuses, groups): (Vec<Status>, Vec<_>) = told.threads?.into_iter().unzip();
     let groups: Vec<u32> =

@@ -38,9 +38,8 @@ pub(super) fn whom<'a>(tree: &'a Pstree, frozen: &mut Frozen) -> Result<Vec<Abou
 impl About<'_> {
     /// Reads.
     pub(super) fn read(&self, with_maps: bool) -> Told {
-        let thread = |tid: &RealPid| {
-            Ok((Status::read_thread(self.dir, *tid)?, cgroup::read_thread(self.dir, *tid)?))
-        };
+        let thread =
+            |tid: &RealPid| Ok((Status::read_thread(self.dir, *tid)?, cgroup::read_thread(self.dir, *tid)?));
         let with_maps = with_maps && !self.threads.is_empty();
         let (maps, threads) =
             spread::map_beside(&self.threads, thread, || with_maps.then(|| maps::smaps(self.dir)));

@@ -6,7 +6,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Gadget, Hints, StoppedTask, area::{Area, TOGETHER}, blob::PARASITE, ledger::Guest};
+use super::{
+    Gadget, Hints, StoppedTask,
+    area::{Area, TOGETHER},
+    blob::PARASITE,
+    ledger::Guest,
+};
 use crate::{
     arch::SigFrame,
     error::{Error, Kind, Result},
