@@ -4,7 +4,7 @@ use std::os::fd::AsFd;
 
 use rcriu_engine::{
     error::Kind,
-    infect::{Infected, Sigaction, StoppedTask},
+    infect::{Asked, Infected, Sigaction, StoppedTask},
     kernel::Kernel,
     pstree::RealPid,
     sys::kcmp::{self, What},
@@ -114,6 +114,29 @@ fn a_panic_in_the_parasite_is_told_and_survived() {
         assert!(matches!(e.kind(), Kind::Bug(_)));
         assert!(e.to_string().contains("panicked at parasite/src/lib.rs:"), "{e}");
         assert_eq!(i.task_info().unwrap().pid, target.pid().0, "it answers again");
+    });
+    assert_eq!(target.maps(), maps);
+    target.finish();
+}
+
+#[test]
+fn threads_that_are_asked_together_answer_as_one_by_one() {
+    if !possible("threads_that_are_asked_together_answer_as_one_by_one") {
+        return;
+    }
+    let target = Target::start("many");
+    let maps = target.maps();
+    infected(&target, |i| {
+        let threads = i.task().threads();
+        assert!(threads.len() > 70, "more than fit at once");
+        let ask = |thread| Asked { thread, inspect: RealPid(0), session: false };
+        let asked: Vec<_> = threads.iter().map(ask).collect();
+        for _ in 0..2 {
+            let together = i.threads_info(&asked).unwrap();
+            let alone: Vec<_> = threads.iter().map(|t| i.thread_info(t).unwrap()).collect();
+            assert_eq!(together, alone);
+            assert!(threads.iter().zip(&together).all(|(t, info)| i64::from(t.tid().0) == info.tid));
+        }
     });
     assert_eq!(target.maps(), maps);
     target.finish();

@@ -28,6 +28,7 @@ mod area;
 mod batch;
 pub mod blob;
 mod calls;
+mod enter;
 mod fault;
 mod fds;
 mod gadget;

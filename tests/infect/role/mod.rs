@@ -19,6 +19,7 @@ pub fn run(name: &str) -> ! {
             ready("");
             wait();
         }
+        "many" => process::many(),
         "blocked" => blocked::all(),
         "busy" => cpu::busy(),
         "rseq" => cpu::rseq(),

@@ -208,3 +208,43 @@ pub fn state() {
         check(libc::umask(0) == 0o137, "umask changed");
     }
 }
+
+/// Many threads that keep what is in their vector registers; every fifth blocks the signals that visits end with.
+pub fn many() {
+    use std::sync::Barrier;
+    use std::sync::atomic::{AtomicBool, Ordering};
+    static STOP: AtomicBool = AtomicBool::new(false);
+    let all = std::sync::Arc::new(Barrier::new(81));
+    let threads: Vec<_> = (0..80)
+        .map(|n| {
+            let all = all.clone();
+            std::thread::spawn(move || {
+                if n % 5 == 0 {
+                    // SAFETY: a local that is filled in before it is used.
+                    unsafe {
+                        let mut mask: libc::sigset_t = std::mem::zeroed();
+                        libc::sigaddset(&mut mask, libc::SIGURG);
+                        libc::sigaddset(&mut mask, libc::SIGWINCH);
+                        libc::pthread_sigmask(libc::SIG_BLOCK, &mask, std::ptr::null_mut());
+                    }
+                }
+                all.wait();
+                if n % 10 == 1 && std::is_x86_feature_detected!("avx") {
+                    while !STOP.load(Ordering::Relaxed) {
+                        check(super::cpu::registers_hold(n, 100_000), "registers changed");
+                    }
+                }
+                while !STOP.load(Ordering::Relaxed) {
+                    std::thread::sleep(std::time::Duration::from_millis(5));
+                }
+            })
+        })
+        .collect();
+    all.wait();
+    ready("");
+    wait();
+    STOP.store(true, Ordering::Relaxed);
+    for thread in threads {
+        thread.join().unwrap();
+    }
+}

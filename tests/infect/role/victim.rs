@@ -12,7 +12,7 @@ use std::{
 
 use rcriu_engine::{
     Result,
-    infect::{Infected, StoppedTask},
+    infect::{Asked, Infected, StoppedTask},
     kernel::Kernel,
     pstree::RealPid,
 };
@@ -76,6 +76,14 @@ pub fn victim() {
         r2.read_exact(&mut b).unwrap();
         check(u64::from_ne_bytes(b) == n, "an answer was lost");
     });
+    // So many that they are asked together.
+    for _ in 0..6 {
+        std::thread::spawn(|| {
+            loop {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+        });
+    }
     ready(&format!("{} {}", ROUNDS.as_ptr() as u64, SHORTENED.as_ptr() as u64));
     wait();
 }
@@ -108,6 +116,8 @@ fn visit(pid: i32, kernel: &Kernel) -> Result<()> {
     for thread in stopped.threads() {
         infected.thread_info(thread)?;
     }
+    let ask = |thread| Asked { thread, inspect: RealPid(0), session: false };
+    infected.threads_info(&stopped.threads().iter().map(ask).collect::<Vec<_>>())?;
     infected.cure()?;
     stopped.release()
 }
