@@ -123,27 +123,6 @@ fn must_keep_size(flags: u32) -> bool {
     !(flags & libc::O_ACCMODE == libc::O_WRONLY && flags & libc::O_APPEND != 0)
 }
 
-fn dump_build_id(fd: &DrainedFd) -> Vec<u32> {
-    if fd.probe.stat.st_size < 5 {
-        return Vec::new();
-    }
-    // Not blocking: somebody may hold a lease on the file.
-    let path = format!("/proc/self/fd/{}", fd.file.as_raw_fd());
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOATIME | OFlag::O_CLOEXEC;
-    let file = match open(path.as_str(), flags, Mode::empty()) {
-        Err(Errno::EPERM) => open(path.as_str(), flags & !OFlag::O_NOATIME, Mode::empty()),
-        other => other,
-    };
-    let found = file
-        .map_err(std::io::Error::from)
-        .and_then(|file| build_id::of(&std::fs::File::from(file)))
-        .unwrap_or_else(|e| {
-            log::warn!("no build-id of {}: {e}", fd.probe.link_text());
-            None
-        });
-    found.unwrap_or_default()
-}
-
 /// Finds out by which name a restore can find the file; makes one where there is none.
 fn name_of(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<Vec<u8>> {
     let probe = &fd.probe;
