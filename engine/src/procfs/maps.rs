@@ -356,6 +356,28 @@ mod tests {
         assert_eq!(parse(&b"5000-6000 r--p 0 0:0 1\n"[..], "maps", false).unwrap().len(), 1);
     }
 
+    /// More than one piece of the file, which is read by a thread then.
+    #[test]
+    fn many_mappings_are_read_whole() {
+        let page = 4096;
+        let count = 3 * CHUNK / 600;
+        let memory = memmap2::MmapOptions::new().len(count * page).map_anon().unwrap();
+        for n in (0..count).step_by(2) {
+            memory.advise_range(memmap2::Advice::Random, n * page, page).unwrap();
+        }
+        let (start, end) = (memory.as_ptr() as u64, (memory.as_ptr() as usize + count * page) as u64);
+        let me = ProcDir::open(crate::pstree::RealPid(std::process::id() as i32)).unwrap();
+        for (maps, flags) in [(smaps(&me).unwrap(), true), (super::maps(&me).unwrap(), false)] {
+            let ours: Vec<_> = maps.iter().filter(|m| m.start >= start && m.end <= end).collect();
+            assert!(ours.len() >= count - 2, "{} of {count}", ours.len());
+            assert!(ours.windows(2).all(|pair| pair[0].end == pair[1].start));
+            if flags {
+                let random = ours.iter().filter(|m| m.flags.any(VmFlags::RAND_READ)).count();
+                assert!(random >= count / 2 - 1, "{random} of {count}");
+            }
+        }
+    }
+
     #[test]
     fn our_own_flags_are_all_known() {
         let me = ProcDir::open(crate::pstree::RealPid(std::process::id() as i32)).unwrap();

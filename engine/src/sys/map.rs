@@ -306,6 +306,17 @@ mod tests {
     }
 
     #[test]
+    fn a_region_comes_apart_in_two() {
+        let region = || Region { start: FREE, len: 0x3000 };
+        let (a, b) = region().split(0x1000).unwrap();
+        assert_eq!(
+            (a, b),
+            (Region { start: FREE, len: 0x1000 }, Region { start: FREE + 0x1000, len: 0x2000 })
+        );
+        assert!(region().split(0).is_err() && region().split(0x3000).is_err());
+    }
+
+    #[test]
     fn a_file_is_spread_over_pieces() {
         let mut file = tempfile::tempfile().unwrap();
         let bytes: Vec<u8> = (0..10_000u32).map(|n| n as u8).collect();

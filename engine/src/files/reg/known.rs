@@ -1,13 +1,20 @@
 //! What a dump has found out of files, for those that are open many times.
 
-use std::collections::{HashMap, hash_map::Entry};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    os::fd::AsRawFd,
+};
 
-use nix::sys::stat::FileStat;
+use nix::{
+    errno::Errno,
+    fcntl::{OFlag, open},
+    sys::stat::{FileStat, Mode},
+};
 
-use super::{dump_build_id, stat_of};
+use super::stat_of;
 use crate::{
     error::Result,
-    files::{DrainedFd, lease::Leases},
+    files::{DrainedFd, build_id, lease::Leases},
 };
 
 /// Answers that hold for the whole dump: who was asked stands still, and nobody else is waited for.
@@ -39,4 +46,38 @@ impl Known {
             Entry::Vacant(unknown) => unknown.insert(dump_build_id(fd, &mut self.leases)?).clone(),
         })
     }
+}
+
+fn dump_build_id(fd: &DrainedFd, leases: &mut Leases) -> Result<Vec<u32>> {
+    if fd.probe.stat.st_size < 5 {
+        return Ok(Vec::new());
+    }
+    let found = if leases.on(fd.probe.stat.st_ino)? {
+        // Opened once more, its lease would be broken.
+        match fd.probe.info.flags.cast_signed() & (libc::O_ACCMODE | libc::O_PATH | libc::O_DIRECT) {
+            libc::O_RDONLY | libc::O_RDWR => {
+                fd.file.try_clone().and_then(|file| build_id::of(&std::fs::File::from(file)))
+            }
+            _ => Ok(None),
+        }
+    } else {
+        opened_again(fd).and_then(|file| build_id::of(&file))
+    };
+    let found = found.unwrap_or_else(|e| {
+        log::warn!("no build-id of {}: {e}", fd.probe.link_text());
+        None
+    });
+    Ok(found.unwrap_or_default())
+}
+
+/// Opened for reading, whatever it was opened for.
+fn opened_again(fd: &DrainedFd) -> std::io::Result<std::fs::File> {
+    // Not blocking: somebody may take a lease on the file at this moment.
+    let path = format!("/proc/self/fd/{}", fd.file.as_raw_fd());
+    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOATIME | OFlag::O_CLOEXEC;
+    let file = match open(path.as_str(), flags, Mode::empty()) {
+        Err(Errno::EPERM) => open(path.as_str(), flags & !OFlag::O_NOATIME, Mode::empty()),
+        other => other,
+    };
+    Ok(file?.into())
 }

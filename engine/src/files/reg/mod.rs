@@ -27,7 +27,6 @@ use super::{
     DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, OpenHow, PlanFiles, Preflight, RestoredFile,
     build_id,
     ghost::{self, Remap},
-    lease::Leases,
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
@@ -122,40 +121,6 @@ fn external<'a>(probe: &FdProbe, out: &FilesOut<'a>) -> Option<&'a External> {
 fn must_keep_size(flags: u32) -> bool {
     let flags = flags.cast_signed();
     !(flags & libc::O_ACCMODE == libc::O_WRONLY && flags & libc::O_APPEND != 0)
-}
-
-fn dump_build_id(fd: &DrainedFd, leases: &mut Leases) -> Result<Vec<u32>> {
-    if fd.probe.stat.st_size < 5 {
-        return Ok(Vec::new());
-    }
-    let found = if leases.on(fd.probe.stat.st_ino)? {
-        // Opened once more, its lease would be broken.
-        match fd.probe.info.flags.cast_signed() & (libc::O_ACCMODE | libc::O_PATH | libc::O_DIRECT) {
-            libc::O_RDONLY | libc::O_RDWR => {
-                fd.file.try_clone().and_then(|file| build_id::of(&std::fs::File::from(file)))
-            }
-            _ => Ok(None),
-        }
-    } else {
-        opened_again(fd).and_then(|file| build_id::of(&file))
-    };
-    let found = found.unwrap_or_else(|e| {
-        log::warn!("no build-id of {}: {e}", fd.probe.link_text());
-        None
-    });
-    Ok(found.unwrap_or_default())
-}
-
-/// Opened for reading, whatever it was opened for.
-fn opened_again(fd: &DrainedFd) -> std::io::Result<std::fs::File> {
-    // Not blocking: somebody may take a lease on the file at this moment.
-    let path = format!("/proc/self/fd/{}", fd.file.as_raw_fd());
-    let flags = OFlag::O_RDONLY | OFlag::O_NONBLOCK | OFlag::O_NOATIME | OFlag::O_CLOEXEC;
-    let file = match open(path.as_str(), flags, Mode::empty()) {
-        Err(Errno::EPERM) => open(path.as_str(), flags & !OFlag::O_NOATIME, Mode::empty()),
-        other => other,
-    };
-    Ok(file?.into())
 }
 
 /// Finds out by which name a restore can find the file; makes one where there is none.

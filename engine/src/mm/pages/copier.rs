@@ -379,6 +379,17 @@ mod tests {
     use super::*;
 
     #[test]
+    fn neighbours_that_are_treated_alike_are_one_piece() {
+        let piece = |start, road| Piece { start, len: 0x1000, lazy: false, skip_zero: true, road };
+        let first = piece(0x1000, Road::Own);
+        assert!(piece(0x2000, Road::Own).continues(&first));
+        assert!(!piece(0x3000, Road::Own).continues(&first));
+        assert!(!piece(0x2000, Road::Mem).continues(&first));
+        assert!(!Piece { lazy: true, ..piece(0x2000, Road::Own) }.continues(&first));
+        assert!(!Piece { skip_zero: false, ..piece(0x2000, Road::Own) }.continues(&first));
+    }
+
+    #[test]
     fn batches_are_neither_long_nor_many() {
         let piece = |start, len| Piece { start, len, lazy: false, skip_zero: true, road: Road::Read };
         let cut = parts(&[piece(0, 3), piece(10, 12), piece(30, 1)], 5);

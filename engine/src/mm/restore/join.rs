@@ -67,3 +67,64 @@ pub fn apart(whole: Placed, vmas: &[pb::VmaEntry], placed: &mut Vec<Placed>) -> 
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::map::{Mapping, Region};
+
+    const ANON: u32 = (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32;
+
+    fn vma(page: u64, prot: u32) -> pb::VmaEntry {
+        let status = st::REGULAR | st::ANON_PRIVATE;
+        let (start, end) = (page << 12, (page + 1) << 12);
+        pb::VmaEntry { start, end, prot, flags: ANON, status, ..Default::default() }
+    }
+
+    fn count(vmas: &[pb::VmaEntry]) -> usize {
+        together(vmas, None, Told::new(None), &HashMap::new())
+    }
+
+    #[test]
+    fn only_what_agrees_is_joined() {
+        assert_eq!(count(&[]), 1);
+        assert_eq!(count(&[vma(1, 3), vma(2, 3), vma(3, 3), vma(5, 3)]), 3);
+        // Without content the protection is given at once.
+        assert_eq!(count(&[vma(1, 3), vma(2, 1)]), 1);
+        for other in [
+            pb::VmaEntry { flags: ANON | libc::MAP_NORESERVE as u32, ..vma(2, 3) },
+            pb::VmaEntry { madv: Some(1 << 14), ..vma(2, 3) },
+            pb::VmaEntry { status: st::REGULAR | st::ANON_PRIVATE | st::HEAP, ..vma(2, 3) },
+            pb::VmaEntry { status: st::GUARD, ..vma(2, 3) },
+        ] {
+            assert_eq!(count(&[vma(1, 3), other]), 1, "{other:?}");
+        }
+        let grows = |page| pb::VmaEntry { flags: ANON | libc::MAP_GROWSDOWN as u32, ..vma(page, 3) };
+        assert_eq!(count(&[grows(1), grows(2)]), 1);
+        let policy = pb::RcriuMappingEntry {
+            start: 2 << 12,
+            end: 3 << 12,
+            policy: Some(Default::default()),
+            ..Default::default()
+        };
+        let task = pb::RcriuTaskEntry { mapping: vec![policy], ..Default::default() };
+        assert_eq!(together(&[vma(1, 3), vma(2, 3)], None, Told::new(Some(&task)), &HashMap::new()), 1);
+    }
+
+    #[test]
+    fn what_was_joined_comes_apart() {
+        let at = 0x1600_0000_0000 >> 12;
+        let vmas = [vma(at, 1), vma(at + 1, 3), vma(at + 2, 0)];
+        let whole = joined(&vmas, &vmas[0]);
+        assert_eq!((whole.start, whole.end), (at << 12, (at + 3) << 12));
+        let what = Mapping { prot: 3, flags: ANON, file: None };
+        let region = Region::map(whole.start, whole.end - whole.start, what).unwrap();
+        let mut placed = Vec::new();
+        apart(Placed { vma: whole, region, prot: 3, policy: false }, &vmas, &mut placed).unwrap();
+        assert_eq!(placed.iter().map(|p| p.vma).collect::<Vec<_>>(), vmas);
+        for p in placed {
+            assert_eq!((p.region.start(), p.region.end(), p.prot), (p.vma.start, p.vma.end, 3));
+            p.region.unmap().unwrap();
+        }
+    }
+}

@@ -17,7 +17,10 @@ use goblin::elf::{Elf, sym::STT_FUNC};
 use rcriu_images::{pagemap::PageReader, pb};
 use restorer::args::VdsoPart;
 
-use super::{Placed, Prepared, READ_WRITE, current, no_room};
+use super::{
+    Placed, Prepared, READ_WRITE,
+    room::{current, no_room},
+};
 use crate::error::{Context, Error, Result};
 use crate::mm::status as st;
 use crate::procfs::maps::Map;
