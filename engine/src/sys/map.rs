@@ -140,7 +140,7 @@ impl Region {
         self.len == 0
     }
 
-    fn check(&self, at: u64, len: u64) -> Result<()> {
+    pub(super) fn check(&self, at: u64, len: u64) -> Result<()> {
         let inside = at >= self.start && len <= self.len && at - self.start <= self.len - len;
         if inside { Ok(()) } else { Err(Error::bug(format!("{at:#x}+{len:#x} is outside {self:x?}"))) }
     }

@@ -7,21 +7,18 @@
 //! mem       /proc/PID/mem: pages that are shared since a fork, or that the process may not read
 //! ```
 //!
-//! process_vm_readv(2) pins pages, and since Linux 5.19 pinning gives the task its own copy of a page that it
-//! shares with parent or child since a fork.
+//! Why pages are read in two ways, see [`super::source`].
 
-use nix::sys::uio::RemoteIoVec;
 use rcriu_images::pagemap::{PAGE_SIZE, Place, Region};
 
-use super::{PagesOut, direct::Direct};
+use super::{PagesOut, direct::Direct, source::Source};
 use crate::{
-    error::{Error, Result},
+    error::Result,
     infect::{Infected, pages::MOST},
     interrupt,
-    mm::{pagemap::Words, vma::Vma},
+    mm::vma::Vma,
     procfs::ProcDir,
-    pstree::RealPid,
-    sys::vm::{self, MemFile},
+    sys::vm,
 };
 
 /// Bytes gathered before they are read and written.
@@ -42,8 +39,7 @@ pub struct Copier<'a> {
     pieces: Vec<Piece>,
     bytes: u64,
     buf: Vec<u8>,
-    mem: Option<MemFile>,
-    words: Words,
+    source: Source,
     /// The task runs meanwhile.
     running: bool,
     /// What was left out to be served later, in order; none if nothing is.
@@ -64,11 +60,11 @@ pub(super) struct Piece {
     pub len: u64,
     pub lazy: bool,
     pub skip_zero: bool,
-    road: Road,
+    pub road: Road,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Road {
+pub(super) enum Road {
     /// Not copied at all.
     Parent,
     /// Not copied, but served later.
@@ -82,7 +78,6 @@ enum Road {
 impl<'a> Copier<'a> {
     /// Reads through the live thread whose folder `dir` is; `stacks` must be sorted page addresses.
     pub fn new(dir: &'a ProcDir, out: &'a mut PagesOut, stacks: &'a [u64]) -> Result<Self> {
-        let words = Words::open(dir)?;
         Ok(Copier {
             dir,
             out,
@@ -91,8 +86,7 @@ impl<'a> Copier<'a> {
             pieces: Vec::new(),
             bytes: 0,
             buf: Vec::new(),
-            mem: None,
-            words,
+            source: Source::new(dir)?,
             running: false,
             served: None,
         })
@@ -208,7 +202,7 @@ impl<'a> Copier<'a> {
 
     fn own(&mut self, group: &[Piece]) -> Result<()> {
         if let Way::Does(direct) = &self.direct {
-            if direct.write(group, self.out)? {
+            if direct.write(group, &mut self.source, self.out)? {
                 return Ok(());
             }
             // Protection keys or the like: not worth trying again for each of its mappings.
@@ -219,11 +213,7 @@ impl<'a> Copier<'a> {
         let mut parts = Vec::with_capacity(group.len());
         for piece in group {
             let before = parts.len();
-            let told = self.words.sharing(piece.start, piece.start + piece.len, |start, end, exclusive| {
-                let road = if exclusive { Road::Read } else { Road::Mem };
-                parts.push(Piece { start, len: end - start, road, ..*piece });
-                Ok(())
-            });
+            let told = self.source.roads(piece, &mut parts);
             match told {
                 Err(_) if self.running => {
                     parts.truncate(before);
@@ -250,7 +240,7 @@ impl<'a> Copier<'a> {
             buf.resize(len as usize, 0);
         }
         let bytes = &mut buf[..len as usize];
-        let read = self.read(group, bytes);
+        let read = self.source.read(group, bytes);
         let written = if !self.running {
             read.and_then(|()| self.write(group, bytes))
         } else if self.dir.read("stat").is_err() {
@@ -263,21 +253,6 @@ impl<'a> Copier<'a> {
         };
         self.buf = buf;
         written
-    }
-
-    fn read(&mut self, group: &[Piece], buf: &mut [u8]) -> Result<()> {
-        let tid = self.dir.pid();
-        if group[0].road == Road::Read {
-            return read_pieces(tid, group, buf);
-        }
-        let mem = memory(&mut self.mem, tid)?;
-        let mut rest = buf;
-        for piece in group {
-            let (this, others) = rest.split_at_mut(piece.len as usize);
-            mem.read(piece.start, this).map_err(|e| unreadable(piece, e))?;
-            rest = others;
-        }
-        Ok(())
     }
 
     fn write(&mut self, group: &[Piece], buf: &[u8]) -> Result<()> {
@@ -295,7 +270,7 @@ impl<'a> Copier<'a> {
         let mut page = [0; PAGE_SIZE as usize];
         for piece in group {
             for at in (piece.start..piece.start + piece.len).step_by(page.len()) {
-                let read = memory(&mut self.mem, self.dir.pid()).and_then(|mem| mem.read(at, &mut page));
+                let read = self.source.memory().and_then(|mem| mem.read(at, &mut page));
                 if read.is_ok() && self.dir.read("stat").is_ok() {
                     piece.write(self.out, at, &page)?;
                 }
@@ -311,15 +286,8 @@ impl Piece {
     }
 }
 
-fn memory(mem: &mut Option<MemFile>, tid: RealPid) -> Result<&mut MemFile> {
-    Ok(match mem {
-        Some(mem) => mem,
-        none => none.insert(MemFile::open(tid)?),
-    })
-}
-
 /// Cuts pieces into batches of at most `most` bytes and [`PIECES`] pieces.
-fn parts(pieces: &[Piece], most: u64) -> Vec<Vec<Piece>> {
+pub(super) fn parts(pieces: &[Piece], most: u64) -> Vec<Vec<Piece>> {
     let mut all = vec![Vec::new()];
     let mut bytes = 0;
     for piece in pieces {
@@ -337,27 +305,6 @@ fn parts(pieces: &[Piece], most: u64) -> Vec<Vec<Piece>> {
     }
     all.retain(|batch| !batch.is_empty());
     all
-}
-
-fn read_pieces(tid: RealPid, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
-    let remote: Vec<_> =
-        pieces.iter().map(|p| RemoteIoVec { base: p.start as usize, len: p.len as usize }).collect();
-    let got = vm::read_pieces(tid, &remote, buf)? as u64;
-    if got == buf.len() as u64 {
-        return Ok(());
-    }
-    let mut before = 0;
-    let piece = pieces.iter().find(|p| {
-        before += p.len;
-        before > got
-    });
-    let error = Error::sys("process_vm_readv", libc::EFAULT);
-    Err(piece.map_or(error.clone(), |p| unreadable(p, error)))
-}
-
-fn unreadable(piece: &Piece, e: Error) -> Error {
-    e.during(format!("content of {:x}-{:x}", piece.start, piece.start + piece.len))
-        .remedy("guard pages of madvise need Linux 6.15 or later to be recognised")
 }
 
 #[cfg(test)]
