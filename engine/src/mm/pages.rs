@@ -183,9 +183,11 @@ impl PagesOut {
             // What is on its way past the page cache is waited for meanwhile, so that this is to be rare.
             let more = at.min(RESERVED);
             let from = self.reserved.max(at);
-            let reserve = |upto: u64| fallocate(file, mode, from.cast_signed(), (upto - from).cast_signed()).is_ok();
+            let reserve =
+                |upto: u64| fallocate(file, mode, from.cast_signed(), (upto - from).cast_signed()).is_ok();
             // A file system that has no room says so when it is written to.
-            self.reserved = [end + more, end].into_iter().find(|upto| reserve(*upto)).unwrap_or(self.reserved);
+            self.reserved =
+                [end + more, end].into_iter().find(|upto| reserve(*upto)).unwrap_or(self.reserved);
         }
         Ok(self.reserved >= end && !limited)
     }

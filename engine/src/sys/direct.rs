@@ -26,8 +26,8 @@ use super::{
 };
 use crate::error::{Result, SysContext};
 
-/// `IOCB_CMD_PREAD` of `linux/aio_abi.h`.
-const PREAD: u16 = 0;
+/// `IOCB_CMD_PREADV` of `linux/aio_abi.h`.
+const PREADV: u16 = 7;
 /// Events taken at once.
 const EVENTS: usize = 32;
 
@@ -206,20 +206,25 @@ impl<'r> Reads<'r> {
         self.context.flying
     }
 
-    /// Starts to read `len` bytes at `offset` of `file`, which was opened by [`reopen`], to `at`; `name` tells which
-    /// it was when it is done.
-    pub fn start(&mut self, file: &File, offset: u64, at: u64, len: u64, name: u64) -> Result<()> {
-        self.region.check(at, len)?;
+    /// Starts to read from `offset` of `file`, which was opened by [`reopen`], into `pieces` (address and length) one
+    /// after the other; `name` tells which it was when it is done.
+    pub fn start(&mut self, file: &File, offset: u64, pieces: &[(u64, u64)], name: u64) -> Result<()> {
+        pieces.iter().try_for_each(|&(at, len)| self.region.check(at, len))?;
+        let list: Vec<libc::iovec> = pieces
+            .iter()
+            .map(|&(at, len)| libc::iovec { iov_base: at as *mut _, iov_len: len as usize })
+            .collect();
         let block = ControlBlock {
             data: name,
-            opcode: PREAD,
+            opcode: PREADV,
             fd: file.as_raw_fd().cast_unsigned(),
-            buffer: at,
-            len,
+            buffer: list.as_ptr() as u64,
+            len: list.len() as u64,
             offset: offset.cast_signed(),
             ..ControlBlock::default()
         };
-        // SAFETY: inside the region, in which no Rust object lies and which outlives the context.
+        // SAFETY: the kernel copies the list; its pieces are inside the region, in which no Rust object lies and which
+        // outlives the context.
         unsafe { self.context.submit(block) }
     }
 

@@ -17,7 +17,10 @@ use rcriu_images::pagemap::PAGE_SIZE;
 use super::{PagesOut, copier::Piece, source::Source, uncached::Uncached};
 use crate::{
     error::{Error, Result, SysContext},
-    infect::{Infected, pages::{Outlet, WrittenPages}},
+    infect::{
+        Infected,
+        pages::{Outlet, WrittenPages},
+    },
     procfs::{ProcDir, cgroup, limits, mountinfo},
 };
 
@@ -60,7 +63,8 @@ impl<'a> Direct<'a> {
         let flying = uncached.as_ref().map_or(0, |u| u.flying());
         let (own, others) = split(pieces, total - share);
         let (written, took, filled) = thread::scope(|scope| {
-            let filling = uncached.as_mut().filter(|_| share > 0).map(|u| scope.spawn(|| u.fill(&others, source)));
+            let filling =
+                uncached.as_mut().filter(|_| share > 0).map(|u| scope.spawn(|| u.fill(&others, source)));
             let start = Instant::now();
             let all = own.iter().map(|p| (p.start, p.len, p.skip_zero));
             let written = self.0.write(file.as_fd(), before, all);
@@ -70,7 +74,9 @@ impl<'a> Direct<'a> {
         });
         let written = match written {
             // No room for descriptors, or memory that it cannot read itself.
-            Err(e) if matches!(e.errno(), Some(libc::EMFILE | libc::EFAULT)) => return nothing(file, before, &e),
+            Err(e) if matches!(e.errno(), Some(libc::EMFILE | libc::EFAULT)) => {
+                return nothing(file, before, &e);
+            }
             other => other.map_err(|e| e.during("writing pages"))?,
         };
         let filled = match filled.transpose() {

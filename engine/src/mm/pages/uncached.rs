@@ -81,7 +81,9 @@ impl Uncached {
     pub fn open(file: &File) -> Option<Uncached> {
         let writes = direct::reopen(file, true).and_then(|file| Ok((file, Writes::new(BUFFERS)?)));
         match writes {
-            Ok((file, writes)) => Some(Uncached { file, writes, free: Vec::new(), share: FIRST, refused: false }),
+            Ok((file, writes)) => {
+                Some(Uncached { file, writes, free: Vec::new(), share: FIRST, refused: false })
+            }
             Err(e) => {
                 log::debug!("All pages go through the page cache: {e}");
                 None
@@ -146,7 +148,14 @@ impl Uncached {
     /// `before` was on its way when the batch began.
     ///
     /// Precondition: what was filled has not been sent yet.
-    pub fn judge(&mut self, cached: &File, filled: &Filled, total: u64, own: Duration, before: u64) -> Result<()> {
+    pub fn judge(
+        &mut self,
+        cached: &File,
+        filled: &Filled,
+        total: u64,
+        own: Duration,
+        before: u64,
+    ) -> Result<()> {
         self.landed(cached, false)?;
         let left = self.writes.flying();
         if left == 0 {
