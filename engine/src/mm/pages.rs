@@ -126,7 +126,7 @@ impl PageStore {
             }
         };
         let uncached = if self.cached { Beside::Never } else { Beside::Untried };
-        Ok(PagesOut { sink, open: None, written: 0, in_parent: 0, reserved: 0, uncached })
+        Ok(PagesOut { sink, open: None, written: 0, in_parent: 0, reserved: 0, expected: 0, uncached })
     }
 }
 
@@ -140,6 +140,8 @@ pub struct PagesOut {
     in_parent: u64,
     /// Where the blocks that the page file was given end; it may be longer than its content then.
     reserved: u64,
+    /// Length that it is expected to have, 0 if nobody knows.
+    expected: u64,
     uncached: Beside,
 }
 
@@ -181,7 +183,8 @@ impl PagesOut {
         let end = at + len;
         if self.reserved < end {
             // What is on its way past the page cache is waited for meanwhile, so that this is to be rare.
-            let more = at.min(RESERVED);
+            // Not more than is expected: others may need the room.
+            let more = at.min(RESERVED).min(self.expected.saturating_sub(end));
             let from = self.reserved.max(at);
             let reserve =
                 |upto: u64| fallocate(file, mode, from.cast_signed(), (upto - from).cast_signed()).is_ok();
@@ -192,11 +195,19 @@ impl PagesOut {
         Ok(self.reserved >= end && !limited)
     }
 
+    /// About so many bytes are to be expected in all.
+    fn expect(&mut self, bytes: u64) {
+        self.expected = bytes;
+        if bytes < uncached::FROM {
+            self.uncached = Beside::Never;
+        }
+    }
+
     /// Makes ready for a batch of at most `len` bytes; the way past the page cache, if a part of it may go there.
     fn uncached(&mut self, len: u64) -> Result<Option<Box<Uncached>>> {
         let long = self.reserve(len)?;
-        let Some(mut file) = self.sink.file()? else { return Ok(None) };
-        if !long || file.stream_position().call("lseek")? < uncached::FROM {
+        let Some(file) = self.sink.file()? else { return Ok(None) };
+        if !long {
             return Ok(None);
         }
         Ok(match std::mem::replace(&mut self.uncached, Beside::Never) {

@@ -25,6 +25,10 @@ use crate::{
 const BATCH: u64 = 4 << 20;
 /// The same where the process writes them itself; between batches we look for signals.
 const BATCH_DIRECT: u64 = 32 << 20;
+/// The first of those: the next are twice as long, as what is learnt of the machine in one serves the next.
+const BATCH_FIRST: u64 = 8 << 20;
+/// Batches end where a huge page may begin: a restore that reads what follows in another way has a page for each.
+pub(super) const BLOCK: u64 = 2 << 20;
 /// Pieces gathered at most.
 const PIECES: usize = MOST.1;
 const _: () = assert!(PIECES <= vm::MAX_PIECES && BATCH_DIRECT <= MOST.0);
@@ -38,6 +42,8 @@ pub struct Copier<'a> {
     direct: Way<'a>,
     pieces: Vec<Piece>,
     bytes: u64,
+    /// Bytes gathered where the process writes them itself.
+    batch: u64,
     buf: Vec<u8>,
     source: Source,
     /// The task runs meanwhile.
@@ -85,6 +91,7 @@ impl<'a> Copier<'a> {
             direct: Way::No,
             pieces: Vec::new(),
             bytes: 0,
+            batch: BATCH_FIRST,
             buf: Vec::new(),
             source: Source::new(dir)?,
             running: false,
@@ -152,11 +159,16 @@ impl<'a> Copier<'a> {
         };
         let mut at = start;
         while at < end {
-            let len = (end - at).min(self.batch() - self.bytes);
+            let mut len = (end - at).min(self.batch() - self.bytes);
+            let full = len < end - at;
+            let over = (at + len) % BLOCK;
+            if full && over < len {
+                len -= over;
+            }
             self.pieces.push(Piece { start: at, len, lazy, skip_zero: vma.zero_is_absent(), road });
             self.bytes += len;
             at += len;
-            if self.bytes == self.batch() || self.pieces.len() == PIECES {
+            if full || self.bytes == self.batch() || self.pieces.len() == PIECES {
                 self.flush()?;
             }
         }
@@ -164,14 +176,14 @@ impl<'a> Copier<'a> {
     }
 
     fn batch(&self) -> u64 {
-        if matches!(self.direct, Way::Does(_)) { BATCH_DIRECT } else { BATCH }
+        if matches!(self.direct, Way::Does(_)) { self.batch } else { BATCH }
     }
 
     /// Reads and writes what was gathered. To be called at the end.
     pub fn flush(&mut self) -> Result<()> {
         interrupt::check()?;
         if let Way::May(infected) = self.direct
-            && self.bytes == BATCH
+            && self.bytes > BATCH / 2
         {
             self.direct = Direct::new(infected, self.dir, self.out)?.map_or(Way::No, Way::Does);
         }
@@ -203,6 +215,7 @@ impl<'a> Copier<'a> {
     fn own(&mut self, group: &[Piece]) -> Result<()> {
         if let Way::Does(direct) = &self.direct {
             if direct.write(group, &mut self.source, self.out)? {
+                self.batch = (2 * self.batch).min(BATCH_DIRECT);
                 return Ok(());
             }
             // Protection keys or the like: not worth trying again for each of its mappings.

@@ -14,14 +14,19 @@ use std::{
 
 use rcriu_images::pagemap::PAGE_SIZE;
 
-use super::{PagesOut, copier::Piece, source::Source, uncached::Uncached};
+use super::{
+    PagesOut,
+    copier::{BLOCK, Piece},
+    source::Source,
+    uncached::Uncached,
+};
 use crate::{
     error::{Error, Result, SysContext},
     infect::{
         Infected,
         pages::{Outlet, WrittenPages},
     },
-    procfs::{ProcDir, cgroup, limits, mountinfo},
+    procfs::{ProcDir, cgroup, limits, mountinfo, number},
 };
 
 /// Where the process gets the page file from.
@@ -36,6 +41,7 @@ impl<'a> Direct<'a> {
         if limits::read(dir)?[libc::RLIMIT_FSIZE as usize].cur != u64::MAX || has_memory_limit(dir)? {
             return Ok(None);
         }
+        out.expect(resident(dir)?);
         Ok(Some(Direct(infected.outlet()?)))
     }
 
@@ -63,8 +69,10 @@ impl<'a> Direct<'a> {
         let flying = uncached.as_ref().map_or(0, |u| u.flying());
         let (own, others) = split(pieces, total - share);
         let (written, took, filled) = thread::scope(|scope| {
-            let filling =
-                uncached.as_mut().filter(|_| share > 0).map(|u| scope.spawn(|| u.fill(&others, source)));
+            let filling = uncached
+                .as_mut()
+                .filter(|_| share > 0)
+                .map(|u| scope.spawn(|| u.fill(file, &others, source)));
             let start = Instant::now();
             let all = own.iter().map(|p| (p.start, p.len, p.skip_zero));
             let written = self.0.write(file.as_fd(), before, all);
@@ -99,12 +107,22 @@ impl<'a> Direct<'a> {
     }
 }
 
-/// The first `upto` bytes of pieces, and the others.
+/// Bytes of its own memory that a task has, about.
+fn resident(dir: &ProcDir) -> Result<u64> {
+    // Size, resident, and what of that is of files or shared, in pages.
+    let statm = dir.read("statm")?;
+    let pages = |field| statm.split(|b| *b == b' ').nth(field).and_then(number::<u64>).unwrap_or(0);
+    Ok(pages(1).saturating_sub(pages(2)) * PAGE_SIZE)
+}
+
+/// About the first `upto` bytes of pieces, and the others.
 fn split(pieces: &[Piece], mut upto: u64) -> (Vec<Piece>, Vec<Piece>) {
     let (mut first, mut rest) = (Vec::new(), Vec::new());
     for piece in pieces {
-        let len = piece.len.min(upto);
-        upto -= len;
+        // In a long piece, up to where a huge page may begin.
+        let end = (piece.start + upto).next_multiple_of(if upto > 0 { BLOCK } else { 1 });
+        let len = piece.len.min(end - piece.start);
+        upto = upto.saturating_sub(len);
         if len > 0 {
             first.push(Piece { len, ..*piece });
         }
@@ -170,4 +188,23 @@ fn limited_v1(folder: PathBuf) -> bool {
     let Ok(stat) = fs::read_to_string(folder.join("memory.stat")) else { return true };
     let limit = stat.lines().find_map(|l| l.strip_prefix("hierarchical_memory_limit ")?.parse::<u64>().ok());
     limit.is_none_or(|limit| limit < 1 << 62)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::copier::Road, *};
+
+    #[test]
+    fn pieces_are_split_where_a_huge_page_may_begin() {
+        let piece = |start, len| Piece { start, len, lazy: false, skip_zero: true, road: Road::Own };
+        let list = |pieces: &[Piece]| pieces.iter().map(|p| (p.start, p.len)).collect::<Vec<_>>();
+        let pieces = [piece(BLOCK + 4096, 8192), piece(4 * BLOCK, 4 * BLOCK)];
+        let (own, others) = split(&pieces, 8192 + BLOCK + 4096);
+        assert_eq!(list(&own), [(BLOCK + 4096, 8192), (4 * BLOCK, 2 * BLOCK)]);
+        assert_eq!(list(&others), [(6 * BLOCK, 2 * BLOCK)]);
+        let (own, others) = split(&pieces, 4096);
+        assert_eq!(list(&own), [(BLOCK + 4096, 8192)]);
+        assert_eq!(list(&others), [(4 * BLOCK, 4 * BLOCK)]);
+        assert_eq!(split(&pieces, 8192 + 4 * BLOCK).1.len(), 0);
+    }
 }

@@ -15,8 +15,7 @@
 //! Nobody is asked how fast the device is. A share of a batch goes there that is as large as the device had done by
 //! the end of the batch before, and not larger than what is copied in the time that the process takes for its part:
 //! a slow device gets next to nothing, a machine where memory is hard to get for the page cache gives it nearly all.
-//! That is the right balance for a restore from the same set too, which reads from the disk while it copies from
-//! the page cache.
+//! What a restore from the same set then reads from the disk, it reads while it copies the rest from the page cache.
 
 use std::{
     fs::File,
@@ -39,13 +38,13 @@ use crate::{
 /// Bytes of a buffer, which one request writes.
 const BUFFER: usize = 4 << 20;
 /// Buffers at most, being filled or on their way.
-const BUFFERS: usize = 12;
+const BUFFERS: usize = 10;
 /// Bytes read at a time: they are looked at while they are in the cache of the processor.
 const STEP: u64 = 512 << 10;
 /// Bytes of a batch that are worth while, and with which it begins.
 const LEAST: u64 = 1 << 20;
 const FIRST: u64 = 4 << 20;
-/// A page file that is shorter goes through the page cache as a whole.
+/// A page file that will be shorter goes through the page cache as a whole.
 pub(super) const FROM: u64 = 64 << 20;
 
 /// The way past the page cache into a page file.
@@ -54,8 +53,12 @@ pub(super) struct Uncached {
     file: File,
     writes: Writes,
     free: Vec<MmapMut>,
+    /// Buffers that were made.
+    made: usize,
     /// Bytes of the next batch.
     share: u64,
+    /// The device has nothing left to do: it may be waited for.
+    keeps_up: bool,
     /// The file system, or the kernel, does not do it after all.
     refused: bool,
 }
@@ -81,9 +84,15 @@ impl Uncached {
     pub fn open(file: &File) -> Option<Uncached> {
         let writes = direct::reopen(file, true).and_then(|file| Ok((file, Writes::new(BUFFERS)?)));
         match writes {
-            Ok((file, writes)) => {
-                Some(Uncached { file, writes, free: Vec::new(), share: FIRST, refused: false })
-            }
+            Ok((file, writes)) => Some(Uncached {
+                file,
+                writes,
+                free: Vec::new(),
+                made: 0,
+                share: FIRST,
+                keeps_up: true,
+                refused: false,
+            }),
             Err(e) => {
                 log::debug!("All pages go through the page cache: {e}");
                 None
@@ -94,13 +103,14 @@ impl Uncached {
     /// How many bytes of a batch of `total` bytes are to be taken; `cached` is the same file.
     pub fn share(&mut self, cached: &File, total: u64) -> Result<u64> {
         self.landed(cached, false)?;
-        let room = (BUFFERS - (self.writes.flying() as usize).div_ceil(BUFFER)) * BUFFER;
-        let share = self.share.min(room as u64).min(total / 8 * 7) / PAGE_SIZE * PAGE_SIZE;
+        let free = BUFFERS - self.made + self.free.len();
+        let room = if self.keeps_up { u64::MAX } else { (free * BUFFER) as u64 };
+        let share = self.share.min(room).min(total / 8 * 7) / PAGE_SIZE * PAGE_SIZE;
         Ok(if share < LEAST || self.refused { 0 } else { share })
     }
 
     /// Reads pieces into buffers.
-    pub fn fill(&mut self, pieces: &[Piece], source: &mut Source) -> Result<Filled> {
+    pub fn fill(&mut self, cached: &File, pieces: &[Piece], source: &mut Source) -> Result<Filled> {
         let start = Instant::now();
         let mut filled = Filled::default();
         let mut roads = Vec::new();
@@ -112,7 +122,7 @@ impl Uncached {
                     Some(last) if last.1 + len <= BUFFER => last,
                     full => {
                         filled.buffers.extend(full);
-                        (self.free.pop().map_or_else(|| direct::buffer(BUFFER), Ok)?, 0)
+                        (self.buffer(cached)?, 0)
                     }
                 };
                 filled.buffers.push(last);
@@ -124,6 +134,20 @@ impl Uncached {
         }
         filled.took = start.elapsed();
         Ok(filled)
+    }
+
+    /// One to be filled. If all are on their way, waits for one.
+    fn buffer(&mut self, cached: &File) -> Result<MmapMut> {
+        if self.free.is_empty() && self.made >= BUFFERS && self.writes.flying() > 0 {
+            self.landed(cached, true)?;
+        }
+        match self.free.pop() {
+            Some(buffer) => Ok(buffer),
+            None => {
+                self.made += 1;
+                direct::buffer(BUFFER)
+            }
+        }
     }
 
     /// Sends `filled` on its way to `offset` of the file.
@@ -158,16 +182,19 @@ impl Uncached {
     ) -> Result<()> {
         self.landed(cached, false)?;
         let left = self.writes.flying();
-        if left == 0 {
-            self.share += self.share / 2;
+        self.keeps_up = left == 0;
+        if self.keeps_up {
+            self.share *= 2;
         } else if left > before / 2 {
             self.share -= self.share / 4;
         }
         let len = filled.len();
         if len > 0 {
-            // As much as can be copied here while the process writes the rest.
+            // As much as can be copied here while the process writes the rest; half of it, as what a restore has to
+            // read from the disk costs it more than what it finds in the page cache. Where memory for the page cache
+            // is hard to get, most goes to the disk all the same.
             let rate = |bytes: u64, took: Duration| bytes as f64 / took.as_secs_f64().max(1e-6);
-            let (here, there) = (rate(len, filled.took), rate(total.saturating_sub(len), own));
+            let (here, there) = (rate(len, filled.took) / 2.0, rate(total.saturating_sub(len), own));
             self.share = self.share.min((total as f64 * here / (here + there)) as u64);
         }
         self.share = self.share.clamp(LEAST, (BUFFER * BUFFERS) as u64);
