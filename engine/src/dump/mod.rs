@@ -142,6 +142,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let created = Created::new(&images);
     // A page server that is not there is noticed before anything is frozen.
     let pages = PageStore::of_dump(images.clone(), Link::connect(&opts.common)?, opts.compress);
+    let pages = pages.read_back(opts.checksum);
 
     // The same for a port that is taken.
     let listener = lazy::listen(opts)?;

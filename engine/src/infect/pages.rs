@@ -51,6 +51,11 @@ impl WrittenPages {
     pub fn has(&self, page: usize) -> bool {
         self.bits.get(page / 8).is_some_and(|byte| byte >> (page % 8) & 1 == 1)
     }
+
+    /// Bytes of all.
+    pub fn bytes(&self) -> u64 {
+        self.bits.iter().map(|b| u64::from(b.count_ones())).sum::<u64>() * PAGE
+    }
 }
 
 impl<'t> Infected<'t> {
@@ -104,11 +109,11 @@ impl Outlet<'_, '_> {
         })?;
         let mut bits = vec![0; (pages.div_ceil(8) as usize).min(DATA_LEN - BITS)];
         vm::read(self.infected.task().live(), self.infected.data_address() + BITS as u64, &mut bits)?;
-        let written: u64 = bits.iter().map(|b| u64::from(b.count_ones())).sum();
-        if written * PAGE != control.ret[1] {
-            return Err(Error::bug(format!("{written} pages written, {} bytes", control.ret[1])));
+        let written = WrittenPages { bits };
+        if written.bytes() != control.ret[1] {
+            return Err(Error::bug(format!("{} bytes written, not {}", control.ret[1], written.bytes())));
         }
-        Ok(WrittenPages { bits })
+        Ok(written)
     }
 }
 

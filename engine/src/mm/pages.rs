@@ -1,9 +1,11 @@
 //! Content of pages: from a task's memory to `pages-N.img`, with the pagemap that says what they are.
 //!
 //! ```text
-//! copier   runs of pages, gathered; how each is read
-//! direct   written by the process itself
-//! fetched  read by those who compress them
+//! copier     runs of pages, gathered; how each is read
+//! source     reading them from outside
+//! direct     written by the process itself
+//! uncached   some of those written here meanwhile, past the page cache
+//! fetched    read by those who compress them
 //! ```
 //!
 //! Pages full of zeros in memory that reads as zero when absent are not written: that also covers the huge
@@ -12,6 +14,8 @@
 mod copier;
 mod direct;
 mod fetched;
+mod source;
+mod uncached;
 
 use std::{
     collections::VecDeque,
@@ -25,7 +29,10 @@ use std::{
 
 use nix::{
     fcntl::{FallocateFlags, fallocate},
-    sys::statfs::{EXT4_SUPER_MAGIC, fstatfs},
+    sys::{
+        resource::{RLIM_INFINITY, Resource, getrlimit},
+        statfs::{EXT4_SUPER_MAGIC, fstatfs},
+    },
 };
 use rcriu_images::{
     ImageDir, ImageKind,
@@ -35,14 +42,20 @@ use rcriu_images::{
 
 pub use self::copier::Copier;
 use self::fetched::Later;
+use self::uncached::Uncached;
 use super::{sink::Sink, xfer::Link};
 use crate::error::{Result, SysContext};
+
+/// Bytes that a page file is given at once at most, as it grows.
+const RESERVED: u64 = 1 << 30;
 
 /// Where pages go: the image folder, the numbers of page files, and what was counted.
 #[derive(Debug, Clone)]
 pub struct PageStore {
     pub images: ImageDir,
     shared: Arc<Shared>,
+    /// Pages are to be in the page cache.
+    cached: bool,
 }
 
 #[derive(Debug)]
@@ -70,13 +83,19 @@ impl PageStore {
     fn with(images: ImageDir, first: u32, link: Option<Link>, compress: Option<i32>) -> Self {
         let link = link.map(Arc::new);
         let shared = Shared { next: AtomicU32::new(first), link, compress, counts: Counts::default() };
-        PageStore { images, shared: Arc::new(shared) }
+        PageStore { images, shared: Arc::new(shared), cached: false }
     }
 
     /// Pages go through `link` if there is one; no page file is written here then. Otherwise they are compressed if
     /// a level is given.
     pub fn of_dump(images: ImageDir, link: Option<Link>, compress: Option<i32>) -> Self {
         PageStore::with(images, 1, link, compress)
+    }
+
+    /// All pages go through the page cache if `yes`: they are read back soon.
+    #[must_use]
+    pub fn read_back(self, yes: bool) -> Self {
+        PageStore { cached: yes, ..self }
     }
 
     /// Of a page server: its page files have numbers that those of a dump into the same folder have not.
@@ -111,8 +130,18 @@ impl PageStore {
                 }
             }
         };
+        let uncached = if self.cached { Beside::Never } else { Beside::Untried };
         let waiting = VecDeque::new();
-        Ok(PagesOut { sink, open: None, written: 0, in_parent: 0, reserved: false, waiting })
+        Ok(PagesOut {
+            sink,
+            open: None,
+            written: 0,
+            in_parent: 0,
+            reserved: 0,
+            expected: 0,
+            uncached,
+            waiting,
+        })
     }
 }
 
@@ -124,10 +153,21 @@ pub struct PagesOut {
     open: Option<Region>,
     written: u64,
     in_parent: u64,
-    /// The page file may have more blocks than it needs.
-    reserved: bool,
+    /// Where the blocks that the page file was given end; it may be longer than its content then.
+    reserved: u64,
+    /// Length that it is expected to have, 0 if nobody knows.
+    expected: u64,
+    uncached: Beside,
     /// Regions behind memory that is being fetched.
     waiting: VecDeque<Later>,
+}
+
+/// The way past the page cache, beside that through it.
+#[derive(Debug)]
+enum Beside {
+    Never,
+    Untried,
+    Open(Box<Uncached>),
 }
 
 impl PagesOut {
@@ -147,16 +187,62 @@ impl PagesOut {
     }
 
     /// Gives the page file the blocks for `len` more bytes, where that makes writing them faster: on ext4 there is
-    /// no reservation for each block then.
-    pub fn reserve(&mut self, len: u64) -> Result<()> {
-        let Some(mut file) = self.sink.file()? else { return Ok(()) };
-        if fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == EXT4_SUPER_MAGIC) {
-            let at = file.stream_position().call("lseek")?;
-            // A file system that has no room says so when it is written to.
-            let keep = FallocateFlags::FALLOC_FL_KEEP_SIZE;
-            self.reserved |= fallocate(file, keep, at.cast_signed(), len.cast_signed()).is_ok();
+    /// no reservation for each block then. Tells whether the file is that long now.
+    fn reserve(&mut self, len: u64) -> Result<bool> {
+        let Some(mut file) = self.sink.file()? else { return Ok(false) };
+        if !fstatfs(file).is_ok_and(|fs| fs.filesystem_type() == EXT4_SUPER_MAGIC) {
+            return Ok(false);
         }
-        Ok(())
+        // Where files may not become longer than so much, one that seems to be is a signal that ends us.
+        let limited = getrlimit(Resource::RLIMIT_FSIZE).is_ok_and(|(soft, _)| soft != RLIM_INFINITY);
+        let mode = if limited { FallocateFlags::FALLOC_FL_KEEP_SIZE } else { FallocateFlags::empty() };
+        let at = file.stream_position().call("lseek")?;
+        let end = at + len;
+        if self.reserved < end {
+            // What is on its way past the page cache is waited for meanwhile, so that this is to be rare.
+            // Not more than is expected: others may need the room.
+            let more = at.min(RESERVED).min(self.expected.saturating_sub(end));
+            let from = self.reserved.max(at);
+            let reserve =
+                |upto: u64| fallocate(file, mode, from.cast_signed(), (upto - from).cast_signed()).is_ok();
+            // A file system that has no room says so when it is written to.
+            self.reserved =
+                [end + more, end].into_iter().find(|upto| reserve(*upto)).unwrap_or(self.reserved);
+        }
+        Ok(self.reserved >= end && !limited)
+    }
+
+    /// About so many bytes are to be expected in all.
+    fn expect(&mut self, bytes: u64) {
+        self.expected = bytes;
+        if bytes < uncached::FROM {
+            self.uncached = Beside::Never;
+        }
+    }
+
+    /// Makes ready for a batch of at most `len` bytes; the way past the page cache, if a part of it may go there.
+    fn uncached(&mut self, len: u64) -> Result<Option<Box<Uncached>>> {
+        let long = self.reserve(len)?;
+        let Some(file) = self.sink.file()? else { return Ok(None) };
+        if !long {
+            return Ok(None);
+        }
+        Ok(match std::mem::replace(&mut self.uncached, Beside::Never) {
+            Beside::Never => None,
+            Beside::Untried => Uncached::open(file).map(Box::new),
+            Beside::Open(uncached) => Some(uncached),
+        })
+    }
+
+    /// Takes back what [`PagesOut::uncached`] gave; if the batch was not `written`, the page file has lost its
+    /// blocks.
+    fn give_back(&mut self, uncached: Option<Box<Uncached>>, written: bool) {
+        if let Some(uncached) = uncached {
+            self.uncached = Beside::Open(uncached);
+        }
+        if !written {
+            self.reserved = 0;
+        }
     }
 
     /// Says that `pages` pages that lie at `vaddr` were appended to the page file; addresses must ascend.
@@ -227,11 +313,16 @@ impl PagesOut {
         if let Some(open) = self.open.take() {
             self.sink.region(&open)?;
         }
-        if self.reserved
+        if (self.reserved > 0 || matches!(self.uncached, Beside::Open(_)))
             && let Some(mut file) = self.sink.file()?
         {
-            let end = file.stream_position().call("lseek")?;
-            file.set_len(end).call("ftruncate")?;
+            if let Beside::Open(uncached) = &mut self.uncached {
+                uncached.finish(file)?;
+            }
+            if self.reserved > 0 {
+                let end = file.stream_position().call("lseek")?;
+                file.set_len(end).call("ftruncate")?;
+            }
         }
         self.sink.finish()?;
         Ok(Written { written: self.written, in_parent: self.in_parent })

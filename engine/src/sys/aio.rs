@@ -11,25 +11,25 @@ use crate::error::{Error, Result};
 use crate::sys::errno;
 
 /// `IOCB_CMD_PWRITE` of `linux/aio_abi.h`.
-const PWRITE: u16 = 1;
+pub(super) const PWRITE: u16 = 1;
 
 /// `struct iocb` of `linux/aio_abi.h`, little-endian.
 #[repr(C)]
 #[derive(Clone, Copy, Debug, Default)]
-struct ControlBlock {
-    data: u64,
+pub(super) struct ControlBlock {
+    pub data: u64,
     /// Written by the kernel.
-    key: u32,
-    rw_flags: u32,
-    opcode: u16,
-    priority: i16,
-    fd: u32,
-    buffer: u64,
-    len: u64,
-    offset: i64,
-    reserved: u64,
-    flags: u32,
-    eventfd: u32,
+    pub key: u32,
+    pub rw_flags: u32,
+    pub opcode: u16,
+    pub priority: i16,
+    pub fd: u32,
+    pub buffer: u64,
+    pub len: u64,
+    pub offset: i64,
+    pub reserved: u64,
+    pub flags: u32,
+    pub eventfd: u32,
 }
 
 const _: () = assert!(size_of::<ControlBlock>() == 64);

@@ -148,7 +148,7 @@ impl Region {
         Ok((Region { start: self.start, len }, Region { start: self.start + len, len: self.len - len }))
     }
 
-    fn check(&self, at: u64, len: u64) -> Result<()> {
+    pub(super) fn check(&self, at: u64, len: u64) -> Result<()> {
         let inside = at >= self.start && len <= self.len && at - self.start <= self.len - len;
         if inside { Ok(()) } else { Err(Error::bug(format!("{at:#x}+{len:#x} is outside {self:x?}"))) }
     }

@@ -9,6 +9,7 @@ pub(crate) mod cached;
 pub(crate) mod check;
 pub mod clone3;
 pub(crate) mod daemon;
+pub(crate) mod direct;
 pub mod errno;
 pub(crate) mod fanotify;
 pub(crate) mod fd;

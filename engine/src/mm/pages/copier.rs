@@ -7,27 +7,28 @@
 //! mem       /proc/PID/mem: pages that are shared since a fork, or that the process may not read
 //! ```
 //!
-//! process_vm_readv(2) pins pages, and since Linux 5.19 pinning gives the task its own copy of a page that it
-//! shares with parent or child since a fork.
+//! Why pages are read in two ways, see [`super::source`].
 
-use nix::sys::uio::RemoteIoVec;
 use rcriu_images::pagemap::{PAGE_SIZE, Place, Region};
 
-use super::{PagesOut, direct::Direct};
+use super::{PagesOut, direct::Direct, source::Source};
 use crate::{
-    error::{Error, Result},
+    error::Result,
     infect::{Infected, pages::MOST},
     interrupt,
-    mm::{pagemap::Words, vma::Vma},
+    mm::vma::Vma,
     procfs::ProcDir,
-    pstree::RealPid,
-    sys::vm::{self, MemFile},
+    sys::vm,
 };
 
 /// Bytes gathered before they are read and written.
 const BATCH: u64 = 4 << 20;
 /// The same where the process writes them itself; between batches we look for signals.
 const BATCH_DIRECT: u64 = 32 << 20;
+/// The first of those: the next are twice as long, as what is learnt of the machine in one serves the next.
+const BATCH_FIRST: u64 = 8 << 20;
+/// Batches end where a huge page may begin: a restore that reads what follows in another way has a page for each.
+pub(super) const BLOCK: u64 = 2 << 20;
 /// Pieces gathered at most.
 const PIECES: usize = MOST.1;
 const _: () = assert!(PIECES <= vm::MAX_PIECES && BATCH_DIRECT <= MOST.0);
@@ -41,9 +42,10 @@ pub struct Copier<'a> {
     direct: Way<'a>,
     pieces: Vec<Piece>,
     bytes: u64,
+    /// Bytes gathered where the process writes them itself.
+    batch: u64,
     buf: Vec<u8>,
-    mem: Option<MemFile>,
-    words: Words,
+    source: Source,
     /// The task runs meanwhile.
     running: bool,
     /// What was left out to be served later, in order; none if nothing is.
@@ -64,11 +66,11 @@ pub(super) struct Piece {
     pub len: u64,
     pub lazy: bool,
     pub skip_zero: bool,
-    road: Road,
+    pub road: Road,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Road {
+pub(super) enum Road {
     /// Not copied at all.
     Parent,
     /// Not copied, but served later.
@@ -82,7 +84,6 @@ enum Road {
 impl<'a> Copier<'a> {
     /// Reads through the live thread whose folder `dir` is; `stacks` must be sorted page addresses.
     pub fn new(dir: &'a ProcDir, out: &'a mut PagesOut, stacks: &'a [u64]) -> Result<Self> {
-        let words = Words::open(dir)?;
         Ok(Copier {
             dir,
             out,
@@ -90,9 +91,9 @@ impl<'a> Copier<'a> {
             direct: Way::No,
             pieces: Vec::new(),
             bytes: 0,
+            batch: BATCH_FIRST,
             buf: Vec::new(),
-            mem: None,
-            words,
+            source: Source::new(dir)?,
             running: false,
             served: None,
         })
@@ -158,7 +159,12 @@ impl<'a> Copier<'a> {
         };
         let mut at = start;
         while at < end {
-            let len = (end - at).min(self.batch() - self.bytes);
+            let mut len = (end - at).min(self.batch() - self.bytes);
+            let full = len < end - at;
+            let over = (at + len) % BLOCK;
+            if full && over < len {
+                len -= over;
+            }
             let piece = Piece { start: at, len, lazy, skip_zero: vma.zero_is_absent(), road };
             match self.pieces.last_mut().filter(|last| piece.continues(last)) {
                 Some(last) => last.len += len,
@@ -166,7 +172,7 @@ impl<'a> Copier<'a> {
             }
             self.bytes += len;
             at += len;
-            if self.bytes == self.batch() || self.pieces.len() == PIECES {
+            if full || self.bytes == self.batch() || self.pieces.len() == PIECES {
                 self.flush()?;
             }
         }
@@ -174,14 +180,14 @@ impl<'a> Copier<'a> {
     }
 
     fn batch(&self) -> u64 {
-        if matches!(self.direct, Way::Does(_)) { BATCH_DIRECT } else { BATCH }
+        if matches!(self.direct, Way::Does(_)) { self.batch } else { BATCH }
     }
 
     /// Reads and writes what was gathered. To be called at the end.
     pub fn flush(&mut self) -> Result<()> {
         interrupt::check()?;
         if let Way::May(infected) = self.direct
-            && self.bytes == BATCH
+            && self.bytes > BATCH / 2
         {
             self.direct = Direct::new(infected, self.dir, self.out)?.map_or(Way::No, Way::Does);
         }
@@ -212,7 +218,8 @@ impl<'a> Copier<'a> {
 
     fn own(&mut self, group: &[Piece]) -> Result<()> {
         if let Way::Does(direct) = &self.direct {
-            if direct.write(group, self.out)? {
+            if direct.write(group, &mut self.source, self.out)? {
+                self.batch = (2 * self.batch).min(BATCH_DIRECT);
                 return Ok(());
             }
             // Protection keys or the like: not worth trying again for each of its mappings.
@@ -223,11 +230,7 @@ impl<'a> Copier<'a> {
         let mut parts = Vec::with_capacity(group.len());
         for piece in group {
             let before = parts.len();
-            let told = self.words.sharing(piece.start, piece.start + piece.len, |start, end, exclusive| {
-                let road = if exclusive { Road::Read } else { Road::Mem };
-                parts.push(Piece { start, len: end - start, road, ..*piece });
-                Ok(())
-            });
+            let told = self.source.roads(piece, &mut parts);
             match told {
                 Err(_) if self.running => {
                     parts.truncate(before);
@@ -258,7 +261,7 @@ impl<'a> Copier<'a> {
             buf.resize(len as usize, 0);
         }
         let bytes = &mut buf[..len as usize];
-        let read = self.read(group, bytes);
+        let read = self.source.read(group, bytes);
         let written = if !self.running {
             read.and_then(|()| self.write(group, bytes))
         } else if self.dir.read("stat").is_err() {
@@ -271,21 +274,6 @@ impl<'a> Copier<'a> {
         };
         self.buf = buf;
         written
-    }
-
-    fn read(&mut self, group: &[Piece], buf: &mut [u8]) -> Result<()> {
-        let tid = self.dir.pid();
-        if group[0].road == Road::Read {
-            return read_pieces(tid, group, buf);
-        }
-        let mem = memory(&mut self.mem, tid)?;
-        let mut rest = buf;
-        for piece in group {
-            let (this, others) = rest.split_at_mut(piece.len as usize);
-            mem.read(piece.start, this).map_err(|e| unreadable(piece.start, piece.len, e))?;
-            rest = others;
-        }
-        Ok(())
     }
 
     fn write(&mut self, group: &[Piece], buf: &[u8]) -> Result<()> {
@@ -303,7 +291,7 @@ impl<'a> Copier<'a> {
         let mut page = [0; PAGE_SIZE as usize];
         for piece in group {
             for at in (piece.start..piece.start + piece.len).step_by(page.len()) {
-                let read = memory(&mut self.mem, self.dir.pid()).and_then(|mem| mem.read(at, &mut page));
+                let read = self.source.memory().and_then(|mem| mem.read(at, &mut page));
                 if read.is_ok() && self.dir.read("stat").is_ok() {
                     piece.write(self.out, at, &page)?;
                 }
@@ -325,15 +313,8 @@ impl Piece {
     }
 }
 
-fn memory(mem: &mut Option<MemFile>, tid: RealPid) -> Result<&mut MemFile> {
-    Ok(match mem {
-        Some(mem) => mem,
-        none => none.insert(MemFile::open(tid)?),
-    })
-}
-
 /// Cuts pieces into batches of at most `most` bytes and [`PIECES`] pieces.
-fn parts(pieces: &[Piece], most: u64) -> Vec<Vec<Piece>> {
+pub(super) fn parts(pieces: &[Piece], most: u64) -> Vec<Vec<Piece>> {
     let mut all = vec![Vec::new()];
     let mut bytes = 0;
     for piece in pieces {
@@ -351,27 +332,6 @@ fn parts(pieces: &[Piece], most: u64) -> Vec<Vec<Piece>> {
     }
     all.retain(|batch| !batch.is_empty());
     all
-}
-
-fn read_pieces(tid: RealPid, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
-    let remote: Vec<_> =
-        pieces.iter().map(|p| RemoteIoVec { base: p.start as usize, len: p.len as usize }).collect();
-    let got = vm::read_pieces(tid, &remote, buf)? as u64;
-    if got == buf.len() as u64 {
-        return Ok(());
-    }
-    let mut before = 0;
-    let piece = pieces.iter().find(|p| {
-        before += p.len;
-        before > got
-    });
-    let error = Error::sys("process_vm_readv", libc::EFAULT);
-    Err(piece.map_or(error.clone(), |p| unreadable(p.start, p.len, error)))
-}
-
-pub(super) fn unreadable(start: u64, len: u64, e: Error) -> Error {
-    e.during(format!("content of {start:x}-{:x}", start + len))
-        .remedy("guard pages of madvise need Linux 6.15 or later to be recognised")
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@ use rcriu_images::{
     pagemap::{Place, Region},
 };
 
-use super::{super::sink::Sink, PagesOut, copier};
+use super::{super::sink::Sink, PagesOut, copier, source};
 use crate::{
     error::{Error, Kind, Result},
     pstree::RealPid,
@@ -111,7 +111,7 @@ impl PagesOut {
             None => e,
             Some(Unread { errno: libc::ESRCH, .. }) => Error::new(Kind::TaskDied(tid.0)),
             Some(Unread { piece, errno }) => {
-                copier::unreadable(piece.start, piece.len, Error::sys("process_vm_readv", errno))
+                source::unreadable(piece.start, piece.len, Error::sys("process_vm_readv", errno))
             }
         }
     }

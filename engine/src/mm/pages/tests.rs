@@ -1,10 +1,16 @@
 use super::*;
+use super::{
+    copier::{Piece, Road},
+    source::Source,
+};
 use crate::{
     mm::{status as st, vma::Vma},
     procfs::ProcDir,
     pstree::RealPid,
 };
+use nix::sys::signal::{Signal, kill};
 use rcriu_images::pagemap::PageReader;
+use std::os::unix::fs::FileExt;
 
 fn store() -> (tempfile::TempDir, PageStore) {
     let dir = tempfile::tempdir().unwrap();
@@ -94,4 +100,66 @@ fn memory_that_is_gone_is_named() {
     copier.add(&vma, 0x1000, 0x2000).unwrap();
     let e = copier.flush().unwrap_err().to_string();
     assert!(e.starts_with("content of 1000-2000: "), "{e}");
+}
+
+/// Pages take the same place whether they go through the page cache or past it, and zeros are left out.
+#[test]
+fn pages_go_past_the_page_cache() {
+    let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let pages = 5000;
+    file.set_len((pages + 3) * PAGE_SIZE).unwrap();
+    let Some(mut uncached) = Uncached::open(&file) else {
+        eprintln!("skipped: no direct I/O here");
+        return;
+    };
+    let mut memory = memmap2::MmapOptions::new().len(pages as usize * 4096).map_anon().unwrap();
+    for (n, page) in memory.chunks_mut(4096).enumerate().filter(|(n, _)| n % 7 != 3) {
+        page[4088..].copy_from_slice(&(n as u64 + 1).to_ne_bytes());
+    }
+    let start = memory.as_ptr() as u64;
+    let piece = |from: u64, to: u64, skip_zero| Piece {
+        start: start + from * PAGE_SIZE,
+        len: (to - from) * PAGE_SIZE,
+        lazy: from == 0,
+        skip_zero,
+        road: Road::Own,
+    };
+    let pieces = [piece(0, 4000, true), piece(4100, pages, false)];
+    let me = ProcDir::open(RealPid(std::process::id() as i32)).unwrap();
+    let filled = uncached.fill(&file, &pieces, &mut Source::new(&me).unwrap()).unwrap();
+    let kept: Vec<u64> = (0..4000).filter(|n| n % 7 != 3).chain(4100..pages).collect();
+    let seen: Vec<u64> = filled
+        .stored
+        .iter()
+        .flat_map(|&(at, count, lazy)| {
+            assert_eq!(lazy, at < pieces[1].start);
+            (0..count).map(move |n| (at - start) / PAGE_SIZE + n)
+        })
+        .collect();
+    assert_eq!(seen, kept);
+    assert_eq!(filled.len(), kept.len() as u64 * PAGE_SIZE);
+    uncached.send(&file, filled, 3 * PAGE_SIZE).unwrap();
+    uncached.finish(&file).unwrap();
+    let mut bytes = vec![0; kept.len() * 4096];
+    file.read_exact_at(&mut bytes, 3 * PAGE_SIZE).unwrap();
+    for (page, n) in bytes.chunks(4096).zip(&kept) {
+        assert_eq!(page, &memory[*n as usize * 4096..][..4096], "page {n}");
+    }
+}
+
+/// What cannot be read says so, and nothing stays on its way.
+#[test]
+fn memory_that_is_gone_is_not_sent() {
+    let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
+    let Some(mut uncached) = Uncached::open(&file) else { return };
+    let child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
+    let pid = RealPid(child.id() as i32);
+    let dir = ProcDir::open(pid).unwrap();
+    let mut source = Source::new(&dir).unwrap();
+    kill(nix::unistd::Pid::from_raw(pid.0), Signal::SIGKILL).unwrap();
+    child.wait_with_output().unwrap();
+    let piece = Piece { start: 0x1000, len: 8 << 20, lazy: false, skip_zero: true, road: Road::Own };
+    uncached.fill(&file, &[piece], &mut source).unwrap_err();
+    assert_eq!(uncached.flying(), 0);
+    uncached.finish(&file).unwrap();
 }

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! bulk     large reads, by several threads
+//! units    what is read at a time
 //! huge     huge pages where a block is full
 //! ```
 
 mod bulk;
 mod huge;
+mod units;
 
 use rcriu_images::{
     pagemap::{PAGE_SIZE, PageReader, Run, Source, Stored},
@@ -16,7 +18,7 @@ use rcriu_images::{
 pub use bulk::Bulk;
 pub use huge::Huge;
 
-use bulk::Blocks;
+use units::Blocks;
 
 use super::{Pages, Placed, READ_WRITE};
 use crate::error::{Error, Result};

@@ -3,17 +3,20 @@
 //! What is read at once is cut into units, which several threads take in turn:
 //!
 //! ```text
-//! file    |<- unit 0 ->|<- unit 1 ->|<- unit 2 ->| ...      one after the other
-//! memory   huge pages where blocks are full, then preadv(2)
-//! ahead                              what is not in the page cache is asked for early
+//! file     |<- unit ->|<- unit ->|<- unit ->|<- unit ->| ...     one after the other
+//! cached                           huge pages where blocks are full, then preadv(2)
+//! others   huge pages, then from the disk into them, past the page cache, some at a time for each thread
 //! ```
+//!
+//! What is not in the page cache would take memory twice through it, and the disk would wait for the processor. So
+//! each thread keeps a few requests on their way and copies from the page cache meanwhile. A small set is read through
+//! the page cache in any case: the next restore of it finds it there.
 //!
 //! Threads live only while a batch is read, and only in a task while no other process of the tree forks: the
 //! numbers that the kernel gives them might be those that others are to get. Where several tasks are made at the
 //! same time they read at the same time anyway.
 
 use std::{
-    collections::VecDeque,
     fs::File,
     sync::{
         Mutex, PoisonError,
@@ -27,22 +30,24 @@ use nix::{
     unistd::gettid,
 };
 
-use rcriu_images::pagemap::Stored;
+use rcriu_images::pagemap::{PAGE_SIZE, Stored};
 
-use super::huge::Huge;
+use super::{
+    huge::{self, Huge},
+    units::{Blocks, Unit, units},
+};
 use crate::{
     error::Result,
     interrupt,
     mm::stored::Unpacking,
     sys::{
         cached,
-        map::{MAX_PIECES, Region},
+        direct::{self, Reads},
+        map::Region,
         sched,
     },
 };
 
-/// Bytes of a unit at most.
-pub const UNIT: u64 = 16 << 20;
 /// Threads at most, the calling one among them: more than a few do not read faster from memory.
 const THREADS: usize = 4;
 /// Bytes that get memory and content at a time: what is read is still in the cache of the processor.
@@ -53,6 +58,11 @@ const LONG: u64 = 128 << 10;
 pub const MADV_POPULATE_WRITE: i32 = 23;
 /// Units asked for ahead of each thread.
 const AHEAD: usize = 2;
+/// Bytes that are not in the page cache from which on they are not brought there.
+const UNCACHED: u64 = 64 << 20;
+/// Bytes of a direct read, and how many each thread has on their way.
+const DIRECT: u64 = 2 * huge::SIZE;
+const FLYING: usize = 4;
 
 /// How the memory of a task is read.
 #[derive(Debug)]
@@ -61,20 +71,22 @@ pub struct Bulk {
     threads: usize,
     /// Whether and where huge pages are taken.
     pub huge: Huge,
+    /// From how many bytes on what is not in the page cache is read past it.
+    uncached: u64,
 }
 
 impl Bulk {
     /// One thread, no huge pages.
     #[cfg(test)]
     pub fn plain() -> Bulk {
-        Bulk { threads: 1, huge: Huge::never() }
+        Bulk { threads: 1, huge: Huge::never(), uncached: UNCACHED }
     }
 
     /// Huge pages as `huge` says. Where the caller is `alone` in making processes, as many threads as there are
     /// processors for it.
     pub fn new(huge: Huge, alone: bool) -> Bulk {
         let processors = || thread::available_parallelism().map_or(1, |n| n.get().min(THREADS));
-        Bulk { threads: if alone { processors() } else { 1 }, huge }
+        Bulk { threads: if alone { processors() } else { 1 }, huge, uncached: UNCACHED }
     }
 
     /// Reads from `stored` at `offset` into `pieces` (address and length) of `region`, one after the other;
@@ -89,23 +101,25 @@ impl Bulk {
         blocks: &Blocks,
     ) -> Result<u64> {
         let units = units(offset, pieces);
-        let (next, total) = (AtomicUsize::new(0), Mutex::new(Ok(0)));
+        let Sorted { units, uncached, file } = match stored {
+            Stored::Plain(file) => self.sorted(units, file),
+            Stored::Packed(_) => Sorted { units, ..Sorted::default() },
+        };
+        let job =
+            Job { region, stored, blocks, units: Queue::new(units), uncached: Queue::new(uncached), file };
+        let total = Mutex::new(Ok(0));
         let helpers = Mutex::new(Vec::new());
-        let threads = self.threads.min(units.len());
+        let threads = self.threads.min(job.units.all.len() + job.uncached.all.len());
         let work = || {
-            while let Some(unit) = units.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let ahead = units.get(next.load(Ordering::Relaxed)..).unwrap_or_default();
-                let read = self.unit(region, stored, unit, ahead, blocks);
-                let stop = read.as_ref().map_or(true, |n| *n < unit.len);
-                let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
-                match (&mut *total, read) {
-                    (Ok(total), Ok(n)) => *total += n,
-                    (total @ Ok(_), Err(e)) => *total = Err(e),
-                    (Err(_), _) => {}
-                }
-                if stop {
-                    next.store(units.len(), Ordering::Relaxed);
-                }
+            let read = self.work(&job);
+            if read.is_err() {
+                job.stop();
+            }
+            let mut total = total.lock().unwrap_or_else(PoisonError::into_inner);
+            match (&mut *total, read) {
+                (Ok(total), Ok(n)) => *total += n,
+                (total @ Ok(_), Err(e)) => *total = Err(e),
+                (Err(_), _) => {}
             }
         };
         let help = || {
@@ -130,16 +144,85 @@ impl Bulk {
         total.into_inner().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn unit(
-        &self,
-        region: &Region,
-        stored: &Stored,
-        unit: &Unit,
-        ahead: &[Unit],
-        blocks: &Blocks,
-    ) -> Result<u64> {
-        interrupt::check()?;
-        if let Stored::Plain(file) = stored
+    /// Tells units that are in the page cache from those that are better read past it, if there are so many.
+    fn sorted(&self, units: Vec<Unit>, file: &File) -> Sorted {
+        let mut sorted = Sorted::default();
+        let mut left = 0;
+        for mut unit in units.iter().cloned() {
+            // Where pages stand at odd places, none is read so.
+            let parts = match unit.offset % PAGE_SIZE {
+                0 => cached::parts(file, unit.offset, unit.len, true).unwrap_or_default(),
+                _ => Vec::new(),
+            };
+            for (at, len) in parts.into_iter().enumerate().filter(|(_, len)| *len > 0) {
+                if at % 2 == 0 {
+                    sorted.units.push(unit.cut(len));
+                    continue;
+                }
+                left += len;
+                let mut part = unit.cut(len);
+                while part.len > 0 {
+                    sorted.uncached.push(part.cut(part.until(DIRECT)));
+                }
+            }
+            sorted.units.extend((unit.len > 0).then_some(unit));
+        }
+        if left >= self.uncached
+            && let Ok(file) = direct::reopen(file, false)
+        {
+            return Sorted { file: Some(file), ..sorted };
+        }
+        Sorted { units, ..Sorted::default() }
+    }
+
+    /// What one thread does; gives the number of bytes.
+    fn work(&self, job: &Job<'_>) -> Result<u64> {
+        let mut total = 0;
+        let mut reads = job.file.as_ref().and_then(|_| Reads::new(job.region, FLYING).ok());
+        loop {
+            interrupt::check()?;
+            let flying = reads.as_ref().map_or(0, Reads::flying);
+            if flying < FLYING
+                && let Some((at, unit)) = job.uncached.next()
+            {
+                total += self.start(job, at, unit, reads.as_mut())?;
+            } else if let Some((at, unit)) = job.units.next() {
+                let n = self.unit(job, unit, job.units.all.get(at..).unwrap_or_default())?;
+                total += n;
+                if n < unit.len {
+                    job.stop();
+                }
+            } else if flying == 0 {
+                return Ok(total);
+            }
+            if let Some(reads) = &mut reads {
+                let full = reads.flying() >= FLYING || job.uncached.is_empty();
+                let wait = reads.flying() > 0 && full && job.units.is_empty();
+                for (at, result) in reads.done(wait)? {
+                    let Some(unit) = job.uncached.all.get(at as usize) else { continue };
+                    total += if result == unit.len.cast_signed() { unit.len } else { job.again(unit)? };
+                }
+            }
+        }
+    }
+
+    /// Has a unit come from the disk; bytes that are there already.
+    fn start(&self, job: &Job<'_>, at: usize, unit: &Unit, reads: Option<&mut Reads<'_>>) -> Result<u64> {
+        for (start, end) in self.small(job, unit) {
+            // A kernel that does not know this takes a fault for each page.
+            let _ = job.region.advise(start, end - start, MADV_POPULATE_WRITE);
+        }
+        if let (Some(file), Some(reads)) = (&job.file, reads)
+            && reads.start(file, unit.offset, &unit.pieces, at as u64).is_ok()
+        {
+            return Ok(0);
+        }
+        job.again(unit)
+    }
+
+    /// Reads a unit through the page cache; `ahead` are those that come next.
+    fn unit(&self, job: &Job<'_>, unit: &Unit, ahead: &[Unit]) -> Result<u64> {
+        if let (Stored::Plain(file), None) = (job.stored, &job.file)
             && !cached::has(file, unit.offset + unit.len - 1)?
         {
             for unit in std::iter::once(unit).chain(ahead.iter().take(AHEAD * self.threads)) {
@@ -148,11 +231,16 @@ impl Bulk {
                 let _ = posix_fadvise(file, offset, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
             }
         }
+        read(job.region, job.stored, unit, &self.small(job, unit))
+    }
+
+    /// Gives blocks of a unit huge pages; the ranges of it that still have no memory.
+    fn small(&self, job: &Job<'_>, unit: &Unit) -> Vec<(u64, u64)> {
         let mut small = Vec::new();
         for &(at, len) in &unit.pieces {
             let mut from = at;
-            for (start, end) in blocks.starting_in(at, at + len) {
-                let taken = self.huge.take(region, start, end);
+            for (start, end) in job.blocks.starting_in(at, at + len) {
+                let taken = self.huge.take(job.region, start, end);
                 if taken > start {
                     small.push((from, start.max(from)));
                     from = taken;
@@ -160,7 +248,70 @@ impl Bulk {
             }
             small.push((from, at + len));
         }
-        self::read(region, stored, unit, &small)
+        small.retain(|range| range.0 < range.1);
+        small
+    }
+}
+
+/// Units by where they are.
+#[derive(Default)]
+struct Sorted {
+    units: Vec<Unit>,
+    uncached: Vec<Unit>,
+    /// For those.
+    file: Option<File>,
+}
+
+/// What the threads share.
+struct Job<'a> {
+    region: &'a Region,
+    stored: &'a Stored,
+    blocks: &'a Blocks,
+    units: Queue,
+    uncached: Queue,
+    file: Option<File>,
+}
+
+impl Job<'_> {
+    /// Nobody begins another unit.
+    fn stop(&self) {
+        self.units.next.store(self.units.all.len(), Ordering::Relaxed);
+        self.uncached.next.store(self.uncached.all.len(), Ordering::Relaxed);
+    }
+
+    /// Reads a unit, whose memory is there, through the page cache because the direct way has failed: that says what
+    /// is wrong, if anything is.
+    fn again(&self, unit: &Unit) -> Result<u64> {
+        let n = read(self.region, self.stored, unit, &[])?;
+        if n < unit.len {
+            self.stop();
+        }
+        Ok(n)
+    }
+}
+
+/// Units that are taken in turn.
+struct Queue {
+    all: Vec<Unit>,
+    next: AtomicUsize,
+}
+
+impl Queue {
+    fn new(all: Vec<Unit>) -> Queue {
+        Queue { all, next: AtomicUsize::new(0) }
+    }
+
+    fn is_empty(&self) -> bool {
+        self.next.load(Ordering::Relaxed) >= self.all.len()
+    }
+
+    /// The next one and its number.
+    fn next(&self) -> Option<(usize, &Unit)> {
+        if self.is_empty() {
+            return None;
+        }
+        let at = self.next.fetch_add(1, Ordering::Relaxed);
+        Some((at, self.all.get(at)?))
     }
 }
 
@@ -173,7 +324,7 @@ enum From<'a> {
 /// Reads a unit; `small` are the ranges of it that have no memory yet. Where they are long they get it a stretch at
 /// a time: that takes half as long as a fault for each page.
 fn read(region: &Region, stored: &Stored, unit: &Unit, small: &[(u64, u64)]) -> Result<u64> {
-    let mut small = small.iter().filter(|range| range.0 < range.1).peekable();
+    let mut small = small.iter().peekable();
     let mut done = 0;
     let mut gathered: Vec<(u64, u64)> = Vec::new();
     let mut from = match stored {
@@ -216,129 +367,5 @@ fn read(region: &Region, stored: &Stored, unit: &Unit, small: &[(u64, u64)]) -> 
     Ok(done)
 }
 
-/// What one thread reads at a time.
-#[derive(Debug, Default, PartialEq, Eq)]
-struct Unit {
-    offset: u64,
-    len: u64,
-    pieces: Vec<(u64, u64)>,
-}
-
-/// Cuts pieces into units. Long pieces are cut where a block of memory begins.
-fn units(mut offset: u64, pieces: &[(u64, u64)]) -> Vec<Unit> {
-    let mut units: Vec<Unit> = Vec::new();
-    let mut left: VecDeque<(u64, u64)> = pieces.iter().copied().collect();
-    while let Some((at, len)) = left.pop_front() {
-        let part = len.min(UNIT - at % UNIT);
-        if part < len {
-            left.push_front((at + part, len - part));
-        }
-        match units.last_mut() {
-            Some(unit) if unit.len + part <= UNIT && unit.pieces.len() < MAX_PIECES => {
-                unit.pieces.push((at, part));
-                unit.len += part;
-            }
-            _ => units.push(Unit { offset, len: part, pieces: vec![(at, part)] }),
-        }
-        offset += part;
-    }
-    units
-}
-
-/// Blocks of a mapping that are full in the images, by their addresses, in order.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub struct Blocks(Vec<(u64, u64)>);
-
-impl Blocks {
-    /// All blocks of `size` bytes, a power of two, inside `ranges`, which ascend; ranges that touch are one.
-    pub fn inside(ranges: impl Iterator<Item = (u64, u64)>, size: u64) -> Blocks {
-        let mut blocks: Vec<(u64, u64)> = Vec::new();
-        let mut add = |start: u64, end: u64| {
-            let (start, end) = (start.next_multiple_of(size), end - end % size);
-            if start < end {
-                blocks.push((start, end));
-            }
-        };
-        let mut open = (0, 0);
-        for (start, end) in ranges {
-            if start == open.1 {
-                open.1 = end;
-            } else {
-                add(open.0, open.1);
-                open = (start, end);
-            }
-        }
-        add(open.0, open.1);
-        Blocks(blocks)
-    }
-
-    /// Those that start in `[from, to)`: in one range for each that they were made of.
-    fn starting_in(&self, from: u64, to: u64) -> impl Iterator<Item = (u64, u64)> {
-        let first = self.0.partition_point(|b| b.1 <= from);
-        let here = self.0[first..].iter().take_while(move |b| b.0 < to);
-        here.filter_map(move |&(start, end)| {
-            let start = start.max(from.next_multiple_of(super::huge::SIZE));
-            let end = end.min(to.next_multiple_of(super::huge::SIZE));
-            (start < end && start < to).then_some((start, end))
-        })
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    const MB: u64 = 1 << 20;
-
-    #[test]
-    fn units_are_cut_at_blocks() {
-        let pieces = [(3 * MB, 30 * MB), (100 * MB, 4096), (200 * MB, MB)];
-        let units = units(7, &pieces);
-        let seen: Vec<_> = units.iter().map(|u| (u.offset - 7, u.len, u.pieces.len())).collect();
-        assert_eq!(seen, [(0, 13 * MB, 1), (13 * MB, 16 * MB, 1), (29 * MB, 2 * MB + 4096, 3)]);
-        assert_eq!(units[1].pieces, [(16 * MB, 16 * MB)]);
-        assert_eq!(units[2].pieces, [(32 * MB, MB), (100 * MB, 4096), (200 * MB, MB)]);
-        let many: Vec<(u64, u64)> = (0..MAX_PIECES as u64 + 1).map(|n| (n * 8192, 4096)).collect();
-        assert_eq!(super::units(0, &many).len(), 2);
-    }
-
-    #[test]
-    fn blocks_are_full() {
-        let ranges = [(MB, 3 * MB), (3 * MB, 5 * MB), (6 * MB, 9 * MB), (10 * MB, 12 * MB)];
-        let blocks = Blocks::inside(ranges.into_iter(), 2 * MB);
-        assert_eq!(blocks.0, [(2 * MB, 4 * MB), (6 * MB, 8 * MB), (10 * MB, 12 * MB)]);
-        let of = |from, to| blocks.starting_in(from, to).collect::<Vec<_>>();
-        assert_eq!(of(0, 3 * MB), [(2 * MB, 4 * MB)]);
-        assert_eq!(of(3 * MB, 6 * MB), []);
-        assert_eq!(of(6 * MB, 64 * MB), [(6 * MB, 8 * MB), (10 * MB, 12 * MB)]);
-        assert_eq!(of(11 * MB, 64 * MB), []);
-    }
-
-    #[test]
-    fn threads_read_what_one_reads() {
-        use std::os::unix::fs::FileExt;
-        let file = tempfile::tempfile().unwrap();
-        let bytes: Vec<u8> = (0..(3 * UNIT + 4096) / 4).flat_map(|n: u64| (n as u32).to_ne_bytes()).collect();
-        file.write_all_at(&bytes, 0).unwrap();
-        let at = 0x1700_0010_0000;
-        let anon = crate::sys::map::Mapping {
-            prot: super::super::READ_WRITE,
-            flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32,
-            file: None,
-        };
-        let len = bytes.len() as u64;
-        let stored = Stored::Plain(file);
-        let region = Region::map(at, len, anon).unwrap();
-        let blocks = Blocks::inside(std::iter::once((at, at + len)), super::super::huge::SIZE);
-        let bulk = Bulk { threads: 3, huge: Huge::as_allowed() };
-        let read = bulk.read(&region, &stored, 0, &[(at, len)], &blocks).unwrap();
-        assert_eq!(read, len);
-        let mut seen = vec![0; bytes.len()];
-        region.read(at, &mut seen).unwrap();
-        assert!(seen == bytes);
-        // A file that ends early is told, not filled up.
-        let short = bulk.read(&region, &stored, 4096, &[(at, len)], &blocks).unwrap();
-        assert!(short < len);
-        region.unmap().unwrap();
-    }
-}
+mod tests;

@@ -1,0 +1,82 @@
+//! Reading pages of one task from outside.
+//!
+//! process_vm_readv(2) pins pages, and since Linux 5.19 pinning gives the task its own copy of a page that it
+//! shares with parent or child since a fork. Those go through `/proc/PID/mem`.
+
+use nix::sys::uio::RemoteIoVec;
+
+use super::copier::{Piece, Road};
+use crate::{
+    error::{Error, Result},
+    mm::pagemap::Words,
+    procfs::ProcDir,
+    pstree::RealPid,
+    sys::vm::{self, MemFile},
+};
+
+/// The memory of a task, seen from outside.
+#[derive(Debug)]
+pub(super) struct Source {
+    tid: RealPid,
+    words: Words,
+    mem: Option<MemFile>,
+}
+
+impl Source {
+    /// Of the live thread whose folder `dir` is.
+    pub fn new(dir: &ProcDir) -> Result<Self> {
+        Ok(Source { tid: dir.pid(), words: Words::open(dir)?, mem: None })
+    }
+
+    /// Appends what `piece` consists of, each part with the road on which it can be read.
+    pub fn roads(&mut self, piece: &Piece, parts: &mut Vec<Piece>) -> Result<()> {
+        self.words.sharing(piece.start, piece.start + piece.len, |start, end, exclusive| {
+            let road = if exclusive { Road::Read } else { Road::Mem };
+            parts.push(Piece { start, len: end - start, road, ..*piece });
+            Ok(())
+        })
+    }
+
+    /// Reads pieces of one road, one after the other.
+    pub fn read(&mut self, group: &[Piece], buf: &mut [u8]) -> Result<()> {
+        if group.first().is_some_and(|piece| piece.road == Road::Read) {
+            return read_pieces(self.tid, group, buf);
+        }
+        let mut rest = buf;
+        for piece in group {
+            let (this, others) = rest.split_at_mut(piece.len as usize);
+            self.memory()?.read(piece.start, this).map_err(|e| unreadable(piece.start, piece.len, e))?;
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// Its memory as a file.
+    pub fn memory(&mut self) -> Result<&mut MemFile> {
+        Ok(match &mut self.mem {
+            Some(mem) => mem,
+            none => none.insert(MemFile::open(self.tid)?),
+        })
+    }
+}
+
+fn read_pieces(tid: RealPid, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
+    let remote: Vec<_> =
+        pieces.iter().map(|p| RemoteIoVec { base: p.start as usize, len: p.len as usize }).collect();
+    let got = vm::read_pieces(tid, &remote, buf)? as u64;
+    if got == buf.len() as u64 {
+        return Ok(());
+    }
+    let mut before = 0;
+    let piece = pieces.iter().find(|p| {
+        before += p.len;
+        before > got
+    });
+    let error = Error::sys("process_vm_readv", libc::EFAULT);
+    Err(piece.map_or(error.clone(), |p| unreadable(p.start, p.len, error)))
+}
+
+pub(super) fn unreadable(start: u64, len: u64, e: Error) -> Error {
+    e.during(format!("content of {start:x}-{:x}", start + len))
+        .remedy("guard pages of madvise need Linux 6.15 or later to be recognised")
+}
