@@ -177,17 +177,28 @@ impl Frozen {
         Ok(self.tasks.len() > before)
     }
 
-    /// Seizes one task with all its threads. A child that is gone meanwhile is nobody.
+    /// Seizes one task with all its threads. A child that ends meanwhile is a zombie that its parent, which stands
+    /// still, has yet to wait for; one that is gone then is nobody.
     fn add(&mut self, pid: RealPid, parent: Option<usize>, kernel: &Kernel) -> Result<()> {
-        match self.seize(pid, parent, kernel) {
-            Err(e) if parent.is_some() && *e.kind() == Kind::TaskDied(pid.0) => Ok(()),
-            other => other,
+        let died = |result: &Result<()>| {
+            parent.is_some() && result.as_ref().is_err_and(|e| *e.kind() == Kind::TaskDied(pid.0))
+        };
+        let mut result = self.seize(pid, parent, kernel);
+        if died(&result) {
+            result = self.seize(pid, parent, kernel);
         }
+        if died(&result) { Ok(()) } else { result }
     }
 
     fn seize(&mut self, pid: RealPid, parent: Option<usize>, kernel: &Kernel) -> Result<()> {
         let dir = ProcDir::open(pid)?;
         let status = Status::read(&dir)?;
+        // A pid that was given to somebody else between listing and seizing has another parent.
+        let parent_pid = parent.map(|at| self.tasks[at].pid.0);
+        let another = |now: &Status| parent_pid.is_some_and(|parent| now.ppid != parent);
+        if another(&status) {
+            return Err(Error::new(Kind::TaskDied(pid.0)));
+        }
         // A leader may end before the other threads: then the task lives on.
         let (state, stop_signal, stopped) = if status.is_zombie() && dir.threads()?.len() <= 1 {
             (TaskState::Dead, None, None)
@@ -195,11 +206,7 @@ impl Frozen {
             refuse::task(&dir, status, &self.own)?;
             let mut stopped = StoppedTask::seize_held(pid, kernel, self.left(), &mut self.waiting)?;
             stopped.watched_by(self.guardian.ledger());
-            // A pid that was given to somebody else between listing and seizing has another parent.
-            let now = Status::read(&dir)?;
-            if let Some(parent) = parent
-                && now.ppid != self.tasks[parent].pid.0
-            {
+            if another(&Status::read(&dir)?) {
                 return Err(Error::new(Kind::TaskDied(pid.0)));
             }
             self.seizures += 1;

@@ -91,15 +91,22 @@ pub fn below() -> Result<Vec<i32>> {
 
 /// Waits until nothing alive is below this process; what was killed takes a moment to be gone.
 pub fn nothing_left(what: &str) -> Result<()> {
-    for pid in below()? {
-        if let Ok(fd) = PidFd::open(Pid::from_raw(pid)) {
-            fd.wait_dead(Duration::from_secs(5)).with_context(|| format!("{what} left pid {pid} behind"))?;
+    // A process whose parent ends while /proc is walked may be overlooked: only a walk that finds nobody counts.
+    loop {
+        let left = below()?;
+        for pid in &left {
+            if let Ok(fd) = PidFd::open(Pid::from_raw(*pid)) {
+                fd.wait_dead(Duration::from_secs(5))
+                    .with_context(|| format!("{what} left pid {pid} behind"))?;
+            }
+        }
+        while nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG))
+            .is_ok_and(|s| s != nix::sys::wait::WaitStatus::StillAlive)
+        {}
+        if left.is_empty() {
+            return Ok(());
         }
     }
-    while nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG))
-        .is_ok_and(|s| s != nix::sys::wait::WaitStatus::StillAlive)
-    {}
-    Ok(())
 }
 
 pub fn cases() -> Vec<Case> {

@@ -26,6 +26,8 @@ pub struct Member {
 /// Returns when the member is ready; its failing before that is an error.
 pub fn member(role: impl FnOnce() -> Check) -> Result<Member> {
     let (from, to) = pipe().context("pipe")?;
+    let told_through = to.as_raw_fd();
+    let line = std::fs::read_link(format!("/proc/self/fd/{told_through}")).ok();
     // SAFETY: this process has one thread.
     match unsafe { fork() }.context("fork")? {
         ForkResult::Child => {
@@ -47,7 +49,14 @@ pub fn member(role: impl FnOnce() -> Check) -> Result<Member> {
             let mut byte = [0];
             loop {
                 match read(&from, &mut byte) {
-                    Ok(1) => return Ok(Member { pid: child }),
+                    Ok(1) => {
+                        // Whoever is looked at from outside now should have closed its end.
+                        let end = format!("/proc/{child}/fd/{told_through}");
+                        while line.is_some() && std::fs::read_link(&end).ok() == line {
+                            std::thread::yield_now();
+                        }
+                        return Ok(Member { pid: child });
+                    }
                     Ok(_) => bail!("member {child} ended before it was ready"),
                     Err(Errno::EINTR) => {}
                     Err(e) => return Err(e).context("reading a member's readiness"),
