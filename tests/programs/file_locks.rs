@@ -6,6 +6,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 
 use anyhow::Context;
 use nix::errno::Errno;
@@ -79,6 +80,9 @@ pub fn run(_: &[String]) -> Check {
         // SAFETY: integers.
         sys("F_SETLEASE", unsafe { libc::fcntl(file.as_raw_fd(), libc::F_SETLEASE, kind) })?;
     }
+    // Held by its path it is not open, so the lease stays.
+    let by_path =
+        OpenOptions::new().read(true).custom_flags(libc::O_PATH).open("leased").context("O_PATH")?;
     let me = std::process::id().cast_signed();
     let other = member(move || {
         rest()?;
@@ -102,5 +106,6 @@ pub fn run(_: &[String]) -> Check {
         // SAFETY: integers.
         same(name, sys("F_GETLEASE", unsafe { libc::fcntl(file.as_raw_fd(), libc::F_GETLEASE) })?, kind)?;
     }
-    Ok(())
+    let inode = |file: &File| file.metadata().map(|stat| stat.ino()).context("fstat");
+    same("file held by its path", inode(&by_path)?, inode(&leased)?)
 }

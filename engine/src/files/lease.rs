@@ -1,22 +1,41 @@
-//! Leases of others than ourselves: opening such a file, even without waiting, tells its holder to give the lease
-//! up, by a signal that may end it (`F_SETLEASE` of fcntl(2)). A dump must not.
+//! Leases: opening a file for reading, even without waiting, tells whoever has a write lease on it to give it up, by
+//! a signal that may end it (`F_SETLEASE` of fcntl(2)). A dump must not.
+//!
+//! A write lease is given only to one who is alone: nobody else has the file open or mapped then. So it is the open
+//! file itself that has one, or the file is held by its path alone (`O_PATH`), which does not count as open.
 
 use std::{
     collections::HashSet,
     fs,
     io::{self, ErrorKind},
+    os::fd::AsFd,
 };
 
-use crate::error::{Result, SysContext};
+use super::DrainedFd;
+use crate::{
+    error::{Result, SysContext},
+    sys::flock,
+};
 
-/// Files with a lease, as far as they are known.
+/// What is known of files that are held by their paths.
 #[derive(Debug, Default)]
 pub(super) struct Leases(Option<HashSet<u64>>);
 
 impl Leases {
-    /// Whether anybody holds a lease on a file with this inode number. Devices are not compared: /proc/locks and
-    /// stat(2) call those of some file systems by different numbers.
-    pub fn on(&mut self, inode: u64) -> Result<bool> {
+    /// Whether opening the file would break a lease.
+    pub fn on(&mut self, fd: &DrainedFd) -> Result<bool> {
+        if fd.probe.fd.is_none() {
+            return Ok(false);
+        }
+        if fd.probe.info.flags.cast_signed() & libc::O_PATH == 0 {
+            return Ok(flock::lease(fd.file.as_fd())? == libc::F_WRLCK);
+        }
+        self.on_inode(fd.probe.stat.st_ino)
+    }
+
+    /// Whether anybody has a lease on a file with this inode number. Devices are not compared: /proc/locks and stat(2)
+    /// call those of some file systems by different numbers. Reading it takes some milliseconds.
+    fn on_inode(&mut self, inode: u64) -> Result<bool> {
         let known = match &mut self.0 {
             Some(known) => known,
             none => none.insert(read().call("read(/proc/locks)")?),
@@ -43,10 +62,9 @@ fn leased(line: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use std::os::{fd::AsFd, unix::fs::MetadataExt};
+    use std::os::unix::fs::MetadataExt;
 
     use super::*;
-    use crate::sys::flock;
 
     #[test]
     fn leases_are_told_from_locks() {
@@ -61,8 +79,8 @@ mod tests {
         let path = tempfile::NamedTempFile::new().unwrap().into_temp_path();
         let file = fs::File::open(&path).unwrap();
         let inode = file.metadata().unwrap().ino();
-        assert!(!Leases::default().on(inode).unwrap());
+        assert!(!Leases::default().on_inode(inode).unwrap());
         flock::set_lease(file.as_fd(), libc::F_RDLCK).unwrap();
-        assert!(Leases::default().on(inode).unwrap());
+        assert!(Leases::default().on_inode(inode).unwrap());
     }
 }

@@ -52,7 +52,7 @@ fn dump_build_id(fd: &DrainedFd, leases: &mut Leases) -> Result<Vec<u32>> {
     if fd.probe.stat.st_size < 5 {
         return Ok(Vec::new());
     }
-    let found = if leases.on(fd.probe.stat.st_ino)? {
+    let found = if leases.on(fd)? {
         // Opened once more, its lease would be broken.
         match fd.probe.info.flags.cast_signed() & (libc::O_ACCMODE | libc::O_PATH | libc::O_DIRECT) {
             libc::O_RDONLY | libc::O_RDWR => {
