@@ -1,18 +1,20 @@
 //! Runs the cases: each in a process of its own, counted as passed, failed or skipped with its reason.
 //!
-//! As root a case gets a pid namespace and a mount namespace with a fresh /proc: restored pids are free
-//! there whatever the machine does, and when the case ends the kernel ends everything it started. Inside,
-//! the case is a child subreaper below a small init, so restored trees become its children. Where
+//! As root a case gets a pid namespace, a network namespace with a loopback device, and a mount namespace with
+//! a fresh /proc: restored pids and ports are free there whatever the machine does, and when the case ends the
+//! kernel ends everything it started. Inside, the case is a child subreaper below a small init, so restored trees become its children. Where
 //! namespaces are refused the case runs without them, as a subreaper that kills what is left by pid.
 //! In both forms a case that leaves a process behind has failed.
 //!
 //! # Safety
 //!
-//! fork(2) is called before the process has a second thread, close_range(2) before it has opened anything.
+//! fork(2) is called before the process has a second thread, close_range(2) before it has opened anything; ioctl(2)
+//! gets a structure that outlives the call.
 
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
@@ -308,6 +310,12 @@ fn enclosed(case: &Case) -> ExitCode {
     if !inside {
         return body(case);
     }
+    // Ports, names and rules of cases that run at the same time are none of each other's business.
+    if unshare(CloneFlags::CLONE_NEWNET).is_ok()
+        && let Err(e) = loopback_up()
+    {
+        return failed("the loopback device of the case", e);
+    }
     // SAFETY: this process has one thread.
     match unsafe { fork() } {
         Ok(ForkResult::Parent { child }) => ExitCode::from(status_of(child)),
@@ -330,6 +338,21 @@ fn enclosed(case: &Case) -> ExitCode {
         }
         Err(e) => failed("fork", e),
     }
+}
+
+/// Switches the loopback device of a new network namespace on.
+fn loopback_up() -> nix::Result<()> {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+    let through = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
+    // SAFETY: integers and characters, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
+    // SAFETY: the request outlives the call.
+    let done = unsafe { libc::ioctl(through.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
+    nix::errno::Errno::result(done).map(drop)
 }
 
 fn failed(what: &str, e: nix::Error) -> ExitCode {

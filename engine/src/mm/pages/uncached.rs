@@ -14,7 +14,8 @@
 //!
 //! Nobody is asked how fast the device is. A share of a batch goes there that is as large as the device had done by
 //! the end of the batch before, and not larger than what is copied in the time that the process takes for its part:
-//! a slow device gets next to nothing, a machine where memory is hard to get for the page cache gives it nearly all.
+//! a slow device gets next to nothing, a machine where memory is hard to get for the page cache gives it nearly all,
+//! and one where it is at hand nothing.
 //! What a restore from the same set then reads from the disk, it reads while it copies the rest from the page cache.
 
 use std::{
@@ -44,6 +45,9 @@ const STEP: u64 = 512 << 10;
 /// Bytes of a batch that are worth while, and with which it begins.
 const LEAST: u64 = 1 << 20;
 const FIRST: u64 = 4 << 20;
+/// Bytes a second at which the page cache takes pages where its memory is at hand. No more is gained past it then
+/// than a restore loses that has to read from the disk.
+const QUICK: f64 = 2e9;
 /// A page file that will be shorter goes through the page cache as a whole.
 pub(super) const FROM: u64 = 64 << 20;
 
@@ -181,20 +185,27 @@ impl Uncached {
         before: u64,
     ) -> Result<()> {
         self.landed(cached, false)?;
+        let rate = |bytes: u64, took: Duration| bytes as f64 / took.as_secs_f64().max(1e-6);
+        let len = filled.len();
+        let there = rate(total.saturating_sub(len), own);
         let left = self.writes.flying();
         self.keeps_up = left == 0;
-        if self.keeps_up {
+        if there >= QUICK {
+            self.share = 0;
+            return Ok(());
+        }
+        if self.share < LEAST {
+            self.share = FIRST;
+        } else if self.keeps_up {
             self.share *= 2;
         } else if left > before / 2 {
             self.share -= self.share / 4;
         }
-        let len = filled.len();
         if len > 0 {
             // As much as can be copied here while the process writes the rest; half of it, as what a restore has to
             // read from the disk costs it more than what it finds in the page cache. Where memory for the page cache
             // is hard to get, most goes to the disk all the same.
-            let rate = |bytes: u64, took: Duration| bytes as f64 / took.as_secs_f64().max(1e-6);
-            let (here, there) = (rate(len, filled.took) / 2.0, rate(total.saturating_sub(len), own));
+            let here = rate(len, filled.took) / 2.0;
             self.share = self.share.min((total as f64 * here / (here + there)) as u64);
         }
         self.share = self.share.clamp(LEAST, (BUFFER * BUFFERS) as u64);
