@@ -38,11 +38,7 @@ impl Memory for OfTask {
             Ok(got) => (got as u64, libc::EFAULT),
             Err(e) => (0, e.errno().unwrap_or(libc::ESRCH)),
         };
-        let mut before = 0;
-        let at = pieces.iter().position(|p| {
-            before += p.len;
-            before > got
-        });
+        let at = source::ends_in(pieces.iter().map(|p| p.len), got);
         Err(Unread { piece: pieces[at.unwrap_or(0)], errno })
     }
 }

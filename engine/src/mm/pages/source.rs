@@ -67,13 +67,18 @@ fn read_pieces(tid: RealPid, pieces: &[Piece], buf: &mut [u8]) -> Result<()> {
     if got == buf.len() as u64 {
         return Ok(());
     }
-    let mut before = 0;
-    let piece = pieces.iter().find(|p| {
-        before += p.len;
-        before > got
-    });
+    let piece = ends_in(pieces.iter().map(|p| p.len), got).and_then(|at| pieces.get(at));
     let error = Error::sys("process_vm_readv", libc::EFAULT);
     Err(piece.map_or(error.clone(), |p| unreadable(p.start, p.len, error)))
+}
+
+/// Which of consecutive pieces of these lengths has the byte that `got` bytes end before.
+pub(super) fn ends_in(mut lengths: impl Iterator<Item = u64>, got: u64) -> Option<usize> {
+    let mut before = 0;
+    lengths.position(|len| {
+        before += len;
+        before > got
+    })
 }
 
 pub(super) fn unreadable(start: u64, len: u64, e: Error) -> Error {
