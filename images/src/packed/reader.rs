@@ -103,11 +103,12 @@ impl Blocks {
         self.starts[block as usize]..self.starts[block as usize + 1]
     }
 
-    /// Which pages the given bytes of the file of blocks are needed for.
+    /// Which pages the given bytes of the file of blocks are needed for. Blocks of zeroes take no bytes: several may
+    /// begin at one place, also behind the last byte.
     pub fn pages_of(&self, bytes: &Range<u64>) -> Range<u64> {
-        let first = self.starts.partition_point(|s| *s <= bytes.start).saturating_sub(1) as u64;
-        let last = self.starts.partition_point(|s| *s < bytes.end).saturating_sub(1) as u64;
-        let last = last.min(self.count().saturating_sub(1));
+        let Some(end) = self.count().checked_sub(1) else { return 0..0 };
+        let first = (self.starts.partition_point(|s| *s <= bytes.start).saturating_sub(1) as u64).min(end);
+        let last = (self.starts.partition_point(|s| *s < bytes.end).saturating_sub(1) as u64).clamp(first, end);
         self.pages(first).start..self.pages(last).end
     }
 }
