@@ -98,12 +98,17 @@ fn required(set: &FileDescriptorSet) -> Result<String, std::fmt::Error> {
     for message in &all {
         let mut fields: Vec<_> = message.field.iter().collect();
         fields.sort_by_key(|f| f.number());
-        let (mut bit, mut rows) = (0, String::new());
+        let (mut bit, mut rows, mut numbers) = (0, String::new(), 0u128);
         for field in fields {
+            // Numbers without a bit have a row.
+            let has_bit = field.number() < 128;
+            if has_bit {
+                numbers |= 1 << field.number();
+            }
             let mask = if field.label() == Label::Required { 1u64 << bit } else { 0 };
             bit += u32::from(mask != 0);
             let inner = (field.r#type() == Type::Message).then(|| place(field.type_name()));
-            if mask != 0 || inner.is_some() {
+            if mask != 0 || inner.is_some() || !has_bit {
                 let (number, name) = (field.number(), field.name());
                 writeln!(
                     rows,
@@ -114,7 +119,10 @@ fn required(set: &FileDescriptorSet) -> Result<String, std::fmt::Error> {
         let name = message.name();
         assert!(bit <= 64, "{name} has more required fields than bits");
         let mask = (1u128 << bit) - 1;
-        writeln!(code, "    Message {{ name: {name:?}, mask: {mask:#x}, fields: &[\n{rows}    ] }},")?;
+        writeln!(
+            code,
+            "    Message {{ name: {name:?}, mask: {mask:#x}, numbers: {numbers:#x}, fields: &[\n{rows}    ] }},"
+        )?;
     }
     code.push_str("];\n");
     Ok(code)

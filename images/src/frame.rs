@@ -110,7 +110,8 @@ impl<R: Read> EntryReader<R> {
     /// The next entry; `None` at the end of the image.
     ///
     /// # Errors
-    /// A message that cannot be decoded or lacks a required field, a length beyond the file's end.
+    /// A message that cannot be decoded or lacks a required field, a length beyond the file's end, a field of a later
+    /// version where it may say how pages or other data are laid out. A field of a later version elsewhere is warned of.
     #[allow(clippy::should_implement_trait)] // an iterator could not read messages of varying type
     pub fn next<M: Entry>(&mut self) -> Result<Option<M>> {
         if self.next_bytes()?.is_none() {
@@ -123,10 +124,19 @@ impl<R: Read> EntryReader<R> {
                 .ok_or_else(|| self.bad(format!("{} is no message of the schema", M::NAME)))?,
         };
         self.required = Some(message_type);
-        match required::missing(message_type, &self.buf) {
-            Some(field) => Err(self.here(Cause::Required(field))),
-            None => Ok(Some(message)),
+        let found = required::check(message_type, &self.buf);
+        if let Some(field) = found.missing {
+            return Err(self.here(Cause::Required(field)));
         }
+        if let Some(unknown) = found.unknown {
+            if unknown.changes_payload() {
+                return Err(self.bad(format!("{unknown}; it may change how the data is to be read")));
+            }
+            if unknown.is_news() {
+                log::warn!("{}: {unknown}: what it says is not restored", self.image);
+            }
+        }
+        Ok(Some(message))
     }
 
     /// The next entry, which must be there.
@@ -312,6 +322,28 @@ mod tests {
         assert_eq!(&new[..8], &[0x19, 0x43, 0x56, 0x54, 0x30, 0x30, 0x27, 0x50]);
         assert_eq!(read(&new).unwrap(), entries);
         assert_eq!(read(&new[4..]).unwrap(), entries);
+    }
+
+    #[test]
+    fn fields_of_later_versions_are_refused_where_they_may_change_what_data_means() {
+        let later = |message: Vec<u8>| {
+            let mut bytes = header_bytes(ImageKind::Pstree);
+            let message = [&message[..], &[0x78, 1]].concat();
+            bytes.extend((message.len() as u32).to_le_bytes());
+            bytes.extend(message);
+            bytes
+        };
+        // Of a task nothing but what the field says is lost, which is warned of.
+        assert_eq!(read(&later(task(1).encode_to_vec())).unwrap().len(), 1);
+        let entry = pb::PagemapEntry { vaddr: 4096, nr_pages: Some(1), ..Default::default() };
+        let bytes = later(entry.encode_to_vec());
+        let mut reader = EntryReader::new(&bytes[..], "pagemap-1.img", None);
+        reader.any_header().unwrap();
+        let refused = reader.one::<pb::PagemapEntry>().unwrap_err().to_string();
+        assert!(
+            refused.contains("field 15 of pagemap_entry is not known to this version; it may"),
+            "{refused}"
+        );
     }
 
     #[test]

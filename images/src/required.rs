@@ -1,6 +1,13 @@
-//! `required` fields: prost accepts messages that lack them, so the encoded bytes are checked.
+//! `required` fields, which prost accepts messages without, and fields of later versions, which it drops: the encoded
+//! bytes are checked for both.
 //!
 //! A check is one walk over the bytes without allocation, cheap enough for a million pagemap entries.
+
+use std::{
+    collections::BTreeSet,
+    fmt,
+    sync::{Mutex, PoisonError},
+};
 
 use crate::wire::{Cursor, WireValue};
 
@@ -13,7 +20,9 @@ pub struct Message {
     pub name: &'static str,
     /// All bits of required fields.
     mask: u64,
-    /// Fields that are required, or messages themselves, by number.
+    /// A bit for each number below 128 that a field has, number 0 being the lowest.
+    numbers: u128,
+    /// Fields that are required, messages themselves, or have no bit in `numbers`; by number.
     fields: &'static [Field],
 }
 
@@ -35,29 +44,87 @@ pub fn of(name: &str) -> Option<&'static Message> {
     MESSAGES.binary_search_by(|m| m.name.cmp(name)).ok().map(|at| &MESSAGES[at])
 }
 
-/// Finds the first required field that `bytes`, an encoded message of this type, lacks.
-///
-/// The answer is its path, `core_entry.thread_core.creds.uid`. Bytes that are no encoded message have been
-/// refused by the decoder before; here they end the walk.
-pub fn missing(message: &Message, bytes: &[u8]) -> Option<String> {
-    walk(message, bytes, 0).map(|path| format!("{}.{path}", message.name))
+/// A field that the schema does not have.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Unknown {
+    message: &'static str,
+    number: u32,
 }
 
-/// The same for the message type called so, which must be one of the schema.
+impl fmt::Display for Unknown {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "field {} of {} is not known to this version", self.number, self.message)
+    }
+}
+
+impl Unknown {
+    /// Whether it may change what the bytes behind the message mean.
+    pub fn changes_payload(self) -> bool {
+        /// Messages that say how what follows them, or stands in another file, is laid out.
+        const LAYOUTS: &[&str] = &[
+            "pagemap_head",
+            "pagemap_entry",
+            "ghost_file_entry",
+            "ghost_chunk_entry",
+            "pipe_data_entry",
+            "sk_packet_entry",
+            "tcp_stream_entry",
+            "bpfmap_data_entry",
+            "ipc_sem_entry",
+            "ipc_msg_entry",
+            "ipc_shm_entry",
+        ];
+        LAYOUTS.contains(&self.message)
+    }
+
+    /// True the first time that it is asked of this field, in any image.
+    pub fn is_news(self) -> bool {
+        /// Hostile images may have very many.
+        const LIMIT: usize = 1000;
+        static SEEN: Mutex<BTreeSet<Unknown>> = Mutex::new(BTreeSet::new());
+        let mut seen = SEEN.lock().unwrap_or_else(PoisonError::into_inner);
+        seen.len() < LIMIT && seen.insert(self)
+    }
+}
+
+/// What is wrong with an encoded message that prost accepts.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Findings {
+    /// Path of the first required field that is not there, `core_entry.thread_core.creds.uid`.
+    pub missing: Option<String>,
+    /// The first field that is not of the schema.
+    pub unknown: Option<Unknown>,
+}
+
+/// Checks `bytes`, an encoded message of this type. Bytes that are no encoded message have been refused by the decoder
+/// before; here they end the walk.
+pub fn check(message: &Message, bytes: &[u8]) -> Findings {
+    let mut unknown = None;
+    let missing = walk(message, bytes, 0, &mut unknown).map(|path| format!("{}.{path}", message.name));
+    Findings { missing, unknown }
+}
+
+/// The required field that the message type called so lacks; the type must be one of the schema.
 pub fn missing_of(name: &str, bytes: &[u8]) -> Option<String> {
-    missing(of(name)?, bytes)
+    check(of(name)?, bytes).missing
 }
 
-fn walk(message: &Message, bytes: &[u8], depth: u32) -> Option<String> {
+fn walk(message: &Message, bytes: &[u8], depth: u32, unknown: &mut Option<Unknown>) -> Option<String> {
     let mut seen = 0;
     let mut cursor = Cursor::new(bytes);
     while let Ok(Some((number, value))) = cursor.field() {
-        let Ok(at) = message.fields.binary_search_by_key(&number, |f| f.number) else { continue };
+        let Ok(at) = message.fields.binary_search_by_key(&number, |f| f.number) else {
+            if number >= u128::BITS || message.numbers & (1 << number) == 0 {
+                unknown.get_or_insert(Unknown { message: message.name, number });
+            }
+            continue;
+        };
         let field = &message.fields[at];
         seen |= field.mask;
         let (Some(inner), WireValue::Bytes(inner_bytes)) = (field.inner, value) else { continue };
         if depth < MAX_DEPTH
-            && let Some(path) = MESSAGES.get(inner).and_then(|inner| walk(inner, inner_bytes, depth + 1))
+            && let Some(path) =
+                MESSAGES.get(inner).and_then(|inner| walk(inner, inner_bytes, depth + 1, unknown))
         {
             return Some(format!("{}.{path}", field.name));
         }
@@ -88,7 +155,35 @@ mod tests {
             ours.sort();
             names.sort();
             assert_eq!(ours, names, "{}", message.name());
+            let numbers = message.fields().map(|f| f.number());
+            let (bits, rows): (Vec<u32>, Vec<u32>) = numbers.partition(|n| *n < 128);
+            assert_eq!(table.numbers, bits.iter().fold(0, |all, n| all | 1u128 << n), "{}", message.name());
+            assert!(rows.iter().all(|n| table.fields.iter().any(|f| f.number == *n)), "{}", message.name());
         }
+    }
+
+    #[test]
+    fn fields_of_later_versions_are_seen_at_any_depth() {
+        let check = |name, bytes: &[u8]| super::check(super::of(name).unwrap(), bytes);
+        let text = |name, bytes: &[u8]| check(name, bytes).unknown.map(|u| u.to_string());
+        let entry = pb::PagemapEntry { vaddr: 4096, nr_pages: Some(1), ..Default::default() }.encode_to_vec();
+        assert_eq!(text("pagemap_entry", &entry), None);
+        let later = [&entry[..], &[0x78, 1]].concat();
+        assert_eq!(
+            text("pagemap_entry", &later).unwrap(),
+            "field 15 of pagemap_entry is not known to this version"
+        );
+        // A number that is higher than any of the schema, in a message within another.
+        let vma = [&pb::VmaEntry::default().encode_to_vec()[..], &[0x80, 0x40, 1]].concat();
+        let mm = [&pb::MmEntry::default().encode_to_vec()[..], &[0x72, vma.len() as u8], &vma].concat();
+        let found = check("mm_entry", &mm);
+        assert_eq!(found.missing, None);
+        let unknown = found.unknown.unwrap();
+        assert_eq!(unknown.to_string(), "field 1024 of vma_entry is not known to this version");
+        assert!(
+            !unknown.changes_payload() && check("pagemap_entry", &later).unknown.unwrap().changes_payload()
+        );
+        assert!(unknown.is_news() && !unknown.is_news());
     }
 
     #[test]

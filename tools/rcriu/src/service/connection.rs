@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use nix::errno::Errno;
 use nix::sys::socket::{ControlMessage, MsgFlags, UnixAddr, recv, sendmsg};
-use prost::Message;
+use prost::{Message, Name};
 use rcriu_engine::error::{Error, Result, SysContext};
 use rcriu_engine::interrupt;
 use rcriu_engine::process;
-use rcriu_images::pb::{CriuReq, CriuResp};
+use rcriu_images::{
+    pb::{CriuReq, CriuResp},
+    required,
+};
 
 /// Longest request we read. The longest seen is a few kilobytes; the kernel itself stops at the size of the
 /// sender's buffer, some hundred.
@@ -54,6 +57,15 @@ impl Connection {
         }
         let request = CriuReq::decode(&buffer[..got])
             .map_err(|e| Error::usage(format!("the client sent something that is no request: {e}")))?;
+        if let Some(table) = required::of(CriuReq::NAME) {
+            let found = required::check(table, &buffer[..got]);
+            if let Some(field) = found.missing {
+                return Err(Error::usage(format!("the client sent a request without {field}")));
+            }
+            if let Some(unknown) = found.unknown {
+                log::warn!("Request of the client: {unknown}: it has no effect");
+            }
+        }
         Ok(Some(request))
     }
 
