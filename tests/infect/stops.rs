@@ -79,6 +79,19 @@ fn a_stop_signal_in_the_middle_takes_effect_afterwards() {
 }
 
 #[test]
+fn a_signal_on_its_way_does_not_keep_a_process_from_stopping() {
+    if !possible("a_signal_on_its_way_does_not_keep_a_process_from_stopping") {
+        return;
+    }
+    let kernel = Kernel::probe().unwrap();
+    let target = Target::start("timer");
+    for _ in 0..20_000 {
+        StoppedTask::seize(target.pid(), &kernel, STOP).unwrap().release().unwrap();
+    }
+    target.finish();
+}
+
+#[test]
 fn continuing_in_the_middle_takes_effect_afterwards() {
     if !possible("continuing_in_the_middle_takes_effect_afterwards") {
         return;

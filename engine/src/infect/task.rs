@@ -160,8 +160,8 @@ impl StoppedTask {
                 // A leader that exited before its threads is never reported while they live.
                 Ok(Some(s)) if s.is_end() => return Ok(None),
                 // It was on its way before we came.
-                Ok(Some(wait::Status::Signal(signal))) => ptrace::cont(tid, signal)?,
-                Ok(Some(_)) => ptrace::cont(tid, 0)?,
+                Ok(Some(wait::Status::Signal(signal))) => ask_again(tid, signal)?,
+                Ok(Some(_)) => ask_again(tid, 0)?,
                 Ok(None) => {
                     let Ok(dir) = self.dir.thread(tid) else { return Ok(None) };
                     match Status::read(&dir) {
@@ -339,6 +339,15 @@ fn name_of(tid: i32) -> String {
         Ok(format!("process {pid} ({comm})"))
     };
     look().unwrap_or_else(|_| format!("thread {tid}"))
+}
+
+/// Lets a thread go on from another stop than the one we have asked for, which may have made the kernel forget what we
+/// asked (ptrace_stop() clears `JOBCTL_TRAP_STOP`). If the thread dies, the next wait tells.
+fn ask_again(tid: RealPid, signal: i32) -> Result<()> {
+    match ptrace::interrupt(tid).and_then(|()| ptrace::cont(tid, signal)) {
+        Err(e) if !matches!(e.kind(), Kind::TaskDied(_)) => Err(e),
+        _ => Ok(()),
+    }
 }
 
 /// The refusal for a thread that does not come to a stop.

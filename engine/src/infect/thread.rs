@@ -230,8 +230,9 @@ impl StoppedThread {
 /// As [`StoppedThread::park`], for thread `tid` with signal mask `sigmask`.
 pub(super) fn park(tid: RealPid, sigmask: u64, mut signal: i32, deadline: Instant) -> Result<()> {
     let mut masked = false;
-    ptrace::interrupt(tid)?;
     loop {
+        // Each time: any other stop makes the kernel forget it.
+        ptrace::interrupt(tid)?;
         // A signal that is blocked when the stop ends is queued again, with all that belongs to it.
         if signal != 0 && signal != libc::SIGSTOP && !masked {
             ptrace::set_sigmask(tid, u64::MAX)?;

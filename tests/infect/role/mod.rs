@@ -26,6 +26,7 @@ pub fn run(name: &str) -> ! {
         "handlers" => signals::handlers(),
         "queue" => signals::queue(),
         "storm" => signals::storm(),
+        "timer" => signals::timer(),
         "fault-actions" => signals::fault_actions(),
         "strict" => process::strict(),
         "filter" => process::filter(),

@@ -77,6 +77,27 @@ pub fn storm() {
     check(caught == sent, &format!("{sent} signals were sent, {caught} came"));
 }
 
+/// Handles the signal of a POSIX timer that goes off as often as it can. To set it anew the kernel lets go of the lock
+/// for signals, between the look whether to stop and the signal's own stop, in which an earlier request is forgotten.
+pub fn timer() {
+    set(libc::SIGALRM, count as *const () as usize, libc::SA_RESTART);
+    let mut timer: libc::timer_t = std::ptr::null_mut();
+    // SAFETY: without an event structure SIGALRM is sent; the id is a local.
+    let made = unsafe { libc::timer_create(libc::CLOCK_MONOTONIC, std::ptr::null_mut(), &mut timer) };
+    check(made == 0, "there is no timer");
+    let every = |tv_nsec| {
+        let time = libc::timespec { tv_sec: 0, tv_nsec };
+        let value = libc::itimerspec { it_interval: time, it_value: time };
+        // SAFETY: the timer is our own, the new value a local; the old one is not asked for.
+        unsafe { libc::timer_settime(timer, 0, &value, std::ptr::null_mut()) };
+    };
+    every(10_000);
+    ready("");
+    wait();
+    every(0);
+    check(CAUGHT.load(Ordering::SeqCst) > 0, "the timer never went off");
+}
+
 /// Ignores some fault signals and blocks others.
 pub fn fault_actions() {
     for signal in [libc::SIGTRAP, libc::SIGILL] {
