@@ -98,6 +98,8 @@ const KINDS: &[(&str, Kind)] = &[
     ("kept-huge-pages", kept::process::huge_pages),
     ("kept-io-flusher", kept::attributes::io_flusher),
     ("kept-io-priority", kept::scheduling::io_priority),
+    ("kept-keys", kept::keys::keys),
+    ("kept-execute-only", kept::keys::execute_only),
     ("kept-lock-on-fault", kept::mappings::lock_on_fault),
     ("kept-locking", kept::memory::locking),
     ("kept-machine-check", kept::attributes::machine_check),

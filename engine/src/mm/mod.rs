@@ -18,6 +18,7 @@
 pub mod aio;
 pub mod dedup;
 pub mod hugetlb;
+pub mod keys;
 pub mod lazy;
 pub mod more;
 pub mod pagemap;

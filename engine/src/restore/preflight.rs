@@ -12,7 +12,7 @@ use crate::arch::Layout;
 use crate::error::{Context, Error, Kind, Result, SysContext};
 use crate::files;
 use crate::kernel::Kernel;
-use crate::mm::{hugetlb, status, sysv};
+use crate::mm::{hugetlb, keys, status, sysv};
 use crate::options::RestoreOptions;
 use crate::procfs::ProcDir;
 use crate::procfs::stat::Stat;
@@ -183,10 +183,20 @@ fn check_cpu(found: &mut Preflight, snapshot: &Snapshot) {
 fn check_more(found: &mut Preflight, snapshot: &Snapshot) {
     let online = affinity::online();
     let mut seals = false;
+    let mut keyed = None;
     for (_, task) in snapshot.alive() {
         let Some(more) = &task.more else { continue };
+        if keyed.is_none() && keys::needed(Some(more), &task.execute_only) {
+            keyed = Some(task.name());
+        }
         found.add(Area::Cpu, affinity::check(more, &online).during(|| task.name()));
         seals |= more.has_seals();
+    }
+    if let Some(name) = keyed
+        && !attributes::has_protection_keys()
+    {
+        let why = format!("{name} uses memory protection keys (pkey_alloc), which processor or kernel lack");
+        found.add(Area::Cpu, Err(Error::host(why).remedy("restore on a machine with pku in /proc/cpuinfo")));
     }
     if seals && !attributes::can_seal() {
         found.add(

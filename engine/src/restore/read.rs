@@ -12,6 +12,7 @@ use rcriu_images::{Cause, ImageDir, ImageKind, compat, pb};
 
 use crate::error::{Context, Error, Result, SysContext};
 use crate::interrupt;
+use crate::mm::{keys, restore::Range};
 use crate::ns::{self, time::Clocks};
 use crate::pstree::{FileId, TaskState, VirtPid};
 use crate::task::more::More;
@@ -78,6 +79,8 @@ pub struct TaskImage {
     pub ids: pb::TaskKobjIdsEntry,
     /// Memory; there for all living tasks.
     pub mm: Option<pb::MmEntry>,
+    /// Memory that can only be executed, which is readable in `mm` ([`keys::withhold`]).
+    pub execute_only: Vec<Range>,
     /// Working folder, root folder, umask; there for all living tasks.
     pub fs: Option<pb::FsEntry>,
     /// What only images of ours tell.
@@ -127,6 +130,8 @@ impl Snapshot {
             let mut task =
                 read_task(dir, entry, &tasks, &by_pid).during(|| format!("images of task {}", entry.pid))?;
             task.more = more.remove(&entry.pid);
+            let vmas = task.mm.as_ref().map_or(&[][..], |mm| &mm.vmas);
+            keys::check(task.more.as_deref(), vmas).during(|| task.name())?;
             tasks.push(task);
         }
         let host = inventory.root_ids.as_ref();
@@ -327,6 +332,7 @@ fn read_task(
         tc,
         thread_cores: Vec::new(),
         mm: None,
+        execute_only: Vec::new(),
         fs: None,
         more: None,
     };
@@ -347,10 +353,10 @@ fn read_task(
         check_thread(*tid, &core)?;
         task.thread_cores.push(core);
     }
-    task.mm = compat::mm(dir, entry.pid)?;
-    if task.mm.is_none() {
-        return Err(Error::image(format!("mm-{pid}.img is missing")));
-    }
+    let mut mm =
+        compat::mm(dir, entry.pid)?.ok_or_else(|| Error::image(format!("mm-{pid}.img is missing")))?;
+    task.execute_only = keys::withhold(&mut mm.vmas);
+    task.mm = Some(mm);
     task.fs = Some(dir.read_one(ImageKind::Fs, u64::from(entry.pid))?);
     Ok(task)
 }

@@ -72,6 +72,15 @@ pub fn can_seal() -> bool {
     unsafe { libc::syscall(MSEAL, 0, 0, 0) == 0 }
 }
 
+/// Whether memory protection keys can be had, pkeys(7). Of this process one more must be free.
+pub fn has_protection_keys() -> bool {
+    // SAFETY: only integers; the key is for nothing.
+    unsafe {
+        let key = libc::syscall(libc::SYS_pkey_alloc, 0, 0);
+        key > 0 && libc::syscall(libc::SYS_pkey_free, key) == 0
+    }
+}
+
 /// A set of nodes as the kernel takes it: whole words, and their number of bits plus one, of which it takes one
 /// off again.
 fn node_words(nodes: &[u8]) -> (Vec<u64>, libc::c_ulong) {

@@ -79,7 +79,7 @@ impl MoreOut {
                 .ok()
                 .map(|perm| perm & 1 << XTILE_DATA)
                 .filter(|perm| *perm != 0),
-            pkeys: None,
+            pkeys: u32::try_from(info.pkeys).ok().filter(|keys| *keys != 0),
             thread: Vec::new(),
             mapping: Vec::new(),
         };

@@ -31,9 +31,6 @@ impl Refusals {
             return Err(Error::unsupported("local segment descriptors (modify_ldt) cannot be kept")
                 .remedy("programs of 16 and 32 bits under wine or dosemu use them"));
         }
-        if info.pkeys > 0 {
-            return Err(Error::unsupported("memory protection keys (pkey_alloc) cannot be kept"));
-        }
         Ok(())
     }
 

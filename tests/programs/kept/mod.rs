@@ -2,6 +2,7 @@
 
 pub mod attributes;
 pub mod dispatch;
+pub mod keys;
 pub mod mappings;
 pub mod memory;
 pub mod process;

@@ -104,8 +104,5 @@ pub(super) fn check_flags(map: &Map, status: u32) -> Result<()> {
             String::from_utf8_lossy(code)
         )));
     }
-    if map.pkey != 0 {
-        return Err(Error::unsupported(format!("memory protection key {} cannot be kept", map.pkey)));
-    }
     Ok(())
 }

@@ -79,9 +79,6 @@ fn what_cannot_be_kept_is_refused_by_name() {
     assert!(refusal(ANON, "rd wr qq").contains("\"qq\""));
     assert!(refusal("7000-9000 --xp 0 00:00 0 [uprobes]", "ex io").contains("--allow-uprobes"));
     assert!(refusal("7000-9000 rw-s 0 00:00 0", "rd wr sh").contains("without a file"));
-    let mut keyed = map(ANON, "rd wr");
-    keyed.pkey = 3;
-    assert!(classify(&keyed, None, None, RULES).unwrap_err().to_string().contains("protection key 3"));
     let allowed = VmaRules { allow_uprobes: true, ..RULES };
     assert_eq!(
         classify(&map("7000-9000 --xp 0 00:00 0 [uprobes]", "ex io"), None, None, allowed).unwrap(),

@@ -13,6 +13,7 @@ use super::{Arena, Leftovers, auxv, give, last_pid_file, same_file, securebits};
 use crate::arch::{AltStack, Layout, Regs, SigFrame, Xsave, tls_from_image};
 use crate::error::{Context, Error, Result};
 use crate::kernel::Kernel;
+use crate::mm::keys;
 use crate::procfs::{ProcDir, status::Status};
 use crate::pstree::RealPid;
 use crate::restore::{TaskCx, TaskImage};
@@ -136,7 +137,7 @@ pub fn fill(facts: &Facts<'_>, arena: &mut Arena) -> Result<TaskArgs> {
         actions: arena.table(&sigaction::restore(&tc.sigactions)?),
         limits: arena.table(&limits),
         queued: arena.table(&sigqueue::restore(tc.signals_s.as_ref())?),
-        last: arena.table(&more.map(More::last).unwrap_or_default()),
+        last: arena.table(&last(facts)),
         ..TaskArgs::default()
     };
     if let Some(entry) = &tc.timers {
@@ -144,6 +145,14 @@ pub fn fill(facts: &Facts<'_>, arena: &mut Arena) -> Result<TaskArgs> {
         head.timers = arena.table(&timers::restore_posix(entry, facts.kernel.timer_cr_ids)?);
     }
     Ok(head)
+}
+
+/// What the leader sets at the very end.
+fn last(facts: &Facts<'_>) -> Vec<Setting> {
+    let (image, more) = (facts.image, facts.image.more.as_ref());
+    let mut calls = keys::settings(image.more.as_deref(), &facts.mm.vmas, &image.execute_only);
+    calls.extend(more.map(More::last).unwrap_or_default());
+    calls
 }
 
 fn flags(facts: &Facts<'_>) -> u32 {
