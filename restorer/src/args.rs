@@ -291,8 +291,8 @@ pub struct ThreadArgs {
     pub filters: Table<u32>,
     /// Signal at the parent's death, 0 for none.
     pub pdeath_sig: u32,
-    /// Padding.
-    pub pad: u32,
+    /// Not 0: tile data (AMX) is in the frame.
+    pub tiles: u32,
     /// Settings of its own, made while it still has every right.
     pub settings: Table<Setting>,
 }

@@ -94,6 +94,10 @@ mod image {
         if let Err(failed) = together(&task, me) {
             fail(&task, me.tid, failed)
         }
+        if me.tiles != 0 {
+            // SAFETY: the engine has seen that the processor has tiles; the leader has asked for them.
+            unsafe { leave::take_tiles() }
+        }
         // SAFETY: the frame was built by the engine for this thread.
         unsafe { leave::sigreturn(me.frame) }
     }

@@ -33,6 +33,7 @@ pub const KINDS: &[Kind] = &[
     kind("memory stays writable or executable", "kept-write-or-execute", &[]),
     kind("memory stays so without its children", "kept-write-or-execute", &["no-inherit"]),
     kind("sealed memory stays sealed", "kept-seals", &[]),
+    kind("threads keep their tiles", "kept-tiles", &[]),
     kind("memory protection keys and rights to them stay", "kept-keys", &[]),
     kind("memory that can only be executed stays so", "kept-execute-only", &[]),
     kind("an empty session keyring is no loss", "kept-refused", &["empty-session"]),

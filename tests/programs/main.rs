@@ -99,6 +99,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("kept-io-flusher", kept::attributes::io_flusher),
     ("kept-io-priority", kept::scheduling::io_priority),
     ("kept-keys", kept::keys::keys),
+    ("kept-tiles", kept::tiles::tiles),
     ("kept-execute-only", kept::keys::execute_only),
     ("kept-lock-on-fault", kept::mappings::lock_on_fault),
     ("kept-locking", kept::memory::locking),

@@ -89,7 +89,7 @@ pub(super) fn dump(
             })
         })
         .collect::<Result<_>>()?;
-    let (layout, images) = (&cx.layout, cx.images);
+    let (layout, images) = (cx.layout, cx.images);
     spread::map(&states, |state| {
         let tid = state.thread.tid();
         let mut core = thread_core(state, layout).during(|| format!("thread {tid}"))?;
@@ -139,13 +139,8 @@ fn thread_core(state: &ThreadState<'_>, layout: &Layout) -> Result<pb::CoreEntry
     if call == Interrupted::Unknown {
         log::warn!("Will restore {tid} with interrupted system call");
     }
-    let (fpregs, leftovers) = thread.xsave().to_image(layout)?;
-    if let Some(left) = leftovers.first() {
-        return Err(Error::unsupported(format!(
-            "processor state {} is in use (AMX or newer), which the image format cannot hold",
-            left.component
-        )));
-    }
+    // What is left over stands in rcriu-tasks.img.
+    let (fpregs, _) = thread.xsave().to_image(layout)?;
     let tls = (0..).zip(TLS_ENTRIES).map(|(at, n)| {
         let own = tls.as_ref().and_then(|own| own.get(at));
         arch::tls_to_image(own.unwrap_or(&empty_tls(n)))
@@ -207,7 +202,7 @@ fn ended_leader(
     let regs = arch::Regs { cs: other.regs().cs, ss: other.regs().ss, ..arch::Regs::default() };
     let regs = regs.for_syscall(syscall, libc::SYS_exit.cast_unsigned(), [code, 0, 0, 0, 0, 0]);
     // Any valid state will do.
-    let (fpregs, _) = other.xsave().to_image(&cx.layout)?;
+    let (fpregs, _) = other.xsave().to_image(cx.layout)?;
     let creds = creds::dump(&Status::read(&dir)?, 0)?;
     Ok(pb::CoreEntry {
         mtype: pb::core_entry::March::X8664 as i32,

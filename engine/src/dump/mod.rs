@@ -75,7 +75,7 @@ pub struct DumpCx<'a> {
     pub refusals: Refusals,
     pub stats: DumpStats,
     /// Where this processor keeps its state.
-    pub layout: Layout,
+    pub layout: &'static Layout,
     /// What was found out about processes that helps with the next.
     pub hints: Hints,
     pub mapped: SeenFiles,

@@ -47,7 +47,7 @@ impl Infected<'_> {
     pub(super) fn frame_at(&self, thread: &StoppedThread, at: u64) -> Result<SigFrame> {
         let mut regs = *thread.regs();
         regs.settle();
-        SigFrame::build(at, &regs, thread.xsave(), &self.gadget.layout, thread.sigmask(), None)
+        SigFrame::build(at, &regs, thread.xsave(), self.gadget.layout, thread.sigmask(), None)
     }
 
     /// A thread that blocks the end signal might have one pending: there, system calls are watched.

@@ -18,7 +18,7 @@ pub use gadget::Hints;
 #[derive(Clone, Debug)]
 pub struct Gadget {
     code: gadget::Code,
-    pub(super) layout: Layout,
+    pub(super) layout: &'static Layout,
 }
 
 /// A signal frame below a thread's stack, and what was there.
@@ -79,7 +79,7 @@ impl Gadget {
             return Ok(None);
         }
         regs.settle();
-        let mut frame = SigFrame::build(at, &regs, thread.xsave(), &self.layout, thread.sigmask(), None)?;
+        let mut frame = SigFrame::build(at, &regs, thread.xsave(), self.layout, thread.sigmask(), None)?;
         frame.set_return(net.sigreturn);
         before.truncate(frame.bytes.len());
         vm::write(thread.tid(), at, &frame.bytes)?;

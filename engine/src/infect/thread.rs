@@ -7,7 +7,7 @@ use std::{
 
 use super::restart;
 use crate::{
-    arch::{Interrupted, Regs, Xsave},
+    arch::{Interrupted, Layout, Regs, Xsave},
     error::{Context, Error, Kind, Result},
     kernel::Kernel,
     procfs::{ProcDir, stat::Stat},
@@ -199,7 +199,7 @@ impl StoppedThread {
     /// point: as long as the registers are the blob's, it would still undo the rest itself.
     pub(super) fn put_back(&self, xsave: bool) -> Result<()> {
         let vector =
-            if xsave { ptrace::set_regset(self.tid, NT_X86_XSTATE, self.xsave.bytes()) } else { Ok(()) };
+            if xsave { ptrace::set_regset(self.tid, NT_X86_XSTATE, &self.xsave.regset()) } else { Ok(()) };
         let section = match self.rseq_word() {
             Some((at, cs)) => vm::write(self.tid, at, &cs.to_ne_bytes()),
             None => Ok(()),
@@ -279,7 +279,7 @@ pub(super) fn stuck(tid: RealPid, what: &str) -> Error {
 fn read_xsave(tid: RealPid, buf: &mut [u8]) -> Result<Xsave> {
     let n = ptrace::get_regset(tid, NT_X86_XSTATE, buf)
         .map_err(|e| if e.errno() == Some(libc::ENODEV) { e.remedy("XSAVE is needed") } else { e })?;
-    let mut xsave = Xsave::from_bytes(buf[..n].to_vec())?;
+    let mut xsave = Xsave::from_bytes(&buf[..n], Layout::host())?;
     if xsave.in_use() & 3 != 3 {
         let mut legacy = [0; 512];
         ptrace::get_regset(tid, ptrace::NT_PRFPREG, &mut legacy)?;

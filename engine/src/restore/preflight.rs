@@ -164,17 +164,13 @@ fn check_pids(found: &mut Preflight, snapshot: &Snapshot, plan: &Plan) -> Result
 fn check_cpu(found: &mut Preflight, snapshot: &Snapshot) {
     let host = Layout::host();
     for (_, task) in snapshot.alive() {
-        for i in 0..task.threads.len() {
-            let info = task.thread_core(i).and_then(|c| c.thread_info.as_ref());
-            let used = info.and_then(|i| i.fpregs.xsave.as_ref()).map_or(0, |x| x.xstate_bv);
-            let missing = used & !host.features();
-            if missing != 0 {
-                let e = Error::host(format!(
-                    "{} uses processor state (XSAVE components {missing:#x}) that this processor lacks",
-                    task.name()
-                ));
-                return found.add(Area::Cpu, Err(e));
-            }
+        let missing = task.in_use() & !host.features();
+        if missing != 0 {
+            let e = Error::host(format!(
+                "{} uses processor state (XSAVE components {missing:#x}) that this processor lacks",
+                task.name()
+            ));
+            return found.add(Area::Cpu, Err(e));
         }
     }
 }

@@ -107,6 +107,12 @@ impl TaskImage {
         }
     }
 
+    /// XSAVE components that any of its threads has in use.
+    pub fn in_use(&self) -> u64 {
+        let infos = (0..self.threads.len()).filter_map(|i| self.thread_core(i)?.thread_info.as_ref());
+        infos.fold(0, |used, info| used | in_use(info))
+    }
+
     /// Whether it has memory, descriptors and registers.
     pub fn is_alive(&self) -> bool {
         self.state.is_alive()
@@ -300,6 +306,11 @@ fn has_no_threads(e: &pb::PstreeEntry) -> bool {
 fn tids(e: &pb::PstreeEntry) -> impl Iterator<Item = u32> {
     let others = e.threads.iter().copied().filter(|t| *t != e.pid && !has_no_threads(e));
     [e.pid].into_iter().chain(others)
+}
+
+/// XSAVE components that a thread has in use.
+pub fn in_use(info: &pb::ThreadInfoX86) -> u64 {
+    info.fpregs.xsave.as_ref().map_or(0, |xsave| xsave.xstate_bv)
 }
 
 fn number(pid: u32) -> Option<VirtPid> {

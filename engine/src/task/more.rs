@@ -12,6 +12,7 @@ use restorer::args::Setting;
 
 use super::{affinity, attributes, autogroup, coredump, dispatch, ioprio, misc, numa, sched};
 use crate::{
+    arch::{Layout, Leftover},
     error::{Context, Error, Result},
     infect::StoppedTask,
     mm,
@@ -92,6 +93,7 @@ impl MoreOut {
                 ioprio: ioprio::dump(tid)?,
                 sched: sched::dump_more(attributes, self.usual_slice),
                 dispatch: dispatch::dump(thread),
+                xstate: xstate(thread.xsave().leftovers(Layout::host())?),
                 ..Default::default()
             };
             // A thread that never could set what only its stat file tells needs no look at that.
@@ -124,6 +126,12 @@ impl MoreOut {
         }
         Ok(self.out.finish()?)
     }
+}
+
+/// Processor state that core images cannot hold.
+fn xstate(leftovers: Vec<Leftover>) -> Vec<pb::RcriuXstateEntry> {
+    let entry = |left: Leftover| pb::RcriuXstateEntry { component: left.component, state: left.bytes };
+    leftovers.into_iter().map(entry).collect()
 }
 
 /// What the image tells of a task.
@@ -171,6 +179,12 @@ impl More {
         self.threads.get(&tid.0.cast_unsigned()).and_then(|at| self.entry.thread.get(*at))
     }
 
+    /// Processor state of a thread that its core image cannot hold.
+    pub fn leftovers(&self, tid: VirtPid) -> Vec<Leftover> {
+        let told = self.thread(tid).map_or(&[][..], |thread| &thread.xstate);
+        told.iter().map(|left| Leftover { component: left.component, bytes: left.state.clone() }).collect()
+    }
+
     /// Whether one of the threads has a memory policy of its own.
     pub fn has_memory_policy(&self) -> bool {
         self.thread.iter().any(|thread| thread.policy.is_some())
@@ -188,7 +202,9 @@ impl More {
             // The first bit says that it is on at all.
             calls.push(Setting::prctl(PR_SET_THP_DISABLE, [1, u64::from(mode) & !1, 0, 0]));
         }
-        if self.xcomp_perm() >> XTILE_DATA & 1 != 0 {
+        let uses_tiles =
+            || self.thread.iter().flat_map(|t| &t.xstate).any(|x| u64::from(x.component) == XTILE_DATA);
+        if self.xcomp_perm() >> XTILE_DATA & 1 != 0 || uses_tiles() {
             calls.push(Setting::call(libc::SYS_arch_prctl, [ARCH_REQ_XCOMP_PERM, XTILE_DATA, 0, 0, 0]));
         }
         if let Some(flags) = self.lock_future {

@@ -8,3 +8,4 @@ pub mod memory;
 pub mod process;
 pub mod refused;
 pub mod scheduling;
+pub mod tiles;

@@ -32,9 +32,9 @@ pub struct Layout {
 impl Layout {
     /// Of the processor this runs on, with what its kernel has switched on. Found out once: in a virtual machine
     /// each question goes to the host.
-    pub fn host() -> Layout {
+    pub fn host() -> &'static Layout {
         static HOST: OnceLock<Layout> = OnceLock::new();
-        HOST.get_or_init(Layout::ask).clone()
+        HOST.get_or_init(Layout::ask)
     }
 
     fn ask() -> Layout {

@@ -23,7 +23,7 @@ pub use regs::Regs;
 pub use restart::{Interrupted, Origin};
 pub use sigframe::{AltStack, FRAME_ALIGN, SigFrame};
 pub use tls::{TLS_ENTRIES, tls_from_image, tls_to_image};
-pub use xsave::{Leftover, Xsave};
+pub use xsave::{Leftover, XTILE_DATA, Xsave};
 
 /// The instruction that enters the kernel.
 pub const SYSCALL_INSN: [u8; 2] = [0x0f, 0x05];

@@ -12,7 +12,7 @@
 use super::{
     layout::{HEADER, LEGACY, Layout},
     regs::Regs,
-    xsave::Xsave,
+    xsave::{XTILE_DATA, Xsave},
 };
 use crate::error::{Error, Result};
 
@@ -24,8 +24,6 @@ const MAGIC1: u32 = 0x4650_5853;
 const MAGIC2: u32 = 0x4650_5845;
 /// The frame has extended state, its ss is valid, and ss is to be loaded.
 const UC_FLAGS: u64 = 1 | 2 | 4;
-/// Tile data, the one component a thread must ask for: areas of other threads must not mention it.
-const XTILE_DATA: u64 = 1 << 18;
 
 /// sigaltstack(2) of a thread.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -48,9 +46,9 @@ pub struct SigFrame {
 }
 
 impl SigFrame {
-    /// Bytes that any frame takes at most on this processor.
-    pub fn most(layout: &Layout) -> usize {
-        FPSTATE + layout.len_for(u64::MAX) + size_of::<u32>()
+    /// Bytes that any frame takes at most on this processor, with the components in `mask` beside all but tile data.
+    pub fn most(layout: &Layout, mask: u64) -> usize {
+        FPSTATE + layout.len_for(!XTILE_DATA | mask) + size_of::<u32>()
     }
 
     /// Bytes that a frame for `xsave` takes at most.
@@ -79,7 +77,8 @@ impl SigFrame {
             return Err(Error::bug(format!("signal frame at {at:#x} is not aligned")));
         }
         // The kernel takes an area for plain FXSAVE state if it is longer than the thread's permitted
-        // components, so it ends where the last of those does.
+        // components, so it ends where the last of those does: areas of threads that have not asked for tile data
+        // must not mention it.
         let features = (xsave.features() | 3) & layout.features();
         let features = if xsave.in_use() & XTILE_DATA == 0 { features & !XTILE_DATA } else { features };
         let len = layout.len_for(features);
@@ -164,7 +163,7 @@ mod tests {
         let mut bytes = vec![0; layout.len_for(u64::MAX)];
         bytes[464..472].copy_from_slice(&layout.features().to_ne_bytes());
         bytes[512..520].copy_from_slice(&used.to_ne_bytes());
-        Xsave::from_bytes(bytes).unwrap()
+        Xsave::from_bytes(&bytes, layout).unwrap()
     }
 
     #[test]

@@ -12,6 +12,9 @@ const XSTATE_BV: usize = LEGACY;
 /// x87 and SSE, the legacy part.
 const FP_SSE: u64 = 3;
 
+/// Components that the message of images has fields for.
+const FIELDS: [u32; 7] = [2, 3, 4, 5, 6, 7, 9];
+
 /// State of a component that the message of images has no field for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leftover {
@@ -21,10 +24,16 @@ pub struct Leftover {
     pub bytes: Vec<u8>,
 }
 
-/// An XSAVE area that is not compacted, as long as the kernel says.
+/// Tile data: large, hardly ever in use, and to be asked for by a process and its threads.
+pub const XTILE_DATA: u64 = 1 << 18;
+
+/// An XSAVE area that is not compacted.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Xsave {
+    /// Without tile data where that is not in use.
     bytes: Vec<u8>,
+    /// Length of the area as the kernel gave it.
+    whole: usize,
 }
 
 /// Length of the largest area a kernel may give: AMX needs 11 KiB.
@@ -35,20 +44,31 @@ impl Xsave {
     ///
     /// # Errors
     /// A compacted area (no kernel gives one) and one that is too short.
-    pub fn from_bytes(bytes: Vec<u8>) -> Result<Xsave> {
+    pub fn from_bytes(bytes: &[u8], layout: &Layout) -> Result<Xsave> {
         if bytes.len() < LEGACY + HEADER || bytes.len() > MAX_LEN {
             return Err(Error::host(format!("an XSAVE area of {} bytes is not understood", bytes.len())));
         }
-        let area = Xsave { bytes };
-        if area.word(XSTATE_BV + 8) != 0 {
+        let head = Xsave { bytes: bytes[..LEGACY + HEADER].to_vec(), whole: bytes.len() };
+        if head.word(XSTATE_BV + 8) != 0 {
             return Err(Error::host("the kernel gave a compacted XSAVE area"));
         }
-        Ok(area)
+        let rest = bytes.len().min(match head.in_use() & XTILE_DATA {
+            0 => layout.len_for(!XTILE_DATA),
+            _ => bytes.len(),
+        });
+        Ok(Xsave { bytes: bytes[..rest].to_vec(), ..head })
     }
 
-    /// The bytes for ptrace.
+    /// The bytes up to the end of what may be in use.
     pub fn bytes(&self) -> &[u8] {
         &self.bytes
+    }
+
+    /// The bytes for ptrace, which takes no less than it gives.
+    pub fn regset(&self) -> Vec<u8> {
+        let mut bytes = self.bytes.clone();
+        bytes.resize(self.whole.max(bytes.len()), 0);
+        bytes
     }
 
     fn word(&self, at: usize) -> u64 {
@@ -69,6 +89,15 @@ impl Xsave {
     /// without filling in initial state leave it undefined while the processor says it is not in use.
     pub fn fill_legacy(&mut self, fxsave: &[u8; LEGACY]) {
         self.bytes[..SW_FEATURES].copy_from_slice(&fxsave[..SW_FEATURES]);
+    }
+
+    /// State in use that the message of images has no field for.
+    pub fn leftovers(&self, layout: &Layout) -> Result<Vec<Leftover>> {
+        let known = FP_SSE | FIELDS.iter().fold(0, |mask, number| mask | 1 << number);
+        if self.in_use() & !known == 0 {
+            return Ok(Vec::new());
+        }
+        self.to_image(layout).map(|(_, leftovers)| leftovers)
     }
 
     /// The message of images, and what it has no field for.
@@ -153,7 +182,7 @@ impl Xsave {
         put32(&mut b[32..160], &entry.st_space, "st_space")?;
         put32(&mut b[160..416], &entry.xmm_space, "xmm_space")?;
 
-        let mut area = Xsave { bytes: b };
+        let mut area = Xsave { bytes: b, whole: 0 };
         let mut used = FP_SSE;
         if let Some(x) = &entry.xsave {
             let wanted = x.xstate_bv & !FP_SSE;
@@ -273,7 +302,7 @@ mod tests {
         bytes[416..LEGACY + HEADER].fill(0);
         bytes[SW_FEATURES..SW_FEATURES + 8].copy_from_slice(&layout.features().to_ne_bytes());
         bytes[XSTATE_BV..XSTATE_BV + 8].copy_from_slice(&used.to_ne_bytes());
-        Xsave::from_bytes(bytes).unwrap()
+        Xsave::from_bytes(&bytes, layout).unwrap()
     }
 
     #[test]
@@ -335,6 +364,6 @@ mod tests {
         broken(|e| e.xmm_space.push(0));
         broken(|e| e.xsave.as_mut().unwrap().ymmh_space.clear());
         broken(|e| e.xsave.as_mut().unwrap().xstate_bv |= 1 << 63);
-        assert!(Xsave::from_bytes(vec![0; 100]).is_err());
+        assert!(Xsave::from_bytes(&[0; 100], &layout).is_err());
     }
 }

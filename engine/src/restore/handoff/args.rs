@@ -10,13 +10,13 @@ use restorer::{
 };
 
 use super::{Arena, Leftovers, auxv, give, last_pid_file, same_file, securebits};
-use crate::arch::{AltStack, Layout, Regs, SigFrame, Xsave, tls_from_image};
+use crate::arch::{AltStack, Layout, Regs, SigFrame, XTILE_DATA, Xsave, tls_from_image};
 use crate::error::{Context, Error, Result};
 use crate::kernel::Kernel;
 use crate::mm::keys;
 use crate::procfs::{ProcDir, status::Status};
 use crate::pstree::RealPid;
-use crate::restore::{TaskCx, TaskImage};
+use crate::restore::{TaskCx, TaskImage, read::in_use};
 use crate::task::{
     attributes, creds, misc, more::More, rlimits, rseq, sched, seccomp, sigaction, sigqueue, timers,
 };
@@ -32,7 +32,7 @@ pub struct Facts<'a> {
     /// Bytes of a signal frame at most.
     pub frame_len: u64,
     mm: &'a pb::MmEntry,
-    layout: Layout,
+    layout: &'static Layout,
     own: Status,
     own_securebits: u32,
     exe: u32,
@@ -79,7 +79,7 @@ impl<'a> Facts<'a> {
             image,
             vmas: &mm.vmas,
             pages: PageReader::open(&cx.snapshot.dir, ImageKind::Pagemap, image.pid.0.unsigned_abs().into())?,
-            frame_len: SigFrame::most(&layout) as u64,
+            frame_len: SigFrame::most(layout, image.in_use()) as u64,
             mm,
             layout,
             own,
@@ -233,6 +233,7 @@ fn thread(facts: &Facts<'_>, i: usize, tables: &mut Tables, arena: &mut Arena) -
         nice,
         filters: arena.table(&filters),
         pdeath_sig: core.pdeath_sig.unwrap_or(0),
+        tiles: u32::from(in_use(info) & XTILE_DATA != 0),
         ..ThreadArgs::default()
     })
 }
@@ -311,12 +312,14 @@ fn comm(name: &[u8]) -> [u8; 16] {
 pub fn frame(facts: &Facts<'_>, i: usize, at: u64) -> Result<Vec<u8>> {
     let (core, info) = facts.thread(i)?;
     let regs = Regs::from_image(&info.gpregs)?;
-    let xsave = Xsave::from_image(&info.fpregs, &[], &facts.layout)?;
+    let tid = facts.image.threads.get(i).copied().unwrap_or(facts.image.pid);
+    let leftovers = facts.image.more.as_ref().map_or_else(Vec::new, |more| more.leftovers(tid));
+    let xsave = Xsave::from_image(&info.fpregs, &leftovers, facts.layout)?;
     let mask = match (core.blk_sigset, i) {
         (Some(mask), _) => mask,
         (None, 0) => facts.image.tc.blk_sigset,
         (None, _) => return Err(Error::image("its mask of blocked signals is missing")),
     };
     let altstack = core.sas.as_ref().map(|s| AltStack { sp: s.ss_sp, flags: s.ss_flags, size: s.ss_size });
-    Ok(SigFrame::build(at, &regs, &xsave, &facts.layout, mask, altstack)?.bytes)
+    Ok(SigFrame::build(at, &regs, &xsave, facts.layout, mask, altstack)?.bytes)
 }
