@@ -5,6 +5,8 @@
 //!       -> pstree -> inventory -> kill | leave running | leave stopped
 //! ```
 //!
+//! The memory of tasks that have little is written by a second thread, while the next ones are asked.
+//!
 //! Until the last line everything is undone by guards: tasks are cured and let go as they were found, files
 //! created so far are removed.
 
