@@ -10,7 +10,7 @@ use std::sync::{
 
 use nix::sys::signal::SigSet;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// Fewer are not worth a thread.
 const MANY: usize = 64;
@@ -18,6 +18,8 @@ const MANY: usize = 64;
 const CHUNK: usize = 16;
 /// How many results may wait.
 const AHEAD: usize = 4;
+/// How many things may wait for [`behind`].
+const BEHIND: usize = 8;
 
 /// What `each` gives for all, in their order.
 pub(crate) fn map<T: Sync, R: Send>(all: &[T], each: impl Fn(&T) -> Result<R> + Sync) -> Result<Vec<R>> {
@@ -95,10 +97,45 @@ pub(crate) fn ahead<T: Sync, R: Send, M>(
     })
 }
 
+/// Has a second thread do `each` for everything that `main` hands over, in that order, if there is `much` of it; gives
+/// what `main` gives, and what `each` does.
+///
+/// # Errors
+/// Of either. After an error of `each` nothing is taken any more.
+pub(crate) fn behind<T: Send, R: Send, M>(
+    much: bool,
+    each: impl Fn(T) -> Result<R> + Sync,
+    main: impl FnOnce(&mut dyn FnMut(T) -> Result<()>) -> Result<M>,
+) -> Result<(M, Vec<R>)> {
+    let (sender, receiver) = sync_channel(BEHIND);
+    let each = &each;
+    std::thread::scope(|scope| {
+        let other = much.then(|| {
+            std::thread::Builder::new().name("behind".into()).spawn_scoped(scope, move || {
+                let _ = SigSet::all().thread_block();
+                receiver.into_iter().map(each).collect::<Result<Vec<R>>>()
+            })
+        });
+        let Some(Ok(other)) = other else {
+            let mut done = Vec::new();
+            let given = main(&mut |one| {
+                done.push(each(one)?);
+                Ok(())
+            })?;
+            return Ok((given, done));
+        };
+        // Why nobody takes it, the thread tells.
+        let mut give = move |one| sender.send(one).map_err(|_| Error::bug("the second thread is gone"));
+        let given = main(&mut give);
+        drop(give);
+        let done = other.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
+        Ok((given?, done))
+    })
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::error::Error;
 
     #[test]
     fn results_are_in_order() {
@@ -116,6 +153,26 @@ mod tests {
             let all: Vec<usize> = (0..count).collect();
             let got = ahead(&all, |n| n * 2, |next| (0..taken).map(next).collect::<Vec<_>>());
             assert_eq!(got, (0..taken).map(|n| n * 2).collect::<Vec<_>>());
+        }
+    }
+
+    #[test]
+    fn what_is_handed_over_is_done_in_order() {
+        for (much, count) in [(false, 10), (true, 0), (true, 3), (true, 1000)] {
+            let main = |give: &mut dyn FnMut(usize) -> Result<()>| (0..count).try_for_each(give).map(|()| 7);
+            let (given, done) = behind(much, |n| Ok(n * 2), main).unwrap();
+            assert_eq!((given, done), (7, (0..count).map(|n| n * 2).collect()));
+        }
+    }
+
+    #[test]
+    fn the_second_thread_tells_its_own_error() {
+        let each = |n| if n == 5 { Err(Error::bug("bad")) } else { Ok(n) };
+        for much in [false, true] {
+            let all = |give: &mut dyn FnMut(usize) -> Result<()>| (0..1000).try_for_each(give);
+            assert!(behind(much, each, all).unwrap_err().to_string().contains("bad"));
+            let ends = |_: &mut dyn FnMut(usize) -> Result<()>| Err::<(), _>(Error::bug("worse"));
+            assert!(behind(much, each, ends).unwrap_err().to_string().contains("worse"));
         }
     }
 

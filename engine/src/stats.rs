@@ -33,6 +33,11 @@ impl Stopwatch {
         }
     }
 
+    /// Adds what was measured elsewhere.
+    pub fn add(&mut self, more: Duration) {
+        self.total += more;
+    }
+
     /// Everything measured until now.
     pub fn total(&self) -> Duration {
         self.total + self.since.map_or(Duration::ZERO, |since| since.elapsed())

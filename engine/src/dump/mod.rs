@@ -5,6 +5,8 @@
 //!       -> pstree -> inventory -> kill | leave running | leave stopped
 //! ```
 //!
+//! The memory of tasks that have little is written by a second thread, while the next ones are asked.
+//!
 //! Until the last line everything is undone by guards: tasks are cured and let go as they were found, files
 //! created so far are removed.
 
@@ -16,6 +18,7 @@ mod finish;
 pub(crate) mod freezer;
 mod guardian;
 pub(crate) mod identity;
+mod later;
 mod lazy;
 mod namespaces;
 pub mod predump;
@@ -175,16 +178,22 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
         cx.cgroups.set_freezer(folder, frozen)?;
     }
     let whom = told::whom(&tree, &mut frozen)?;
-    spread::ahead(
-        &whom,
-        |about| about.read(with_maps),
-        |next| {
-            (0..tree.tasks.len()).try_for_each(|at| {
-                interrupt::check()?;
-                task::dump(&tree, at, next(at), &mut frozen, &mut cx)
+    let store = cx.pages.clone();
+    // One thread reads ahead, another writes pages behind.
+    let ((), written) = spread::behind(
+        tree.tasks.len() > later::FEW,
+        |pages| later::Pages::write(pages, &store, kernel),
+        |later| {
+            let each = |about: &told::About<'_>| about.read(with_maps);
+            spread::ahead(&whom, each, |next| {
+                (0..tree.tasks.len()).try_for_each(|at| {
+                    interrupt::check()?;
+                    task::dump(&tree, at, next(at), &mut frozen, &mut cx, later)
+                })
             })
         },
     )?;
+    written.iter().for_each(|counts| counts.add_to(&mut cx.stats));
     // Needs: every mapping and descriptor of every task known.
     anonymous::as_files(&tree, &mut cx)?;
     cx.shmem.dump(&cx.pages)?;

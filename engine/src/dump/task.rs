@@ -12,6 +12,7 @@ use super::{
     collect::{Pstree, Task},
     core,
     finish::one,
+    later::{self, Pages},
     refuse,
     seize::Frozen,
     told::Told,
@@ -51,12 +52,13 @@ pub(super) struct Asked {
 }
 
 /// Dumps the task at position `at` of the tree. One that has ended has only what [`super::finish`] writes.
-pub(super) fn dump(
-    tree: &Pstree,
+pub(super) fn dump<'a>(
+    tree: &'a Pstree,
     at: usize,
     told: Told,
     frozen: &mut Frozen,
     cx: &mut DumpCx<'_>,
+    later: &mut dyn FnMut(Pages<'a>) -> Result<()>,
 ) -> Result<()> {
     let task = &tree.tasks[at];
     if !task.state.is_alive() {
@@ -69,10 +71,17 @@ pub(super) fn dump(
     let stopped = hold.stopped.as_ref().ok_or_else(|| Error::bug("a living task is not stopped"))?;
     // Who shares its memory with others cannot be followed alone.
     let alone = tree.tasks.iter().filter(|t| t.ids.vm_id == task.ids.vm_id).nth(1).is_none();
-    whole(task, stopped, told, alone, cx).during(|| refuse::name(task.pid))
+    whole(task, stopped, told, alone, cx, later).during(|| refuse::name(task.pid))
 }
 
-fn whole(task: &Task, stopped: &StoppedTask, told: Told, alone: bool, cx: &mut DumpCx<'_>) -> Result<()> {
+fn whole<'a>(
+    task: &'a Task,
+    stopped: &StoppedTask,
+    told: Told,
+    alone: bool,
+    cx: &mut DumpCx<'_>,
+    later: &mut dyn FnMut(Pages<'a>) -> Result<()>,
+) -> Result<()> {
     let dir = &task.dir;
     // Mappings, status and signals are read before anything of ours is in the task.
     let (protected, maps) = match cx.background.protected(task.pid).filter(|_| alone) {
@@ -98,8 +107,9 @@ fn whole(task: &Task, stopped: &StoppedTask, told: Told, alone: bool, cx: &mut D
     cx.shmem.mapped(&vmas);
     cx.segments.mapped(&vmas);
     sysv::warn_of_undo(task.pid, stopped.threads().len());
+    let apart = protected.is_none() && later::suits(cx, &maps);
     // That walks all page tables, which can wait.
-    let vmas = if protected.is_some() { vmas } else { with_guards(vmas, dir, cx)? };
+    let vmas = if protected.is_some() || apart { vmas } else { later::with_guards(vmas, dir, cx.kernel)? };
     let rings = Rings::look(dir.pid(), &vmas)?;
 
     let attributes: Vec<Attr> =
@@ -136,7 +146,7 @@ fn whole(task: &Task, stopped: &StoppedTask, told: Told, alone: bool, cx: &mut D
 
     match copy {
         Some(copy) => cx.background.push(copy, task.virt, &vmas, stacks(stopped)),
-        None if protected.is_some() => {}
+        None if protected.is_some() || apart => {}
         None => pages(task, &infected, &vmas, &track, cx)?,
     }
     infected.cure()?;
@@ -148,6 +158,8 @@ fn whole(task: &Task, stopped: &StoppedTask, told: Told, alone: bool, cx: &mut D
         let policies = std::mem::take(&mut asked.policies);
         let stacks = stacks(stopped);
         cx.background.hold(protected, Kept { task: task.virt, maps, vmas, stacks, policies, mm: entry });
+    } else if apart {
+        later(Pages { task, vmas, stacks: stacks(stopped), mm: entry })?;
     } else {
         entry.vmas = vmas.into_iter().map(|v| v.entry).collect();
         one(cx.images, ImageKind::Mm, id(task), &entry)?;
@@ -260,14 +272,6 @@ impl MappedFiles for Mapped<'_, '_> {
     fn segment(&mut self, fd: OwnedFd, id: i32) {
         self.segments.add(fd, id);
     }
-}
-
-/// Ranges of guard pages follow the mappings, as entries of their own.
-fn with_guards(mut vmas: Vec<Vma>, dir: &ProcDir, cx: &DumpCx<'_>) -> Result<Vec<Vma>> {
-    for (start, end) in Scanner::new(dir, cx.kernel)?.guards()? {
-        vmas.push(vma::guard(start, end));
-    }
-    Ok(vmas)
 }
 
 /// Pages that stack pointers point to, in order.

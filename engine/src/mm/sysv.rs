@@ -113,14 +113,15 @@ fn entry(id: i32, count: u64) -> Result<pb::RcriuSegmentEntry> {
 /// Warns of a task that has told the kernel to adjust semaphores when it ends. One with threads has a list for that
 /// in any case, and the kernel does not tell whether it is empty.
 pub fn warn_of_undo(task: RealPid, threads: usize) {
-    // The first line names the columns.
-    if std::fs::read_to_string("/proc/sysvipc/sem").is_ok_and(|list| list.lines().count() < 2) {
-        return;
-    }
-    let does = if threads > 1 { "may use" } else { "uses" };
     let me = RealPid(std::process::id().cast_signed());
     // We have no such list; a task without one compares equal.
-    if kcmp::compare(me, task, kcmp::What::SysvSem).is_ok_and(|order| order != Ordering::Equal) {
+    if !kcmp::compare(me, task, kcmp::What::SysvSem).is_ok_and(|order| order != Ordering::Equal) {
+        return;
+    }
+    // The first line names the columns.
+    let none = std::fs::read_to_string("/proc/sysvipc/sem").is_ok_and(|list| list.lines().count() < 2);
+    if !none {
+        let does = if threads > 1 { "may use" } else { "uses" };
         log::warn!("Task {task} {does} SEM_UNDO: what is to be undone at its end is not kept");
     }
 }

@@ -40,7 +40,7 @@ use crate::options::RestoreOptions;
 use crate::pstree::RealPid;
 use crate::scripts::Stage as Moment;
 use crate::stats::RestoreStats;
-use crate::sys::clone3::Side;
+use crate::sys::{clone3::Side, heap};
 use crate::task::autogroup;
 use crate::task::cgroup::Groups;
 
@@ -55,6 +55,11 @@ use tree::{Make, Role};
 
 pub use read::{Snapshot, TaskImage, TaskIx};
 pub use task::TaskCx;
+
+/// Processes of a tree for which forks are made cheap.
+const MANY: u32 = 64;
+/// Bytes of the heap from which on that is worth while.
+const HEAP: u64 = 2 << 20;
 
 /// A tree that runs again.
 #[derive(Debug)]
@@ -133,6 +138,11 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         groups: &groups,
         task: TaskIx::ROOT,
     };
+    if plan.tree.len() >= MANY
+        && let Err(e) = heap::view_of_file(HEAP)
+    {
+        log::debug!("The heap stays as it is, which makes forks slower: {e}");
+    }
     let placeholders = Placeholders::fork(&plan.dead(), &area, kernel)?;
     let root = fork_root(&cx, memory)?;
     let watch = || forked.watch();

@@ -33,6 +33,18 @@ pub struct Region {
     len: u64,
 }
 
+/// The memory of the process that opens it, to be read: a child has to open its own. Pages shared copy-on-write stay
+/// shared: that is why this is `/proc/self/mem` and not process_vm_readv(2), which pins pages and thereby copies them.
+#[derive(Debug)]
+pub struct OwnMemory(File);
+
+impl OwnMemory {
+    /// Of the calling process.
+    pub fn open() -> Result<OwnMemory> {
+        File::open("/proc/self/mem").call("open(/proc/self/mem)").map(OwnMemory)
+    }
+}
+
 /// What to map.
 #[derive(Clone, Copy, Debug)]
 pub struct Mapping<'a> {
@@ -197,12 +209,15 @@ impl Region {
         read_file(file, offset, pieces)
     }
 
-    /// Copies a part out, whatever its protection. Pages shared copy-on-write stay shared: that is why this
-    /// goes through `/proc/self/mem` and not process_vm_readv(2), which pins pages and thereby copies them.
+    /// Copies a part out, whatever its protection.
     pub fn read(&self, at: u64, buf: &mut [u8]) -> Result<()> {
+        self.read_with(&OwnMemory::open()?, at, buf)
+    }
+
+    /// The same, for who does it often.
+    pub fn read_with(&self, memory: &OwnMemory, at: u64, buf: &mut [u8]) -> Result<()> {
         self.check(at, buf.len() as u64)?;
-        let memory = File::open("/proc/self/mem").call("open(/proc/self/mem)")?;
-        memory.read_exact_at(buf, at).call("pread(/proc/self/mem)")
+        memory.0.read_exact_at(buf, at).call("pread(/proc/self/mem)")
     }
 
     /// Copies bytes in although the protection forbids writing: private pages are copied as for a debugger.

@@ -18,6 +18,7 @@ pub(crate) mod fork;
 pub(crate) mod fsmount;
 pub mod futex;
 pub(crate) mod handle;
+pub(crate) mod heap;
 pub(crate) mod inotify;
 pub mod kcmp;
 pub(crate) mod keyctl;

@@ -111,6 +111,11 @@ impl Background {
         Some(self.protected.swap_remove(at))
     }
 
+    /// Whether all memory is read while the tree stands still.
+    pub fn is_off(&self) -> bool {
+        !self.wanted && self.protected.is_empty()
+    }
+
     /// Whether nothing was left for later.
     pub fn is_empty(&self) -> bool {
         self.later.is_empty() && self.held.is_empty()

@@ -23,13 +23,14 @@ use units::Blocks;
 use super::{Pages, Placed, READ_WRITE};
 use crate::error::{Error, Result};
 use crate::mm::{lazy::OfVma, status as st};
-use crate::sys::map::Region;
+use crate::sys::map::{OwnMemory, Region};
 
 /// Most bytes and pieces gathered before they are read.
 const BATCH: u64 = 1 << 30;
 const PIECES: usize = 1 << 16;
-/// Bytes compared at a time.
-const COMPARED: u64 = 256 << 10;
+/// Bytes compared at a time: what is read twice should still be in the cache of the processor, and every page of the
+/// buffers is one that a child takes a copy of.
+const COMPARED: u64 = 64 << 10;
 
 /// Whether every page of the pagemap lies in a mapping.
 ///
@@ -64,6 +65,7 @@ pub fn fill(
     fresh: bool,
     rule: OfVma,
     bulk: &Bulk,
+    comparer: &mut Comparer,
     counts: &mut Pages,
 ) -> Result<bool> {
     let (start, end) = (at.vma.start, at.vma.end);
@@ -111,7 +113,7 @@ pub fn fill(
                 batch.add(level, offset, here, run.len)?;
             }
             Source::Stored { level, offset } => {
-                compare(&at.region, pages, (level, offset), here, run.len, counts)?;
+                comparer.compare(&at.region, pages, (level, offset), here, run.len, counts)?;
             }
             Source::Absent if fresh => {}
             // The parent may have pages there; those that the child has not are dropped.
@@ -203,53 +205,72 @@ pub fn missing(pages: Option<&PageReader>, level: usize, offset: u64) -> Error {
     Error::image(format!("pages-{id}.img ends before all of what should stand at {offset:#x}"))
 }
 
-/// Writes those pages of a run that differ from what is there.
-fn compare(
-    region: &Region,
-    pages: Option<&PageReader>,
-    (level, offset): (usize, u64),
-    at: u64,
-    len: u64,
-    counts: &mut Pages,
-) -> Result<()> {
-    use std::os::unix::fs::FileExt;
-    let missing = |at| missing(pages, level, at);
-    let stored = pages.and_then(|p| p.stored(level)).ok_or_else(|| missing(offset))?;
-    let size = len.min(COMPARED) as usize;
-    let (mut wanted, mut have) = (vec![0u8; size], vec![0u8; size]);
-    let mut done = 0;
-    while done < len {
-        let part = (len - done).min(COMPARED) as usize;
-        let (wanted, have) = (&mut wanted[..part], &mut have[..part]);
-        match stored {
-            Stored::Packed(packed) => packed.read_exact_at(wanted, offset + done)?,
-            Stored::Plain(file) => {
-                file.read_exact_at(wanted, offset + done).map_err(|e| match e.kind() {
-                    std::io::ErrorKind::UnexpectedEof => missing(offset + done),
-                    _ => Error::io("pread", &e),
-                })?;
-            }
+/// Compares inherited memory with the images; of use in one task.
+#[derive(Debug, Default)]
+pub struct Comparer {
+    memory: Option<OwnMemory>,
+    wanted: Vec<u8>,
+    have: Vec<u8>,
+}
+
+impl Comparer {
+    /// Writes those pages of a run that differ from what is there.
+    fn compare(
+        &mut self,
+        region: &Region,
+        pages: Option<&PageReader>,
+        (level, offset): (usize, u64),
+        at: u64,
+        len: u64,
+        counts: &mut Pages,
+    ) -> Result<()> {
+        use std::os::unix::fs::FileExt;
+        let missing = |at| missing(pages, level, at);
+        let stored = pages.and_then(|p| p.stored(level)).ok_or_else(|| missing(offset))?;
+        let size = len.min(COMPARED) as usize;
+        let Comparer { memory, wanted, have } = self;
+        if wanted.len() < size {
+            wanted.resize(size, 0);
+            have.resize(size, 0);
         }
-        region.read(at + done, have)?;
-        let page = PAGE_SIZE as usize;
-        let differs = |i: usize| wanted[i * page..(i + 1) * page] != have[i * page..(i + 1) * page];
-        let total = part / page;
-        let mut i = 0;
-        while i < total {
-            let first = i;
-            while i < total && differs(i) {
-                i += 1;
+        let memory = match memory {
+            Some(memory) => memory,
+            none => none.insert(OwnMemory::open()?),
+        };
+        let mut done = 0;
+        while done < len {
+            let part = (len - done).min(COMPARED) as usize;
+            let (wanted, have) = (&mut wanted[..part], &mut have[..part]);
+            match stored {
+                Stored::Packed(packed) => packed.read_exact_at(wanted, offset + done)?,
+                Stored::Plain(file) => {
+                    file.read_exact_at(wanted, offset + done).map_err(|e| match e.kind() {
+                        std::io::ErrorKind::UnexpectedEof => missing(offset + done),
+                        _ => Error::io("pread", &e),
+                    })?;
+                }
             }
-            if i > first {
-                region.write(at + done + (first * page) as u64, &wanted[first * page..i * page])?;
-                counts.restored += (i - first) as u64;
-            } else {
-                counts.shared += 1;
-                i += 1;
+            region.read_with(memory, at + done, have)?;
+            let page = PAGE_SIZE as usize;
+            let differs = |i: usize| wanted[i * page..(i + 1) * page] != have[i * page..(i + 1) * page];
+            let total = part / page;
+            let mut i = 0;
+            while i < total {
+                let first = i;
+                while i < total && differs(i) {
+                    i += 1;
+                }
+                if i > first {
+                    region.write(at + done + (first * page) as u64, &wanted[first * page..i * page])?;
+                    counts.restored += (i - first) as u64;
+                } else {
+                    counts.shared += 1;
+                    i += 1;
+                }
             }
+            counts.compared += total as u64;
+            done += part as u64;
         }
-        counts.compared += total as u64;
-        done += part as u64;
+        Ok(())
     }
-    Ok(())
 }

@@ -48,7 +48,7 @@ use crate::task::numa;
 pub use entry::Class;
 pub use ranges::{Range, Ranges};
 
-use fill::{Bulk, Huge};
+use fill::{Bulk, Comparer, Huge};
 use room::Room;
 use shared::SharedAnon;
 
@@ -97,6 +97,8 @@ pub struct Prepared {
     shared: Rc<SharedAnon>,
     /// Our own vdso, the same in all that we fork.
     vdso: Rc<vdso::Own>,
+    /// Whether the system allows huge pages.
+    huge: bool,
     /// What this task has done.
     pub pages: Pages,
     /// Mappings with pages that come late, by their final addresses.
@@ -127,6 +129,7 @@ impl Prepared {
             room,
             shared: Rc::new(shared),
             vdso,
+            huge: Huge::are_allowed(),
             pages: Pages::default(),
             late: Vec::new(),
         })
@@ -162,7 +165,7 @@ pub fn prepare(
         Some(pages) if free => Some(dedup::Restored::open(&snapshot.dir, pages)?),
         _ => None,
     };
-    let Prepared { placed: old, mut room, shared, vdso, .. } = before;
+    let Prepared { placed: old, mut room, shared, vdso, huge, .. } = before;
     let mut kept = keep(old, vmas(task))?;
     let mut maker =
         Maker { room: &mut room, shared: &shared, files: HashMap::new(), segments: HashMap::new(), open };
@@ -171,7 +174,8 @@ pub fn prepare(
     let mut late = Vec::new();
     let told = more::Told::new(task.more.as_deref());
     let small = giver.is_some() || task.mm.as_ref().is_some_and(|mm| mm.thp_disabled());
-    let bulk = Bulk::new(if small { Huge::never() } else { Huge::as_allowed() }, alone);
+    let bulk = Bulk::new(if small { Huge::never() } else { Huge::if_allowed(huge) }, alone);
+    let mut comparer = Comparer::default();
     let mut rest = vmas(task);
     // How many of them are to be made one by one.
     let mut singly = 0;
@@ -210,7 +214,9 @@ pub fn prepare(
         at.policy = more::set_policy(&at.region, of, at.policy, numa::Nodes::own).during(during)?;
         if class == Class::Private && (content.is_some() || !fresh) {
             let rule = giver.map_or(OfVma::Nothing, |giver| giver.of(task.pid, vma));
-            if fill::fill(&mut at, pages.as_ref(), fresh, rule, &bulk, &mut counts).during(during)? {
+            if fill::fill(&mut at, pages.as_ref(), fresh, rule, &bulk, &mut comparer, &mut counts)
+                .during(during)?
+            {
                 late.push((vma.start, vma.end));
             } else if let (Some(freed), Some(pages)) = (&freed, content) {
                 freed.free(&pages.runs(vma.start, vma.end)).during(during)?;
@@ -228,7 +234,7 @@ pub fn prepare(
         counts.compared,
         counts.shared
     );
-    Ok(Prepared { placed, room, shared, vdso, pages: counts, late })
+    Ok(Prepared { placed, room, shared, vdso, huge, pages: counts, late })
 }
 
 /// Picks from what the parent had the mappings that the task has too, by final address; unmaps the rest.

@@ -69,6 +69,11 @@ struct Parent {
 }
 
 impl Tracker {
+    /// Whether there are parent images, or changes are to be followed.
+    pub fn is_on(&self) -> bool {
+        self.follow || self.parent.is_some()
+    }
+
     /// Looks at the parent images and starts what has to run. `follow` asks to follow changes from this dump on.
     ///
     /// # Errors

@@ -56,11 +56,16 @@ impl Huge {
         Huge::new(false)
     }
 
-    /// As the system allows.
-    pub fn as_allowed() -> Huge {
+    /// Those that [`Huge::are_allowed`] said.
+    pub fn if_allowed(allowed: bool) -> Huge {
+        Huge::new(allowed)
+    }
+
+    /// Whether the system allows them.
+    pub fn are_allowed() -> bool {
         let set = |path: &str, what: &str| fs::read_to_string(path).is_ok_and(|text| text.contains(what));
         // Where the size has no say of its own, it does as all.
-        Huge::new(!set(ENABLED_SIZE, "[never]") && (set(ENABLED, "[always]") || set(ENABLED, "[madvise]")))
+        !set(ENABLED_SIZE, "[never]") && (set(ENABLED, "[always]") || set(ENABLED, "[madvise]"))
     }
 
     /// Whether the blocks of a mapping may get them.

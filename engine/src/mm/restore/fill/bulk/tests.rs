@@ -16,7 +16,7 @@ fn threads_read_what_one_reads() {
     let stored = Stored::Plain(file);
     let region = Region::map(at, len, anon).unwrap();
     let blocks = Blocks::inside(std::iter::once((at, at + len)), super::super::huge::SIZE);
-    let bulk = Bulk { threads: 3, huge: Huge::as_allowed(), uncached: UNCACHED };
+    let bulk = Bulk { threads: 3, huge: Huge::if_allowed(Huge::are_allowed()), uncached: UNCACHED };
     let read = bulk.read(&region, &stored, 0, &[(at, len)], &blocks).unwrap();
     assert_eq!(read, len);
     let mut seen = vec![0; bytes.len()];
@@ -48,7 +48,9 @@ fn what_is_not_cached_is_read_too() {
     };
     let len = bytes.len() as u64;
     let pieces = [(at, UNIT), (at + UNIT + 4096, len - UNIT - 8192), (at + len + 4096, 8192)];
-    for (uncached, huge) in [(0, Huge::as_allowed()), (0, Huge::never()), (u64::MAX, Huge::never())] {
+    for (uncached, huge) in
+        [(0, Huge::if_allowed(Huge::are_allowed())), (0, Huge::never()), (u64::MAX, Huge::never())]
+    {
         let region = Region::map(at, len + (1 << 20), anon).unwrap();
         let blocks = Blocks::inside(pieces.iter().map(|p| (p.0, p.0 + p.1)), super::super::huge::SIZE);
         let bulk = Bulk { threads: 2, huge, uncached };
