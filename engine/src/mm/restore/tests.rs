@@ -66,8 +66,15 @@ fn pages_come_from_the_images_and_their_parents() {
     new.link_parent(std::path::Path::new("../old")).unwrap();
     let mut at = placed(base, 8);
     let mut counts = Pages::default();
-    fill::fill(&mut at, Some(&reader(&new)), true, OfVma::Nothing, &fill::Bulk::plain(), &mut counts)
-        .unwrap();
+    fill::fill(
+        &mut at,
+        Some(&reader(&new)),
+        Memory::Fresh,
+        OfVma::Nothing,
+        &fill::Bulk::plain(),
+        &mut counts,
+    )
+    .unwrap();
     assert_eq!(bytes(&at), b"\0Bcd\0\0GH");
     assert_eq!(counts, Pages { restored: 5, compared: 0, shared: 0 });
     at.region.unmap().unwrap();
@@ -87,8 +94,15 @@ fn of_inherited_memory_only_what_differs_is_written() {
     at.region.protect(base, at.region.len(), libc::PROT_READ as u32).unwrap();
     at.prot = libc::PROT_READ as u32;
     let mut counts = Pages::default();
-    fill::fill(&mut at, Some(&reader(&set)), false, OfVma::Nothing, &fill::Bulk::plain(), &mut counts)
-        .unwrap();
+    fill::fill(
+        &mut at,
+        Some(&reader(&set)),
+        Memory::Inherited,
+        OfVma::Nothing,
+        &fill::Bulk::plain(),
+        &mut counts,
+    )
+    .unwrap();
     // Pages 3 and 4 the child does not have.
     assert_eq!(bytes(&at), b"axc\0\0f");
     assert_eq!(counts, Pages { restored: 2, compared: 4, shared: 2 });
@@ -107,7 +121,7 @@ fn bad_pages_are_named() {
         let e = fill::fill(
             &mut at,
             Some(&reader(&cut)),
-            fresh,
+            if fresh { Memory::Fresh } else { Memory::Inherited },
             OfVma::Nothing,
             &fill::Bulk::plain(),
             &mut Pages::default(),
@@ -118,7 +132,7 @@ fn bad_pages_are_named() {
     let e = fill::fill(
         &mut at,
         Some(&reader(&orphan)),
-        true,
+        Memory::Fresh,
         OfVma::Nothing,
         &fill::Bulk::plain(),
         &mut Pages::default(),
