@@ -174,7 +174,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     if let Some((folder, frozen)) = frozen.group() {
         cx.cgroups.set_freezer(folder, frozen)?;
     }
-    let whom = told::whom(&tree, &mut frozen)?;
+    let whom = told::whom(&tree, &mut frozen, kernel)?;
     spread::ahead(
         &whom,
         |about| about.read(with_maps),

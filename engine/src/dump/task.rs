@@ -23,7 +23,7 @@ use crate::{
     mm::{
         aio::Rings,
         more,
-        pagemap::Scanner,
+        pagemap::{Scanner, Walk},
         pages::{Copier, Written},
         shmem::SharedOut,
         sysv::{self, SegmentsOut},
@@ -75,10 +75,13 @@ pub(super) fn dump(
 fn whole(task: &Task, stopped: &StoppedTask, told: Told, alone: bool, cx: &mut DumpCx<'_>) -> Result<()> {
     let dir = &task.dir;
     // Mappings, status and signals are read before anything of ours is in the task.
-    let (protected, maps) = match cx.background.protected(task.pid).filter(|_| alone) {
-        Some(protected) => protected.settled(stopped, dir)?,
+    let (protected, (maps, walk)) = match cx.background.protected(task.pid).filter(|_| alone) {
+        Some(protected) => {
+            let (protected, maps) = protected.settled(stopped, dir)?;
+            (protected, (maps, None))
+        }
         None => {
-            (None, told.maps.map_or_else(|| whole_maps(stopped, dir), |maps| clean(stopped, dir, maps?))?)
+            (None, told.maps.unwrap_or_else(|| read_maps(dir)).and_then(|told| clean(stopped, dir, told))?)
         }
     };
     let (statuses, groups): (Vec<Status>, Vec<_>) = told.threads?.into_iter().unzip();
@@ -99,7 +102,7 @@ fn whole(task: &Task, stopped: &StoppedTask, told: Told, alone: bool, cx: &mut D
     cx.segments.mapped(&vmas);
     sysv::warn_of_undo(task.pid, stopped.threads().len());
     // That walks all page tables, which can wait.
-    let vmas = if protected.is_some() { vmas } else { with_guards(vmas, dir, cx)? };
+    let vmas = if protected.is_some() { vmas } else { with_guards(vmas, walk.as_ref(), dir, cx)? };
     let rings = Rings::look(dir.pid(), &vmas)?;
 
     let attributes: Vec<Attr> =
@@ -137,7 +140,7 @@ fn whole(task: &Task, stopped: &StoppedTask, told: Told, alone: bool, cx: &mut D
     match copy {
         Some(copy) => cx.background.push(copy, task.virt, &vmas, stacks(stopped)),
         None if protected.is_some() => {}
-        None => pages(task, &infected, &vmas, &track, cx)?,
+        None => pages(task, &infected, &vmas, walk, &track, cx)?,
     }
     infected.cure()?;
     rings.check_still()?;
@@ -161,12 +164,20 @@ fn whole(task: &Task, stopped: &StoppedTask, told: Told, alone: bool, cx: &mut D
 
 /// All mappings with their flags, now that nothing of ours is left in the task.
 pub(super) fn whole_maps(stopped: &StoppedTask, dir: &ProcDir) -> Result<Vec<maps::Map>> {
-    clean(stopped, dir, maps::smaps(dir)?)
+    clean(stopped, dir, read_maps(dir)?).map(|(maps, _)| maps)
+}
+
+fn read_maps(dir: &ProcDir) -> Result<(Vec<maps::Map>, Option<Walk>)> {
+    Ok((maps::smaps(dir)?, None))
 }
 
 /// The same, where they have been read already.
-fn clean(stopped: &StoppedTask, dir: &ProcDir, maps: Vec<maps::Map>) -> Result<Vec<maps::Map>> {
-    if infect::remove_leftover(stopped, &maps)? { maps::smaps(dir) } else { Ok(maps) }
+fn clean(
+    stopped: &StoppedTask,
+    dir: &ProcDir,
+    told: (Vec<maps::Map>, Option<Walk>),
+) -> Result<(Vec<maps::Map>, Option<Walk>)> {
+    if infect::remove_leftover(stopped, &told.0)? { read_maps(dir) } else { Ok(told) }
 }
 
 fn id(task: &Task) -> u64 {
@@ -263,10 +274,10 @@ impl MappedFiles for Mapped<'_, '_> {
 }
 
 /// Ranges of guard pages follow the mappings, as entries of their own.
-fn with_guards(mut vmas: Vec<Vma>, dir: &ProcDir, cx: &DumpCx<'_>) -> Result<Vec<Vma>> {
-    for (start, end) in Scanner::new(dir, cx.kernel)?.guards()? {
-        vmas.push(vma::guard(start, end));
-    }
+fn with_guards(mut vmas: Vec<Vma>, walk: Option<&Walk>, dir: &ProcDir, cx: &DumpCx<'_>) -> Result<Vec<Vma>> {
+    let guards =
+        walk.map_or_else(|| Scanner::new(dir, cx.kernel)?.guards(), |walk| Ok(walk.guards.clone()))?;
+    vmas.extend(guards.into_iter().map(|(start, end)| vma::guard(start, end)));
     Ok(vmas)
 }
 
@@ -283,6 +294,7 @@ fn pages(
     task: &Task,
     infected: &Infected<'_>,
     vmas: &[Vma],
+    walk: Option<Walk>,
     track: &TaskTrack,
     cx: &mut DumpCx<'_>,
 ) -> Result<()> {
@@ -292,7 +304,7 @@ fn pages(
     let mut out = cx.pages.create(ImageKind::Pagemap, id(task))?;
     let copier = Copier::new(&task.dir, &mut out, &stacks)?;
     let mut copier = copier.with(infected).serving(cx.late.is_some());
-    let mut scanner = Scanner::new(&task.dir, cx.kernel)?;
+    let mut scanner = Scanner::new(&task.dir, cx.kernel)?.knowing(walk);
     let scanned = scanner.pages(vmas, track.marks(), |vma, start, end, unchanged| {
         if !unchanged {
             return copier.add(vma, start, end);
