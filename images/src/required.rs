@@ -112,13 +112,20 @@ pub fn missing_of(name: &str, bytes: &[u8]) -> Option<String> {
 fn walk(message: &Message, bytes: &[u8], depth: u32, unknown: &mut Option<Unknown>) -> Option<String> {
     let mut seen = 0;
     let mut cursor = Cursor::new(bytes);
+    let mut next = 0;
     while let Ok(Some((number, value))) = cursor.field() {
-        let Ok(at) = message.fields.binary_search_by_key(&number, |f| f.number) else {
+        // Fields mostly come in the order of their numbers.
+        let known = match message.fields.get(next) {
+            Some(field) if field.number == number => Ok(next),
+            _ => message.fields.binary_search_by_key(&number, |f| f.number),
+        };
+        let Ok(at) = known else {
             if number >= u128::BITS || message.numbers & (1 << number) == 0 {
                 unknown.get_or_insert(Unknown { message: message.name, number });
             }
             continue;
         };
+        next = at + 1;
         let field = &message.fields[at];
         seen |= field.mask;
         let (Some(inner), WireValue::Bytes(inner_bytes)) = (field.inner, value) else { continue };

@@ -55,6 +55,10 @@ impl<'a> Cursor<'a> {
 
     /// One base-128 number, as packed lists hold them.
     pub fn varint(&mut self) -> Result<u64, Malformed> {
+        if let [byte @ 0..0x80, rest @ ..] = self.rest {
+            self.rest = rest;
+            return Ok(u64::from(*byte));
+        }
         let mut value = 0u64;
         for (at, &byte) in self.rest.iter().enumerate().take(10) {
             let low = u64::from(byte & 0x7f);

@@ -177,7 +177,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     if let Some((folder, frozen)) = frozen.group() {
         cx.cgroups.set_freezer(folder, frozen)?;
     }
-    let whom = told::whom(&tree, &mut frozen)?;
+    let whom = told::whom(&tree, &mut frozen, kernel)?;
     let store = cx.pages.clone();
     // One thread reads ahead, another writes pages behind.
     let ((), written) = spread::behind(

@@ -24,7 +24,7 @@ use crate::{
     mm::{
         aio::Rings,
         more,
-        pagemap::Scanner,
+        pagemap::{Scanner, Walk},
         pages::{Copier, Written},
         shmem::SharedOut,
         sysv::{self, SegmentsOut},
@@ -84,10 +84,13 @@ fn whole<'a>(
 ) -> Result<()> {
     let dir = &task.dir;
     // Mappings, status and signals are read before anything of ours is in the task.
-    let (protected, maps) = match cx.background.protected(task.pid).filter(|_| alone) {
-        Some(protected) => protected.settled(stopped, dir)?,
+    let (protected, (maps, walk)) = match cx.background.protected(task.pid).filter(|_| alone) {
+        Some(protected) => {
+            let (protected, maps) = protected.settled(stopped, dir)?;
+            (protected, (maps, None))
+        }
         None => {
-            (None, told.maps.map_or_else(|| whole_maps(stopped, dir), |maps| clean(stopped, dir, maps?))?)
+            (None, told.maps.unwrap_or_else(|| read_maps(dir)).and_then(|told| clean(stopped, dir, told))?)
         }
     };
     let (statuses, groups): (Vec<Status>, Vec<_>) = told.threads?.into_iter().unzip();
@@ -107,9 +110,12 @@ fn whole<'a>(
     cx.shmem.mapped(&vmas);
     cx.segments.mapped(&vmas);
     sysv::warn_of_undo(task.pid, stopped.threads().len());
-    let apart = protected.is_none() && later::suits(cx, &maps);
+    let apart = protected.is_none() && walk.is_none() && later::suits(cx, &maps);
     // That walks all page tables, which can wait.
-    let vmas = if protected.is_some() || apart { vmas } else { later::with_guards(vmas, dir, cx.kernel)? };
+    let vmas = match protected.is_some() || apart {
+        true => vmas,
+        false => with_guards(vmas, walk.as_ref(), dir, cx)?,
+    };
     let rings = Rings::look(dir.pid(), &vmas)?;
 
     let attributes: Vec<Attr> =
@@ -147,7 +153,7 @@ fn whole<'a>(
     match copy {
         Some(copy) => cx.background.push(copy, task.virt, &vmas, stacks(stopped)),
         None if protected.is_some() || apart => {}
-        None => pages(task, &infected, &vmas, &track, cx)?,
+        None => pages(task, &infected, &vmas, walk, &track, cx)?,
     }
     infected.cure()?;
     rings.check_still()?;
@@ -173,12 +179,20 @@ fn whole<'a>(
 
 /// All mappings with their flags, now that nothing of ours is left in the task.
 pub(super) fn whole_maps(stopped: &StoppedTask, dir: &ProcDir) -> Result<Vec<maps::Map>> {
-    clean(stopped, dir, maps::smaps(dir)?)
+    clean(stopped, dir, read_maps(dir)?).map(|(maps, _)| maps)
+}
+
+fn read_maps(dir: &ProcDir) -> Result<(Vec<maps::Map>, Option<Walk>)> {
+    Ok((maps::smaps(dir)?, None))
 }
 
 /// The same, where they have been read already.
-fn clean(stopped: &StoppedTask, dir: &ProcDir, maps: Vec<maps::Map>) -> Result<Vec<maps::Map>> {
-    if infect::remove_leftover(stopped, &maps)? { maps::smaps(dir) } else { Ok(maps) }
+fn clean(
+    stopped: &StoppedTask,
+    dir: &ProcDir,
+    told: (Vec<maps::Map>, Option<Walk>),
+) -> Result<(Vec<maps::Map>, Option<Walk>)> {
+    if infect::remove_leftover(stopped, &told.0)? { read_maps(dir) } else { Ok(told) }
 }
 
 fn id(task: &Task) -> u64 {
@@ -274,6 +288,13 @@ impl MappedFiles for Mapped<'_, '_> {
     }
 }
 
+/// Ranges of guard pages follow the mappings, as entries of their own.
+fn with_guards(mut vmas: Vec<Vma>, walk: Option<&Walk>, dir: &ProcDir, cx: &DumpCx<'_>) -> Result<Vec<Vma>> {
+    let Some(walk) = walk else { return later::with_guards(vmas, dir, cx.kernel) };
+    vmas.extend(walk.guards.iter().map(|(start, end)| vma::guard(*start, *end)));
+    Ok(vmas)
+}
+
 /// Pages that stack pointers point to, in order.
 pub(super) fn stacks(stopped: &StoppedTask) -> Vec<u64> {
     let mut stacks: Vec<u64> = stopped.threads().iter().map(|t| t.regs().rsp & !0xfff).collect();
@@ -287,6 +308,7 @@ fn pages(
     task: &Task,
     infected: &Infected<'_>,
     vmas: &[Vma],
+    walk: Option<Walk>,
     track: &TaskTrack,
     cx: &mut DumpCx<'_>,
 ) -> Result<()> {
@@ -296,7 +318,7 @@ fn pages(
     let mut out = cx.pages.create(ImageKind::Pagemap, id(task))?;
     let copier = Copier::new(&task.dir, &mut out, &stacks)?;
     let mut copier = copier.with(infected).serving(cx.late.is_some());
-    let mut scanner = Scanner::new(&task.dir, cx.kernel)?;
+    let mut scanner = Scanner::new(&task.dir, cx.kernel)?.knowing(walk);
     let scanned = scanner.pages(vmas, track.marks(), |vma, start, end, unchanged| {
         if !unchanged {
             return copier.add(vma, start, end);

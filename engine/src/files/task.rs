@@ -211,13 +211,12 @@ impl<'a> FilesTask<'a> {
 
     /// Number of a descriptor of file `id` in the table, if it has one.
     pub(super) fn number(&self, id: FileId) -> Option<RawFd> {
-        self.plan.tables[self.table.0].places.get(&id)?.first().map(|p| p.fd)
+        self.plan.tables[self.table.0].places.of(id).first().map(|p| p.fd)
     }
 
     /// Whether the first descriptor of file `id` in the table is close-on-exec; true if it has none.
     pub(super) fn first_cloexec(&self, id: FileId) -> bool {
-        let places = self.plan.tables[self.table.0].places.get(&id);
-        places.and_then(|places| places.first()).is_none_or(|place| place.cloexec)
+        self.plan.tables[self.table.0].places.of(id).first().is_none_or(|place| place.cloexec)
     }
 
     fn node(&self, id: FileId) -> Result<&'a Node> {
@@ -304,7 +303,7 @@ impl<'a> FilesTask<'a> {
     /// whether its descriptor is close-on-exec, where that is known.
     fn install(&mut self, id: FileId, file: OwnedFd, has: Option<bool>, given: bool) -> Result<()> {
         let table = &self.plan.tables[self.table.0];
-        let places = table.places.get(&id).map_or(&[][..], Vec::as_slice);
+        let places = table.places.of(id);
         for Place { fd: to, cloexec } in places.iter().copied() {
             if file.as_raw_fd() != to || has != Some(cloexec) {
                 fd::place(file.as_fd(), to, cloexec)?;
@@ -332,7 +331,7 @@ impl<'a> FilesTask<'a> {
         let kept: Vec<(FileId, RawFd)> = self
             .hand
             .iter()
-            .filter(|(id, _)| !table.places.contains_key(id))
+            .filter(|(id, _)| !table.places.has(**id))
             .map(|(&id, &number)| (id, number))
             .collect();
         for (id, number) in kept {

@@ -62,14 +62,21 @@ impl Map {
 ///
 /// The kernel takes longer to write a long list than we to parse it: both are then done at the same time.
 pub fn smaps(dir: &ProcDir) -> Result<Vec<Map>> {
+    smaps_beside(dir, |_| ()).map(|(maps, ())| maps)
+}
+
+/// The same, and what `beside` gives, which is told whether there are many mappings: then another thread does it
+/// meanwhile.
+pub fn smaps_beside<T: Send>(dir: &ProcDir, beside: impl FnOnce(bool) -> T + Send) -> Result<(Vec<Map>, T)> {
     let (mut source, mut parser) = open(dir, "smaps", true)?;
     let mut text = Text::new();
     let more = source.read(&mut text)?;
     parser.feed(text.bytes())?;
     if !more {
-        return parser.end();
+        return Ok((parser.end()?, beside(false)));
     }
-    thread::scope(|scope| {
+    let beside = thread::scope(|scope| {
+        let beside = scope.spawn(|| beside(true));
         let (full, filled) = mpsc::sync_channel(AHEAD);
         let (emptied, empty) = mpsc::channel();
         scope.spawn(move || {
@@ -89,9 +96,10 @@ pub fn smaps(dir: &ProcDir) -> Result<Vec<Map>> {
             // The reader may have come to the end.
             let _ = emptied.send(text);
             Ok(())
-        })
+        })?;
+        Ok::<_, Error>(beside.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
     })?;
-    parser.end()
+    Ok((parser.end()?, beside))
 }
 
 /// All mappings of the task without flags: much cheaper, the page tables are not looked at.

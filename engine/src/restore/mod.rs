@@ -20,6 +20,8 @@ mod sums;
 pub mod task;
 pub mod tree;
 
+use std::mem::ManuallyDrop;
+
 use rcriu_images::ImageDir;
 use restorer::Stage;
 
@@ -97,9 +99,10 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     if opts.common.auto_dedup {
         crate::mm::dedup::check(&images)?;
     }
-    let mut snapshot = Snapshot::read(&images)?;
+    // Freeing what there may be very much of takes as long as making it.
+    let mut snapshot = ManuallyDrop::new(Snapshot::read(&images)?);
     faults::point("restore-plan")?;
-    let plan = Plan::build(&snapshot, opts, kernel)?;
+    let plan = ManuallyDrop::new(Plan::build(&snapshot, opts, kernel)?);
     faults::point("restore-preflight")?;
     preflight::raise_pid_max(&snapshot, &plan)?;
     Preflight::check(&snapshot, &plan, opts, kernel)?.into_result()?;
@@ -194,6 +197,10 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     pidfile.keep();
     files.finished();
     log::info!("Restore finished successfully. Tasks resumed.");
+    if !opts.detached {
+        // This process stays for as long as the tree does.
+        drop((ManuallyDrop::into_inner(plan), ManuallyDrop::into_inner(snapshot)));
+    }
     if let Err(e) = notifier.notify(Moment::PostResume, Some(root)) {
         log::error!("{e}");
     }

@@ -244,17 +244,13 @@ fn read_inventory(dir: &ImageDir) -> Result<pb::InventoryEntry> {
 }
 
 fn read_files(dir: &ImageDir) -> Result<BTreeMap<FileId, pb::FileEntry>> {
-    let mut files = BTreeMap::new();
-    compat::each_file(dir, |file| {
-        let id = FileId(file.id);
-        match files.insert(id, file) {
-            None => Ok(()),
-            Some(_) => {
-                Err(rcriu_images::Error::invalid("files.img", format!("file {id} stands there twice")))
-            }
-        }
-    })?;
-    Ok(files)
+    let mut files: Vec<_> = compat::files(dir)?.into_iter().map(|file| (FileId(file.id), file)).collect();
+    files.sort_by_key(|(id, _)| *id);
+    match files.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+        // In order: built at once.
+        None => Ok(files.into_iter().collect()),
+        Some(pair) => Err(Error::image(format!("files.img: file {} stands there twice", pair[0].0))),
+    }
 }
 
 /// Pids unique and in range, parents before children, one root, the leader among the threads.

@@ -225,9 +225,7 @@ impl Region {
     /// # Errors
     /// EIO where the system does not allow that (`proc_mem.force_override`).
     pub fn force(&self, at: u64, bytes: &[u8]) -> Result<()> {
-        self.check(at, bytes.len() as u64)?;
-        let memory = File::options().write(true).open("/proc/self/mem").call("open(/proc/self/mem)")?;
-        memory.write_all_at(bytes, at).call("pwrite(/proc/self/mem)")
+        Forcing::of(self)?.write(at, bytes)
     }
 
     /// Copies bytes in.
@@ -244,6 +242,27 @@ impl Region {
             }
         }
         Ok(())
+    }
+}
+
+/// Many writes as by [`Region::force`].
+#[derive(Debug)]
+pub struct Forcing<'a> {
+    region: &'a Region,
+    memory: File,
+}
+
+impl<'a> Forcing<'a> {
+    /// Into this region.
+    pub fn of(region: &'a Region) -> Result<Forcing<'a>> {
+        let memory = File::options().write(true).open("/proc/self/mem").call("open(/proc/self/mem)")?;
+        Ok(Forcing { region, memory })
+    }
+
+    /// Copies bytes in.
+    pub fn write(&self, at: u64, bytes: &[u8]) -> Result<()> {
+        self.region.check(at, bytes.len() as u64)?;
+        self.memory.write_all_at(bytes, at).call("pwrite(/proc/self/mem)")
     }
 }
 

@@ -100,9 +100,45 @@ pub(super) struct TablePlan {
     /// How many other tasks share it.
     pub(super) sharers: u32,
     pub(super) steps: Vec<Step>,
-    pub(super) places: HashMap<FileId, Vec<Place>>,
+    pub(super) places: Places,
     /// Files kept open beside the table's own descriptors.
     pub(super) keep: BTreeSet<FileId>,
+}
+
+/// Where the open files of a table go, in the order of their ids.
+#[derive(Debug)]
+pub(super) struct Places {
+    ids: Vec<FileId>,
+    places: Vec<Place>,
+}
+
+impl Places {
+    fn new(mut all: Vec<(FileId, Place)>) -> Places {
+        all.sort_by_key(|(id, _)| *id);
+        let (ids, places) = all.into_iter().unzip();
+        Places { ids, places }
+    }
+
+    /// Those of one file; none if the table does not have it.
+    pub(super) fn of(&self, id: FileId) -> &[Place] {
+        let from = self.ids.partition_point(|other| *other < id);
+        let count = self.ids[from..].iter().take_while(|other| **other == id).count();
+        &self.places[from..from + count]
+    }
+
+    /// Whether the table has the file.
+    pub(super) fn has(&self, id: FileId) -> bool {
+        self.ids.binary_search(&id).is_ok()
+    }
+
+    /// All files, each once.
+    fn files(&self) -> impl Iterator<Item = FileId> {
+        self.ids.chunk_by(|a, b| a == b).map(|same| same[0])
+    }
+
+    fn iter(&self) -> impl Iterator<Item = (FileId, Place)> {
+        self.ids.iter().copied().zip(self.places.iter().copied())
+    }
 }
 
 /// Everything about open files that is known before the first fork. Immutable; tasks inherit it.
@@ -112,8 +148,8 @@ pub struct FilesPlan {
     pub(super) tables: Vec<TablePlan>,
     pub(super) by_task: HashMap<VirtPid, TableIx>,
     pub(super) slots: usize,
-    /// Descriptor numbers that are used in any table.
-    numbers: BTreeSet<RawFd>,
+    /// Descriptor numbers that are used in any table, in order.
+    numbers: Vec<RawFd>,
     dead_pids: BTreeSet<VirtPid>,
     pub(super) ttys: Ttys,
     pub(super) memfds: Memfds,
@@ -161,15 +197,17 @@ impl FilesPlan {
     /// A descriptor of a kind that cannot be restored, one that refers to no file, files that wait for each
     /// other in a circle; whatever kinds find wrong with their images.
     pub fn build(mut cx: PlanFiles<'_>, tables: &[Table<'_>]) -> Result<FilesPlan> {
-        let mut files = BTreeMap::new();
         let entries = cx.entries;
+        let mut files = Vec::with_capacity(entries.len());
         for (&id, entry) in entries {
             let kind = KINDS.iter().find(|k| k.fd_type() as i32 == entry.r#type);
             if let Some(kind) = kind {
                 let file = kind.collect(entry, &mut cx).during(|| format!("file {id}"))?;
-                files.insert(id, file);
+                files.push((id, file));
             }
         }
+        // In order: built at once.
+        let files: BTreeMap<_, _> = files.into_iter().collect();
         let known = |id: FileId| match entries.get(&id) {
             None => Error::image(format!("files.img has no file {id}")),
             Some(e) => Error::unsupported(format!("file {id} cannot be restored: {}", kind_name(e.r#type)))
@@ -193,7 +231,7 @@ impl FilesPlan {
     /// Everything that is known to go wrong: with files of tables, and with those in `others`, which tasks use
     /// by path (executables, folders, mappings).
     pub fn preflight(&self, cx: &Preflight<'_>, others: impl IntoIterator<Item = FileId>) -> Vec<Error> {
-        let used = self.tables.iter().flat_map(|t| t.places.keys().copied());
+        let used = self.tables.iter().flat_map(|t| t.places.files());
         let used: BTreeSet<FileId> = used.chain(others).collect();
         let check = |id| match self.nodes.get(&id) {
             Some(node) => {
@@ -273,7 +311,7 @@ impl FilesPlan {
                 let node = &self.nodes[&id];
                 let _ = write!(out, "  {verb} {id} {}", node.file.name());
                 if !matches!(step, Step::Finish(_)) {
-                    for place in table.places.get(&id).into_iter().flatten() {
+                    for place in table.places.of(id) {
                         let _ = write!(out, " -> {}", place.fd);
                     }
                 }

@@ -2,11 +2,13 @@
 //!
 //! ```text
 //! bulk     large reads, by several threads
+//! forced   into memory that may not be written
 //! units    what is read at a time
 //! huge     huge pages where a block is full
 //! ```
 
 mod bulk;
+mod forced;
 mod huge;
 mod units;
 
@@ -15,7 +17,7 @@ use rcriu_images::{
     pb,
 };
 
-pub use bulk::Bulk;
+pub use bulk::{Bulk, To};
 pub use huge::Huge;
 
 use units::Blocks;
@@ -57,18 +59,30 @@ pub fn has_content(pages: &PageReader, start: u64, end: u64) -> bool {
     pages.pagemap(0).is_some_and(|map| map.from(start).first().is_some_and(|r| r.vaddr < end))
 }
 
-/// Gives `at` its content. `fresh` memory has none yet; inherited memory has the parent's. Pages that come late
+/// What a mapping holds before it is filled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Memory {
+    /// What the parent had.
+    Inherited,
+    /// Nothing.
+    Fresh,
+    /// Nothing, and it consists of mappings that have their protections already.
+    Protected,
+}
+
+/// Gives `at` its content. Fresh `memory` has none yet; inherited memory has the parent's. Pages that come late
 /// by the `rule` are left out; tells whether there are any.
 pub fn fill(
     at: &mut Placed,
     pages: Option<&PageReader>,
-    fresh: bool,
+    memory: Memory,
     rule: OfVma,
     bulk: &Bulk,
     comparer: &mut Comparer,
     counts: &mut Pages,
 ) -> Result<bool> {
     let (start, end) = (at.vma.start, at.vma.end);
+    let fresh = memory != Memory::Inherited;
     let runs = match pages {
         Some(pages) => pages.runs(start, end),
         None => vec![Run { vaddr: start, len: end - start, source: Source::Absent, lazy: false }],
@@ -89,14 +103,17 @@ pub fn fill(
     let delta = at.region.start().wrapping_sub(start);
     let mut late = false;
     let stored = |run: &&Run| matches!(run.source, Source::Stored { .. }) && !rule.is_late(run);
-    let full = match fresh && bulk.huge.suits(&at.vma) {
+    let full = match memory == Memory::Fresh && bulk.huge.suits(&at.vma) {
         true => runs.iter().filter(stored).map(|run| (run.vaddr, run.vaddr + run.len)).collect(),
         false => Vec::new(),
     };
     let here = full.into_iter().map(|(start, end)| (start.wrapping_add(delta), end.wrapping_add(delta)));
-    let blocks = Blocks::inside(here, huge::SIZE);
+    let to = match memory {
+        Memory::Protected => To::Protected,
+        _ => To::Writable(Blocks::inside(here, huge::SIZE)),
+    };
     let mut batch =
-        Batch { region: &at.region, pages, bulk, blocks, level: 0, offset: 0, len: 0, pieces: Vec::new() };
+        Batch { region: &at.region, pages, bulk, to, level: 0, offset: 0, len: 0, pieces: Vec::new() };
     for run in runs {
         crate::interrupt::check()?;
         let here = run.vaddr.wrapping_add(delta);
@@ -161,7 +178,7 @@ struct Batch<'a> {
     region: &'a Region,
     pages: Option<&'a PageReader>,
     bulk: &'a Bulk,
-    blocks: Blocks,
+    to: To,
     level: usize,
     offset: u64,
     len: u64,
@@ -190,7 +207,7 @@ impl Batch<'_> {
         }
         let missing = || missing(self.pages, self.level, self.offset);
         let stored = self.pages.and_then(|p| p.stored(self.level)).ok_or_else(missing)?;
-        if self.bulk.read(self.region, stored, self.offset, &self.pieces, &self.blocks)? != self.len {
+        if self.bulk.read(self.region, stored, self.offset, &self.pieces, &self.to)? != self.len {
             return Err(missing());
         }
         self.pieces.clear();

@@ -15,7 +15,8 @@
 //! ```
 //!
 //! What the child had not in common with its parent is compared page by page and written only where it
-//! differs. Protections, advice and locks come last, at the hand-over, when no child is forked any more.
+//! differs. Protections, advice and locks come last, at the hand-over, when no child is forked any more; only many
+//! small neighbours get their protections before their pages.
 
 mod entry;
 mod fill;
@@ -48,7 +49,7 @@ use crate::task::numa;
 pub use entry::Class;
 pub use ranges::{Range, Ranges};
 
-use fill::{Bulk, Comparer, Huge};
+use fill::{Bulk, Comparer, Huge, Memory};
 use room::Room;
 use shared::SharedAnon;
 
@@ -211,10 +212,17 @@ pub fn prepare(
         }
         rest = others;
         let of = told.of(vma.start, vma.end);
+        // Before there are pages in it, which would have to be looked at by each call.
+        let protected = run > 1 && content.is_some() && join::protect(&at.region, these)?;
         at.policy = more::set_policy(&at.region, of, at.policy, numa::Nodes::own).during(during)?;
         if class == Class::Private && (content.is_some() || !fresh) {
             let rule = giver.map_or(OfVma::Nothing, |giver| giver.of(task.pid, vma));
-            if fill::fill(&mut at, pages.as_ref(), fresh, rule, &bulk, &mut comparer, &mut counts)
+            let memory = match (fresh, protected) {
+                (false, _) => Memory::Inherited,
+                (true, false) => Memory::Fresh,
+                (true, true) => Memory::Protected,
+            };
+            if fill::fill(&mut at, pages.as_ref(), memory, rule, &bulk, &mut comparer, &mut counts)
                 .during(during)?
             {
                 late.push((vma.start, vma.end));
@@ -222,7 +230,7 @@ pub fn prepare(
                 freed.free(&pages.runs(vma.start, vma.end)).during(during)?;
             }
         }
-        join::apart(at, these, &mut placed)?;
+        join::apart(at, these, protected, &mut placed)?;
     }
     for whole in std::mem::take(&mut maker.segments).into_values() {
         whole.unmap()?;

@@ -69,7 +69,7 @@ fn pages_come_from_the_images_and_their_parents() {
     fill::fill(
         &mut at,
         Some(&reader(&new)),
-        true,
+        Memory::Fresh,
         OfVma::Nothing,
         &fill::Bulk::plain(),
         &mut Comparer::default(),
@@ -98,7 +98,7 @@ fn of_inherited_memory_only_what_differs_is_written() {
     fill::fill(
         &mut at,
         Some(&reader(&set)),
-        false,
+        Memory::Inherited,
         OfVma::Nothing,
         &fill::Bulk::plain(),
         &mut Comparer::default(),
@@ -123,7 +123,7 @@ fn bad_pages_are_named() {
         let e = fill::fill(
             &mut at,
             Some(&reader(&cut)),
-            fresh,
+            if fresh { Memory::Fresh } else { Memory::Inherited },
             OfVma::Nothing,
             &fill::Bulk::plain(),
             &mut Comparer::default(),
@@ -135,7 +135,7 @@ fn bad_pages_are_named() {
     let e = fill::fill(
         &mut at,
         Some(&reader(&orphan)),
-        true,
+        Memory::Fresh,
         OfVma::Nothing,
         &fill::Bulk::plain(),
         &mut Comparer::default(),

@@ -6,6 +6,7 @@
 //! file     |<- unit ->|<- unit ->|<- unit ->|<- unit ->| ...     one after the other
 //! cached                           huge pages where blocks are full, then preadv(2)
 //! others   huge pages, then from the disk into them, past the page cache, some at a time for each thread
+//! forced   as for a debugger, into small mappings that have their protections already
 //! ```
 //!
 //! What is not in the page cache would take memory twice through it, and the disk would wait for the processor. So
@@ -33,6 +34,7 @@ use nix::{
 use rcriu_images::pagemap::{PAGE_SIZE, Stored};
 
 use super::{
+    forced::force,
     huge::{self, Huge},
     units::{Blocks, Unit, units},
 };
@@ -90,23 +92,21 @@ impl Bulk {
     }
 
     /// Reads from `stored` at `offset` into `pieces` (address and length) of `region`, one after the other;
-    /// `blocks` are ranges that get huge pages. Gives the number of bytes; fewer than asked for mean that the
-    /// file ends.
+    /// `to` says what the memory is like. Gives the number of bytes; fewer than asked for mean that the file ends.
     pub fn read(
         &self,
         region: &Region,
         stored: &Stored,
         offset: u64,
         pieces: &[(u64, u64)],
-        blocks: &Blocks,
+        to: &To,
     ) -> Result<u64> {
         let units = units(offset, pieces);
-        let Sorted { units, uncached, file } = match stored {
-            Stored::Plain(file) => self.sorted(units, file),
-            Stored::Packed(_) => Sorted { units, ..Sorted::default() },
+        let Sorted { units, uncached, file } = match (stored, to) {
+            (Stored::Plain(file), To::Writable(_)) => self.sorted(units, file),
+            _ => Sorted { units, ..Sorted::default() },
         };
-        let job =
-            Job { region, stored, blocks, units: Queue::new(units), uncached: Queue::new(uncached), file };
+        let job = Job { region, stored, to, units: Queue::new(units), uncached: Queue::new(uncached), file };
         let total = Mutex::new(Ok(0));
         let helpers = Mutex::new(Vec::new());
         let threads = self.threads.min(job.units.all.len() + job.uncached.all.len());
@@ -231,15 +231,19 @@ impl Bulk {
                 let _ = posix_fadvise(file, offset, len, PosixFadviseAdvice::POSIX_FADV_WILLNEED);
             }
         }
-        read(job.region, job.stored, unit, &self.small(job, unit))
+        match job.to {
+            To::Writable(_) => read(job.region, job.stored, unit, &self.small(job, unit)),
+            To::Protected => force(job.region, job.stored, unit),
+        }
     }
 
     /// Gives blocks of a unit huge pages; the ranges of it that still have no memory.
     fn small(&self, job: &Job<'_>, unit: &Unit) -> Vec<(u64, u64)> {
+        let To::Writable(blocks) = job.to else { return Vec::new() };
         let mut small = Vec::new();
         for &(at, len) in &unit.pieces {
             let mut from = at;
-            for (start, end) in job.blocks.starting_in(at, at + len) {
+            for (start, end) in blocks.starting_in(at, at + len) {
                 let taken = self.huge.take(job.region, start, end);
                 if taken > start {
                     small.push((from, start.max(from)));
@@ -251,6 +255,14 @@ impl Bulk {
         small.retain(|range| range.0 < range.1);
         small
     }
+}
+
+/// What memory is like that is read into.
+pub enum To {
+    /// Writable; these ranges get huge pages.
+    Writable(Blocks),
+    /// It may not be written, or not all of it: mappings with their final protections.
+    Protected,
 }
 
 /// Units by where they are.
@@ -266,7 +278,7 @@ struct Sorted {
 struct Job<'a> {
     region: &'a Region,
     stored: &'a Stored,
-    blocks: &'a Blocks,
+    to: &'a To,
     units: Queue,
     uncached: Queue,
     file: Option<File>,

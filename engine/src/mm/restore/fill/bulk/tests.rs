@@ -1,4 +1,7 @@
-use super::{super::units::UNIT, *};
+use super::{
+    super::{forced::FORCED, units::UNIT},
+    *,
+};
 
 #[test]
 fn threads_read_what_one_reads() {
@@ -16,14 +19,15 @@ fn threads_read_what_one_reads() {
     let stored = Stored::Plain(file);
     let region = Region::map(at, len, anon).unwrap();
     let blocks = Blocks::inside(std::iter::once((at, at + len)), super::super::huge::SIZE);
+    let to = To::Writable(blocks);
     let bulk = Bulk { threads: 3, huge: Huge::if_allowed(Huge::are_allowed()), uncached: UNCACHED };
-    let read = bulk.read(&region, &stored, 0, &[(at, len)], &blocks).unwrap();
+    let read = bulk.read(&region, &stored, 0, &[(at, len)], &to).unwrap();
     assert_eq!(read, len);
     let mut seen = vec![0; bytes.len()];
     region.read(at, &mut seen).unwrap();
     assert!(seen == bytes);
     // A file that ends early is told, not filled up.
-    let short = bulk.read(&region, &stored, 4096, &[(at, len)], &blocks).unwrap();
+    let short = bulk.read(&region, &stored, 4096, &[(at, len)], &to).unwrap();
     assert!(short < len);
     region.unmap().unwrap();
 }
@@ -53,9 +57,10 @@ fn what_is_not_cached_is_read_too() {
     {
         let region = Region::map(at, len + (1 << 20), anon).unwrap();
         let blocks = Blocks::inside(pieces.iter().map(|p| (p.0, p.0 + p.1)), super::super::huge::SIZE);
+        let to = To::Writable(blocks);
         let bulk = Bulk { threads: 2, huge, uncached };
         let stored = Stored::Plain(file.try_clone().unwrap());
-        assert_eq!(bulk.read(&region, &stored, 0, &pieces, &blocks).unwrap(), len);
+        assert_eq!(bulk.read(&region, &stored, 0, &pieces, &to).unwrap(), len);
         let mut from = 0;
         for (at, len) in pieces {
             let mut seen = vec![0; len as usize];
@@ -64,8 +69,37 @@ fn what_is_not_cached_is_read_too() {
             from += len as usize;
         }
         // A file that ends early is told.
-        assert!(bulk.read(&region, &stored, len - 8192, &pieces[1..2], &blocks).unwrap() <= 8192);
+        assert!(bulk.read(&region, &stored, len - 8192, &pieces[1..2], &to).unwrap() <= 8192);
         region.unmap().unwrap();
         drop(0, 0);
     }
+}
+
+/// Memory that may not be written is filled all the same, and a file that ends early is told.
+#[test]
+fn protected_memory_is_filled() {
+    use std::os::unix::fs::FileExt;
+    let file = tempfile::tempfile().unwrap();
+    let bytes: Vec<u8> = (0..3 * FORCED / 2).map(|n| (n / 7) as u8).collect();
+    file.write_all_at(&bytes, 0).unwrap();
+    let (at, len) = (0x1700_4000_0000, bytes.len() as u64);
+    let anon = crate::sys::map::Mapping {
+        prot: libc::PROT_READ as u32,
+        flags: (libc::MAP_PRIVATE | libc::MAP_ANONYMOUS) as u32,
+        file: None,
+    };
+    let region = Region::map(at, 2 * len, anon).unwrap();
+    if region.force(at, &[0]).is_err() {
+        eprintln!("SKIP: this system forbids to write memory against its protection");
+        return region.unmap().unwrap();
+    }
+    let bulk = Bulk { threads: 2, huge: Huge::never(), uncached: UNCACHED };
+    let stored = Stored::Plain(file);
+    let pieces = [(at, 4096), (at + 8192, len - 4096)];
+    assert_eq!(bulk.read(&region, &stored, 0, &pieces, &To::Protected).unwrap(), len);
+    let mut seen = vec![0; len as usize + 4096];
+    region.read(at, &mut seen).unwrap();
+    assert!(seen[..4096] == bytes[..4096] && seen[8192..] == bytes[4096..]);
+    assert!(bulk.read(&region, &stored, 4096, &pieces, &To::Protected).unwrap() < len);
+    region.unmap().unwrap();
 }
