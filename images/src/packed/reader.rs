@@ -108,7 +108,8 @@ impl Blocks {
     pub fn pages_of(&self, bytes: &Range<u64>) -> Range<u64> {
         let Some(end) = self.count().checked_sub(1) else { return 0..0 };
         let first = (self.starts.partition_point(|s| *s <= bytes.start).saturating_sub(1) as u64).min(end);
-        let last = (self.starts.partition_point(|s| *s < bytes.end).saturating_sub(1) as u64).clamp(first, end);
+        let last =
+            (self.starts.partition_point(|s| *s < bytes.end).saturating_sub(1) as u64).clamp(first, end);
         self.pages(first).start..self.pages(last).end
     }
 }
