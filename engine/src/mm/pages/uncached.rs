@@ -48,6 +48,8 @@ const FIRST: u64 = 4 << 20;
 /// Bytes a second at which the page cache takes pages where its memory is at hand. No more is gained past it then
 /// than a restore loses that has to read from the disk.
 const QUICK: f64 = 2e9;
+/// The same with sums: a restore reads from the disk twice then, as it compares everything before it makes anything.
+const QUICK_SUMS: f64 = 0.7e9;
 /// A page file that will be shorter goes through the page cache as a whole.
 pub(super) const FROM: u64 = 64 << 20;
 
@@ -199,7 +201,7 @@ impl Uncached {
         let there = rate(total.saturating_sub(len), own);
         let left = self.writes.flying();
         self.keeps_up = left == 0;
-        if there >= QUICK {
+        if there >= if self.sums { QUICK_SUMS } else { QUICK } {
             self.share = 0;
             return Ok(());
         }
