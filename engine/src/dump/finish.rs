@@ -11,7 +11,7 @@ use super::{
 use crate::{
     error::{Result, SysContext},
     files::Connections,
-    mm::track::Tracker,
+    mm::{pages::PageStore, track::Tracker},
     options::{DumpOptions, NetworkLock},
     procfs::{ProcDir, timens},
     pstree::{RealPid, TaskState},
@@ -88,14 +88,17 @@ pub fn whole_tree(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<Ready> {
 }
 
 /// The inventory, the last image: no inventory, no snapshot. With `--checksum`, sums of all images come before it.
-pub fn seal(images: &ImageDir, mut inventory: pb::InventoryEntry, opts: &DumpOptions) -> Result<()> {
+///
+/// Precondition: all pages are where `pages` has put them.
+pub fn seal(pages: &PageStore, mut inventory: pb::InventoryEntry, opts: &DumpOptions) -> Result<()> {
+    let images = &pages.images;
     images.check_written()?;
     if opts.compress.is_some() || on_packed(images)? {
         // Who knows nothing of compressed pages must not take the set for one without content.
         inventory.img_version = magic::IMAGES_PACKED;
     }
     if opts.checksum {
-        sums::write(images, &mut inventory)?;
+        sums::write(images, &mut inventory, &pages.known())?;
     }
     one(images, ImageKind::Inventory, 0, &inventory)?;
     Ok(images.check_written()?)

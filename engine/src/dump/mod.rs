@@ -145,7 +145,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let created = Created::new(&images);
     // A page server that is not there is noticed before anything is frozen.
     let pages = PageStore::of_dump(images.clone(), Link::connect(&opts.common)?, opts.compress);
-    let pages = pages.read_back(opts.checksum);
+    let pages = pages.with_sums(opts.checksum);
 
     // The same for a port that is taken.
     let listener = lazy::listen(opts)?;
@@ -217,12 +217,12 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
         )?;
         more.finish()?;
         pages.finish()?;
-        finish::seal(&images, inventory, opts)?;
+        finish::seal(&pages, inventory, opts)?;
         created.keep();
     } else {
         more.finish()?;
         pages.finish()?;
-        finish::seal(&images, inventory, opts)?;
+        finish::seal(&pages, inventory, opts)?;
         // Needs: all pages read, and nothing that can still fail and leave the parent as the newest images.
         track.mark();
         // A complete set stays, also if somebody objects to ending the tree.

@@ -97,7 +97,7 @@ pub fn pre_dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     store.finish()?;
     stats.memwrite.stop();
     track.write(&images)?;
-    finish::seal(&images, inventory, opts)?;
+    finish::seal(&store, inventory, opts)?;
     created.keep();
     track.commit();
     if opts.common.auto_dedup && opts.prev_images_dir.is_some() {

@@ -2,11 +2,11 @@
 //!
 //! They are made of the files, read back from the page cache when all of them are written: pages that their process
 //! wrote itself have never been here, and reading them from the files by all processors is still much faster than
-//! copying them through this process would be.
+//! copying them through this process would be. Only what goes past the page cache is summed up on its way.
 
 use rcriu_images::{
     ImageDir, ImageKind, pb,
-    sums::{self, FileSums, Sweep},
+    sums::{self, FileSums, Known, Sweep},
 };
 
 use crate::{
@@ -40,13 +40,14 @@ pub fn check_parent(images: &ImageDir, opts: &DumpOptions) -> Result<()> {
     }
 }
 
-/// Writes the sums of everything that is in the folder by now, and of the inventory, which is told of them.
+/// Writes the sums of everything that is in the folder by now, and of the inventory, which is told of them. Some are
+/// `known`.
 ///
 /// Precondition: all images but the inventory are written.
-pub fn write(images: &ImageDir, inventory: &mut pb::InventoryEntry) -> Result<()> {
+pub fn write(images: &ImageDir, inventory: &mut pb::InventoryEntry, known: &Known) -> Result<()> {
     inventory.rcriu_sums = Some(true);
     let go_on = || interrupt::check().is_ok();
-    let sums = sums::of_folder(images, Sweep { go_on: &go_on, ..Sweep::all() });
+    let sums = sums::of_folder(images, Sweep { go_on: &go_on, ..Sweep::all() }, known);
     // What stopped it says more than that it was stopped.
     interrupt::check()?;
     let mut sums = sums?;

@@ -38,6 +38,7 @@ use rcriu_images::{
     ImageDir, ImageKind,
     packed::is_zero,
     pagemap::{PAGE_SIZE, Place, Region},
+    sums::Known,
 };
 
 pub use self::copier::Copier;
@@ -54,8 +55,8 @@ const RESERVED: u64 = 1 << 30;
 pub struct PageStore {
     pub images: ImageDir,
     shared: Arc<Shared>,
-    /// Pages are to be in the page cache.
-    cached: bool,
+    /// Sums of pages that go past the page cache, if sums are wanted: what is in it can be read back.
+    known: Option<Arc<Known>>,
 }
 
 #[derive(Debug)]
@@ -83,7 +84,7 @@ impl PageStore {
     fn with(images: ImageDir, first: u32, link: Option<Link>, compress: Option<i32>) -> Self {
         let link = link.map(Arc::new);
         let shared = Shared { next: AtomicU32::new(first), link, compress, counts: Counts::default() };
-        PageStore { images, shared: Arc::new(shared), cached: false }
+        PageStore { images, shared: Arc::new(shared), known: None }
     }
 
     /// Pages go through `link` if there is one; no page file is written here then. Otherwise they are compressed if
@@ -92,10 +93,15 @@ impl PageStore {
         PageStore::with(images, 1, link, compress)
     }
 
-    /// All pages go through the page cache if `yes`: they are read back soon.
+    /// Makes sums if `yes`: see [`PageStore::known`].
     #[must_use]
-    pub fn read_back(self, yes: bool) -> Self {
-        PageStore { cached: yes, ..self }
+    pub fn with_sums(self, yes: bool) -> Self {
+        PageStore { known: yes.then(Arc::default), ..self }
+    }
+
+    /// Sums of pages that are written so far and are not in the page cache.
+    pub fn known(&self) -> Arc<Known> {
+        self.known.clone().unwrap_or_default()
     }
 
     /// Of a page server: its page files have numbers that those of a dump into the same folder have not.
@@ -120,17 +126,18 @@ impl PageStore {
 
     /// Begins the pagemap `kind` of object `id` and the page file that belongs to it.
     pub fn create(&self, kind: ImageKind, id: u64) -> Result<PagesOut> {
+        let mut known = None;
         let sink = match &self.shared.link {
             Some(link) => Sink::server(link, kind, id)?,
             None => {
                 let pages_id = self.shared.next.fetch_add(1, Ordering::Relaxed);
+                known = self.known.clone().map(|known| (known, pages_id));
                 match self.shared.compress {
                     Some(level) => Sink::packed(&self.images, kind, id, pages_id, level)?,
                     None => Sink::files(&self.images, kind, id, pages_id)?,
                 }
             }
         };
-        let uncached = if self.cached { Beside::Never } else { Beside::Untried };
         let waiting = VecDeque::new();
         Ok(PagesOut {
             sink,
@@ -139,7 +146,8 @@ impl PageStore {
             in_parent: 0,
             reserved: 0,
             expected: 0,
-            uncached,
+            uncached: Beside::Untried,
+            known,
             waiting,
         })
     }
@@ -158,6 +166,8 @@ pub struct PagesOut {
     /// Length that it is expected to have, 0 if nobody knows.
     expected: u64,
     uncached: Beside,
+    /// Where sums of what goes past the page cache go, and the number of the page file.
+    known: Option<(Arc<Known>, u32)>,
     /// Regions behind memory that is being fetched.
     waiting: VecDeque<Later>,
 }
@@ -229,7 +239,7 @@ impl PagesOut {
         }
         Ok(match std::mem::replace(&mut self.uncached, Beside::Never) {
             Beside::Never => None,
-            Beside::Untried => Uncached::open(file).map(Box::new),
+            Beside::Untried => Uncached::open(file, self.known.is_some()).map(Box::new),
             Beside::Open(uncached) => Some(uncached),
         })
     }
@@ -242,6 +252,13 @@ impl PagesOut {
         }
         if !written {
             self.reserved = 0;
+        }
+    }
+
+    /// Takes sums of pages from `offset` of the page file on.
+    fn summed(&self, offset: u64, sums: Vec<u32>) {
+        if let Some((known, id)) = &self.known {
+            known.add(ImageKind::Pages, (*id).into(), offset, sums);
         }
     }
 

@@ -15,6 +15,7 @@
 //! These sums tell accidents. They are no protection against somebody who changes images on purpose and makes
 //! new sums.
 
+mod known;
 mod verify;
 mod work;
 
@@ -27,6 +28,7 @@ use std::{
 use prost::Message;
 
 pub use self::{
+    known::Known,
     verify::{Damage, Fault, as_error, of_folder, places, verify},
     work::Sweep,
 };

@@ -19,7 +19,7 @@ fn set(path: &std::path::Path) -> ImageDir {
     let inventory =
         pb::InventoryEntry { img_version: 2, rcriu_sums: Some(true), ..pb::InventoryEntry::default() };
     let bytes = image_of_one(ImageKind::Inventory, &inventory);
-    let mut sums = of_folder(&dir, Sweep::all()).unwrap();
+    let mut sums = of_folder(&dir, Sweep::all(), &Known::default()).unwrap();
     sums.files.insert("inventory.img".into(), FileSums::of(&bytes));
     sums.write(&dir).unwrap();
     fs::write(path.join("inventory.img"), bytes).unwrap();
@@ -131,9 +131,35 @@ fn files_are_summed_up_alike_by_any_number_of_threads() {
     fs::write(tmp.path().join("pages-1.img"), &bytes).unwrap();
     let dir = ImageDir::open(tmp.path()).unwrap();
     for threads in [1, 2, 7] {
-        let sums = of_folder(&dir, Sweep { threads, go_on: &|| true }).unwrap();
+        let sums = of_folder(&dir, Sweep { threads, go_on: &|| true }, &Known::default()).unwrap();
         assert_eq!(sums.files["pages-1.img"], FileSums::of(&bytes));
     }
-    let stopped = of_folder(&dir, Sweep { threads: 2, go_on: &|| false }).unwrap_err();
+    let stopped = of_folder(&dir, Sweep { threads: 2, go_on: &|| false }, &Known::default()).unwrap_err();
     assert_eq!(stopped.errno(), Some(nix::libc::EINTR));
+}
+
+#[test]
+fn what_is_known_of_a_file_is_not_read() {
+    let tmp = tempfile::tempdir().unwrap();
+    let dir = ImageDir::open(tmp.path()).unwrap();
+    let bytes: Vec<u8> = (0..20 * BLOCK + 5).map(|n| (n % 251) as u8).collect();
+    fs::write(tmp.path().join("pages-1.img"), &bytes).unwrap();
+    let want = FileSums::of(&bytes);
+    let with = |parts: &[(u64, &[u32])]| {
+        let known = Known::default();
+        for (block, sums) in parts {
+            known.add(ImageKind::Pages, 1, block * BLOCK, sums.to_vec());
+        }
+        known.add(ImageKind::Pages, 2, 0, vec![1]);
+        of_folder(&dir, Sweep { threads: 2, go_on: &|| true }, &known).unwrap().files["pages-1.img"].clone()
+    };
+    assert_eq!(with(&[]), want);
+    assert_eq!(with(&[(0, &want.blocks[..20])]), want);
+    assert_eq!(with(&[(3, &want.blocks[3..7]), (7, &want.blocks[7..8]), (12, &want.blocks[12..13])]), want);
+    // These are other sums: they show what was read.
+    let mut told = want.clone();
+    (told.blocks[3], told.blocks[19]) = (7, 8);
+    assert_eq!(with(&[(3, &[7]), (19, &[8])]), told);
+    // What lies over another part, or behind the last whole block, is not believed.
+    assert_eq!(with(&[(3, &want.blocks[3..7]), (5, &[1]), (19, &[1, 2]), (30, &[1])]), want);
 }

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fmt, ops::Range};
 
-use super::{BLOCK, FileSums, Sums, Sweep, has_sums, missing};
+use super::{BLOCK, FileSums, Known, Sums, Sweep, has_sums, missing};
 use crate::{
     catalog::ImageKind,
     dir::{ImageDir, PARENT_LINK},
@@ -64,22 +64,28 @@ fn files(dir: &ImageDir) -> Result<Vec<(ImageKind, u64)>> {
     Ok(dir.images()?.into_iter().filter(|(kind, _)| has_sums(*kind)).collect())
 }
 
-fn sweep(dir: &ImageDir, images: &[(ImageKind, u64)], sweep: Sweep<'_>) -> Result<Vec<(String, FileSums)>> {
+fn sweep(
+    dir: &ImageDir,
+    images: &[(ImageKind, u64)],
+    sweep: Sweep<'_>,
+    known: &Known,
+) -> Result<Vec<(String, FileSums)>> {
     let mut open = Vec::new();
     for &(kind, id) in images {
         if let Some(file) = dir.open_raw(kind, id)? {
             open.push((kind.file_name(id), file));
         }
     }
-    let sums = sweep.files(&open)?;
+    let sums = sweep.files(&open, known)?;
     Ok(open.into_iter().map(|(name, _)| name).zip(sums).collect())
 }
 
-/// Sums of all that is in the folder, but of its inventory: that is written last, and must be added.
-pub fn of_folder(dir: &ImageDir, how: Sweep<'_>) -> Result<Sums> {
+/// Sums of all that is in the folder, but of its inventory: that is written last, and must be added. What is `known`
+/// already is not read.
+pub fn of_folder(dir: &ImageDir, how: Sweep<'_>, known: &Known) -> Result<Sums> {
     let mut images = files(dir)?;
     images.retain(|(kind, _)| *kind != ImageKind::Inventory);
-    let files = sweep(dir, &images, how)?.into_iter().collect();
+    let files = sweep(dir, &images, how, known)?.into_iter().collect();
     let parent = dir.parent()?.map(|parent| of_inventory(&parent)).transpose()?.flatten();
     Ok(Sums { files, parent })
 }
@@ -128,7 +134,7 @@ fn folder(dir: &ImageDir, how: Sweep<'_>) -> Result<Option<Vec<Damage>>> {
     for name in names.iter().filter(|name| !sums.files.contains_key(*name)) {
         damages.push(Damage { file: name.clone(), fault: Fault::Extra });
     }
-    for (name, is) in sweep(dir, &images, how)? {
+    for (name, is) in sweep(dir, &images, how, &Known::default())? {
         let Some(was) = sums.files.get(&name) else { continue };
         if was.size != is.size {
             let fault = Fault::Length { was: was.size, is: is.size };

@@ -10,7 +10,7 @@ use std::{
     thread,
 };
 
-use super::{BLOCK, FileSums, sum};
+use super::{BLOCK, FileSums, Known, known::Parts, sum};
 use crate::error::{Error, Result};
 
 /// Bytes that a thread takes on at a time.
@@ -33,20 +33,24 @@ impl Sweep<'_> {
         Sweep { threads: thread::available_parallelism().map_or(1, |n| n.get()), go_on: &|| true }
     }
 
-    /// Sums of files, as long as they are now. Names are for messages.
-    pub(super) fn files(self, files: &[(String, File)]) -> Result<Vec<FileSums>> {
+    /// Sums of files, as long as they are now; parts that are `known` are not read. Names are for messages.
+    pub(super) fn files(self, files: &[(String, File)], known: &Known) -> Result<Vec<FileSums>> {
         let mut all = Vec::with_capacity(files.len());
         let mut parts = Vec::new();
         for (index, (name, file)) in files.iter().enumerate() {
             let size = file.metadata().map_err(|e| Error::sys(name, "fstat", e))?.len();
-            all.push(FileSums { size, blocks: Vec::with_capacity(size.div_ceil(BLOCK) as usize) });
-            parts.extend((0..size).step_by(PART as usize).map(|at| (index, at, (size - at).min(PART))));
+            let (blocks, unread) = lay_out(size, known.take(name));
+            all.push(FileSums { size, blocks });
+            let cut = |(at, end): (u64, u64)| {
+                (at..end).step_by(PART as usize).map(move |at| (index, at, (end - at).min(PART)))
+            };
+            parts.extend(unread.into_iter().flat_map(cut));
         }
         let done: Vec<Result<Vec<u32>>> =
             self.each(&parts, |buf, &(index, at, len)| read_sums(&files[index], at, len, buf));
-        // Parts of a file follow each other, and so do their sums.
-        for (&(index, ..), sums) in parts.iter().zip(done) {
-            all[index].blocks.extend(sums?);
+        for (&(index, at, _), sums) in parts.iter().zip(done) {
+            let sums = sums?;
+            all[index].blocks[(at / BLOCK) as usize..][..sums.len()].copy_from_slice(&sums);
         }
         Ok(all)
     }
@@ -97,6 +101,26 @@ impl Sweep<'_> {
         all.sort_by_key(|(at, _)| *at);
         all.into_iter().map(|(_, answer)| answer).collect()
     }
+}
+
+/// Room for the sums of a file of `size` bytes, with what is known in its place, and the ranges of bytes that are to
+/// be read.
+fn lay_out(size: u64, known: Parts) -> (Vec<u32>, Vec<(u64, u64)>) {
+    let mut blocks = vec![0; size.div_ceil(BLOCK) as usize];
+    let (mut unread, mut at) = (Vec::new(), 0);
+    for (first, sums) in known {
+        let end = first + sums.len() as u64;
+        // What does not fit is better read.
+        if first < at || end > size / BLOCK {
+            continue;
+        }
+        blocks[first as usize..end as usize].copy_from_slice(&sums);
+        unread.push((at * BLOCK, first * BLOCK));
+        at = end;
+    }
+    unread.push((at * BLOCK, size));
+    unread.retain(|(start, end)| start < end);
+    (blocks, unread)
 }
 
 /// Sums of the blocks of `len` bytes at `at`.

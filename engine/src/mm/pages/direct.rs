@@ -87,7 +87,7 @@ impl<'a> Direct<'a> {
             }
             other => other.map_err(|e| e.during("writing pages"))?,
         };
-        let filled = match filled.transpose() {
+        let mut filled = match filled.transpose() {
             // The way that the caller takes then says what is wrong, if that fails too.
             Err(e) => return nothing(file, before, &e),
             Ok(filled) => filled.unwrap_or_default(),
@@ -100,6 +100,7 @@ impl<'a> Direct<'a> {
         for (vaddr, pages, lazy) in &filled.stored {
             out.stored(*vaddr, *pages, *lazy)?;
         }
+        out.summed(at, std::mem::take(&mut filled.sums));
         let Some(mut file) = out.file()? else { return Ok(false) };
         file.seek(SeekFrom::Start(at + filled.len())).call("lseek")?;
         uncached.map_or(Ok(()), |u| u.send(file, filled, at))?;

@@ -108,7 +108,7 @@ fn pages_go_past_the_page_cache() {
     let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
     let pages = 5000;
     file.set_len((pages + 3) * PAGE_SIZE).unwrap();
-    let Some(mut uncached) = Uncached::open(&file) else {
+    let Some(mut uncached) = Uncached::open(&file, true) else {
         eprintln!("skipped: no direct I/O here");
         return;
     };
@@ -126,7 +126,7 @@ fn pages_go_past_the_page_cache() {
     };
     let pieces = [piece(0, 4000, true), piece(4100, pages, false)];
     let me = ProcDir::open(RealPid(std::process::id() as i32)).unwrap();
-    let filled = uncached.fill(&file, &pieces, &mut Source::new(&me).unwrap()).unwrap();
+    let mut filled = uncached.fill(&file, &pieces, &mut Source::new(&me).unwrap()).unwrap();
     let kept: Vec<u64> = (0..4000).filter(|n| n % 7 != 3).chain(4100..pages).collect();
     let seen: Vec<u64> = filled
         .stored
@@ -138,6 +138,7 @@ fn pages_go_past_the_page_cache() {
         .collect();
     assert_eq!(seen, kept);
     assert_eq!(filled.len(), kept.len() as u64 * PAGE_SIZE);
+    let sums = std::mem::take(&mut filled.sums);
     uncached.send(&file, filled, 3 * PAGE_SIZE).unwrap();
     uncached.finish(&file).unwrap();
     let mut bytes = vec![0; kept.len() * 4096];
@@ -145,13 +146,14 @@ fn pages_go_past_the_page_cache() {
     for (page, n) in bytes.chunks(4096).zip(&kept) {
         assert_eq!(page, &memory[*n as usize * 4096..][..4096], "page {n}");
     }
+    assert_eq!(sums, bytes.chunks(4096).map(rcriu_images::sums::sum).collect::<Vec<_>>());
 }
 
 /// What cannot be read says so, and nothing stays on its way.
 #[test]
 fn memory_that_is_gone_is_not_sent() {
     let file = tempfile::tempfile_in(env!("CARGO_MANIFEST_DIR")).unwrap();
-    let Some(mut uncached) = Uncached::open(&file) else { return };
+    let Some(mut uncached) = Uncached::open(&file, false) else { return };
     let child = std::process::Command::new("sleep").arg("100").spawn().unwrap();
     let pid = RealPid(child.id() as i32);
     let dir = ProcDir::open(pid).unwrap();

@@ -24,7 +24,7 @@ use std::{
 };
 
 use memmap2::MmapMut;
-use rcriu_images::pagemap::PAGE_SIZE;
+use rcriu_images::{pagemap::PAGE_SIZE, sums};
 
 use super::{
     copier::{Piece, parts},
@@ -48,6 +48,8 @@ const FIRST: u64 = 4 << 20;
 /// Bytes a second at which the page cache takes pages where its memory is at hand. No more is gained past it then
 /// than a restore loses that has to read from the disk.
 const QUICK: f64 = 2e9;
+/// The same with sums: a restore reads from the disk twice then, as it compares everything before it makes anything.
+const QUICK_SUMS: f64 = 0.7e9;
 /// A page file that will be shorter goes through the page cache as a whole.
 pub(super) const FROM: u64 = 64 << 20;
 
@@ -65,6 +67,8 @@ pub(super) struct Uncached {
     keeps_up: bool,
     /// The file system, or the kernel, does not do it after all.
     refused: bool,
+    /// Sums are made.
+    sums: bool,
 }
 
 /// Pages in buffers that have no place in the file yet.
@@ -73,6 +77,8 @@ pub(super) struct Filled {
     buffers: Vec<(MmapMut, usize)>,
     /// Address, number, and whether they may be filled on demand.
     pub stored: Vec<(u64, u64, bool)>,
+    /// Of each page, if sums are made.
+    pub sums: Vec<u32>,
     took: Duration,
 }
 
@@ -84,8 +90,8 @@ impl Filled {
 }
 
 impl Uncached {
-    /// `None` where the file system or the kernel refuses.
-    pub fn open(file: &File) -> Option<Uncached> {
+    /// `None` where the file system or the kernel refuses. If `sums`, pages are summed up while they are at hand.
+    pub fn open(file: &File, sums: bool) -> Option<Uncached> {
         let writes = direct::reopen(file, true).and_then(|file| Ok((file, Writes::new(BUFFERS)?)));
         match writes {
             Ok((file, writes)) => Some(Uncached {
@@ -96,6 +102,7 @@ impl Uncached {
                 share: FIRST,
                 keeps_up: true,
                 refused: false,
+                sums,
             }),
             Err(e) => {
                 log::debug!("All pages go through the page cache: {e}");
@@ -133,7 +140,11 @@ impl Uncached {
                 let Some((buffer, end)) = filled.buffers.last_mut() else { continue };
                 let bytes = &mut buffer[*end..*end + len];
                 source.read(&batch, bytes)?;
-                *end += without_zeros(&batch, bytes, &mut filled.stored);
+                let kept = without_zeros(&batch, bytes, &mut filled.stored);
+                if self.sums {
+                    filled.sums.extend(bytes[..kept].chunks(PAGE_SIZE as usize).map(sums::sum));
+                }
+                *end += kept;
             }
         }
         filled.took = start.elapsed();
@@ -190,7 +201,7 @@ impl Uncached {
         let there = rate(total.saturating_sub(len), own);
         let left = self.writes.flying();
         self.keeps_up = left == 0;
-        if there >= QUICK {
+        if there >= if self.sums { QUICK_SUMS } else { QUICK } {
             self.share = 0;
             return Ok(());
         }
