@@ -5,7 +5,7 @@
 //! entries only where they were touched; who touches others finds them in the page cache.
 //!
 //! # Safety
-//! The process has one thread. From the first byte copied until the view is there nothing is written to the heap: only
+//! The process has one thread, which is looked at. From the first byte copied until the view is there nothing is written to the heap: only
 //! system calls are made, on numbers.
 #![allow(unsafe_code)]
 
@@ -28,6 +28,10 @@ use crate::error::{Error, Result, SysContext};
 /// The heap is as it was.
 pub(crate) fn view_of_file(least: u64) -> Result<bool> {
     let Some((start, len)) = range()?.filter(|(_, len)| *len as u64 >= least) else { return Ok(false) };
+    let threads = fs::read_dir("/proc/self/task").call("opendir(/proc/self/task)")?.count();
+    if threads != 1 {
+        return Err(Error::bug(format!("{threads} threads have the heap in use")));
+    }
     let file = memfd_create("rcriu-heap", MFdFlags::MFD_CLOEXEC).call("memfd_create")?;
     swap(start, len, &file).map(|()| true)
 }
