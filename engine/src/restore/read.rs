@@ -15,6 +15,7 @@ use crate::interrupt;
 use crate::mm::{keys, restore::Range};
 use crate::ns::{self, time::Clocks};
 use crate::pstree::{FileId, TaskState, VirtPid};
+use crate::spread;
 use crate::task::more::More;
 
 /// Largest pid Linux can be configured to give (`PID_MAX_LIMIT`).
@@ -355,11 +356,10 @@ fn read_task(
     }
     task.ids = ids.ok_or_else(|| Error::image(format!("ids-{pid}.img is missing")))?;
     check_thread(pid, &task.core)?;
-    for tid in &task.threads[1..] {
+    task.thread_cores = spread::map(&task.threads[1..], |tid| {
         let core = x86_64(compat::thread_core(dir, entry.pid, tid.0 as u32)?, tid.0 as u32)?;
-        check_thread(*tid, &core)?;
-        task.thread_cores.push(core);
-    }
+        check_thread(*tid, &core).map(|()| core)
+    })?;
     let mut mm =
         compat::mm(dir, entry.pid)?.ok_or_else(|| Error::image(format!("mm-{pid}.img is missing")))?;
     task.execute_only = keys::withhold(&mut mm.vmas);

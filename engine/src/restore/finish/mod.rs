@@ -276,10 +276,12 @@ impl<'a> Attached<'a> {
     /// From here on all tasks stay, even if we are killed.
     pub fn keep(&self, guardian: Guardian) -> Result<()> {
         if guardian.is_there() {
+            // Once for each task: all its threads are looked at.
+            let options: HashMap<_, _> =
+                self.snapshot.alive().map(|(task, image)| (task, options(image))).collect();
             for thread in &self.threads {
-                let image =
-                    self.snapshot.get(thread.task).ok_or_else(|| Error::bug("a thread of no task"))?;
-                ptrace::set_options(thread.tid, options(image)).during(|| self.name(*thread))?;
+                let options = options.get(&thread.task).ok_or_else(|| Error::bug("a thread of no task"))?;
+                ptrace::set_options(thread.tid, *options).during(|| self.name(*thread))?;
             }
         }
         faults::point("restore-ready")?;
