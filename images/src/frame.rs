@@ -130,7 +130,9 @@ impl<R: Read> EntryReader<R> {
         }
         if let Some(unknown) = found.unknown {
             if unknown.changes_payload() {
-                return Err(self.bad(format!("{unknown}; it may change how the data is to be read")));
+                return Err(self.bad(format!(
+                    "{unknown}; it may change how data is to be read: restore with the program that wrote it"
+                )));
             }
             if unknown.is_news() {
                 log::warn!("{}: {unknown}: what it says is not restored", self.image);

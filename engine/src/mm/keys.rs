@@ -4,6 +4,8 @@
 //! lowest that is free then. Such memory is therefore readable until the task has all its other keys: only then does
 //! each key get the number it had, which the programs' access rights (PKRU) go by.
 
+use std::collections::HashMap;
+
 use rcriu_images::pb;
 use restorer::args::Setting;
 
@@ -52,6 +54,11 @@ pub fn needed(more: Option<&pb::RcriuTaskEntry>, only: &[Range]) -> bool {
     allocated(more) != 0 || chosen(more, only).next().is_some()
 }
 
+/// Mappings by their start. Guard pages are no mappings: their entries follow those, in an order of their own.
+fn by_start(vmas: &[pb::VmaEntry]) -> HashMap<u64, &pb::VmaEntry> {
+    vmas.iter().filter(|vma| vma.status & st::GUARD == 0).map(|vma| (vma.start, vma)).collect()
+}
+
 /// Checks what the image says: keys that there are, of mappings that there are.
 pub fn check(more: Option<&pb::RcriuTaskEntry>, vmas: &[pb::VmaEntry]) -> Result<()> {
     let bad = |what: String| Err(Error::image(format!("rcriu-tasks.img: {what}")));
@@ -59,14 +66,16 @@ pub fn check(more: Option<&pb::RcriuTaskEntry>, vmas: &[pb::VmaEntry]) -> Result
     if mask & 1 != 0 || mask >> HIGHEST > 1 {
         return bad(format!("{mask:#x} are no memory protection keys"));
     }
-    for entry in more.map_or(&[][..], |more| &more.mapping) {
-        let Some(key) = entry.pkey else { continue };
+    let keyed: Vec<_> =
+        more.map_or(&[][..], |more| &more.mapping).iter().filter(|e| e.pkey.is_some()).collect();
+    let vmas = if keyed.is_empty() { HashMap::new() } else { by_start(vmas) };
+    for entry in keyed {
+        let key = entry.pkey();
         let range = format!("{:x}-{:x}", entry.start, entry.end);
         if key > HIGHEST {
             return bad(format!("mapping {range} has protection key {key}"));
         }
-        let at = vmas.binary_search_by_key(&entry.start, |vma| vma.start);
-        if !at.is_ok_and(|at| vmas[at].end == entry.end) {
+        if vmas.get(&entry.start).is_none_or(|vma| vma.end != entry.end) {
             return bad(format!(
                 "mapping {range} has a protection key but is not in the image of the memory"
             ));
@@ -112,9 +121,9 @@ pub fn settings(more: Option<&pb::RcriuTaskEntry>, vmas: &[pb::VmaEntry], only: 
             false => calls.push(Setting::call(libc::SYS_pkey_alloc, [0; 5])),
         }
     }
+    let vmas = if chosen.is_empty() { HashMap::new() } else { by_start(vmas) };
     for (entry, key) in &chosen {
-        let at = vmas.binary_search_by_key(&entry.start, |vma| vma.start);
-        let prot = at.map_or(0, |at| vmas[at].prot);
+        let prot = vmas.get(&entry.start).map_or(0, |vma| vma.prot);
         let prot = if is_only(only, entry) { PROT_EXEC } else { prot };
         let (start, len) = (entry.start, entry.end - entry.start);
         calls.push(Setting::call(libc::SYS_pkey_mprotect, [start, len, prot.into(), (*key).into(), 0]));
@@ -175,6 +184,18 @@ mod tests {
         assert_eq!(
             words(0b1000, vec![keyed(1, 1), keyed(4, 3)], &mut vmas),
             "alloc, alloc, alloc, page 1 3 key 1, page 4 4 key 3, free 1, free 2, page 2 4"
+        );
+    }
+
+    #[test]
+    fn guard_pages_that_follow_are_no_mappings() {
+        let guard = |page| pb::VmaEntry { status: st::GUARD, ..vma(page, 0) };
+        let mut vmas = vec![vma(8, 3), vma(9, 1)];
+        // Also one at the start of a mapping.
+        vmas.extend((1..9).map(guard));
+        assert_eq!(
+            words(0b10, vec![keyed(8, 1), keyed(9, 1)], &mut vmas),
+            "alloc, page 8 3 key 1, page 9 1 key 1"
         );
     }
 

@@ -141,6 +141,15 @@ pub struct Scanner {
     walk: Option<Walk>,
 }
 
+/// Either of these makes content.
+const CONTENT: Category = Category::PRESENT.union(Category::SWAPPED);
+
+/// The question for pages with content of their own: neither of a file nor the kernel's page of zeroes.
+fn with_content() -> Query {
+    let plain = Category::PFNZERO | Category::FILE;
+    Query { inverted: plain, all_of: plain, any_of: CONTENT, ..Query::default() }
+}
+
 impl Scanner {
     /// For the task of `dir`, which must not run meanwhile.
     pub fn new(dir: &ProcDir, kernel: &Kernel) -> Result<Self> {
@@ -191,6 +200,11 @@ impl Scanner {
         Ok(looked)
     }
 
+    /// What tells guard pages, if the kernel does.
+    fn guard(&self) -> Category {
+        if self.guards { Category::GUARD } else { Category::empty() }
+    }
+
     /// `vmas` is not empty and ascends.
     fn by_scan(
         &mut self,
@@ -205,16 +219,7 @@ impl Scanner {
             // Only where write protection is on does "not written" mean anything.
             Some(Marks::WriteProtect) => (Category::WPALLOWED | Category::WRITTEN, Some(Category::WPALLOWED)),
         };
-        let content = Category::PRESENT | Category::SWAPPED;
-        let plain = Category::PFNZERO | Category::FILE;
-        let guard = if self.guards { Category::GUARD } else { Category::empty() };
-        let query = Query {
-            inverted: plain,
-            all_of: plain,
-            any_of: content,
-            returned: content | guard | telling,
-            ..Query::default()
-        };
+        let query = Query { returned: CONTENT | self.guard() | telling, ..with_content() };
         let end = vmas[vmas.len() - 1].entry.end;
         let mut at = vmas[0].entry.start;
         let mut looked = 0;

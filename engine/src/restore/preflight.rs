@@ -169,7 +169,8 @@ fn check_cpu(found: &mut Preflight, snapshot: &Snapshot) {
             let e = Error::host(format!(
                 "{} uses processor state (XSAVE components {missing:#x}) that this processor lacks",
                 task.name()
-            ));
+            ))
+            .remedy("restore on a machine with the processor features of the one it was dumped on");
             return found.add(Area::Cpu, Err(e));
         }
     }

@@ -5,8 +5,8 @@
 //! entries only where they were touched; who touches others finds them in the page cache.
 //!
 //! # Safety
-//! The process has one thread, which is looked at. From the first byte copied until the view is there nothing is written to the heap: only
-//! system calls are made, on numbers.
+//! The process has one thread, which is looked at. From the first byte copied until the view is there nothing is written
+//! to the heap: only system calls are made, on numbers.
 #![allow(unsafe_code)]
 
 use std::{

@@ -3,7 +3,7 @@
 
 use rcriu_images::pagemap::PAGE_SIZE;
 
-use super::{Scanner, split};
+use super::{CONTENT, Scanner, split, with_content};
 use crate::{
     error::Result,
     mm::vma::{TASK_SIZE, Vma},
@@ -28,16 +28,8 @@ impl Scanner {
         if !self.scan {
             return Ok(None);
         }
-        let content = Category::PRESENT | Category::SWAPPED;
-        let plain = Category::PFNZERO | Category::FILE;
-        let guard = if self.guards { Category::GUARD } else { Category::empty() };
-        let query = Query {
-            inverted: plain,
-            all_of: plain,
-            any_of: content | guard,
-            returned: guard,
-            ..Query::default()
-        };
+        let guard = self.guard();
+        let query = Query { any_of: CONTENT | guard, returned: guard, ..with_content() };
         let mut walk = Walk::default();
         let mut at = 0;
         while at < TASK_SIZE {
