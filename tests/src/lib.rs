@@ -1,12 +1,13 @@
 //! The harness: starts a program that checks itself, takes it through dump and restore, and has it verify.
 //!
 //! ```text
-//! runner   one process (and pid namespace) per case; counts passes, failures, skips with reasons
-//! engine   the binaries under test: rcriu, and CRIU when CRIU_BIN names one
-//! program  a program of tests/programs or any command, in its own session and scratch folder
-//! cycle    dump -> reap -> restore, with the state of the tree compared from outside
-//! state    what /proc shows of a tree, as keys and values that can be compared
-//! events   waiting for deaths and file changes without sleeping
+//! runner     one process per case; counts passes, failures, skips with reasons
+//! enclosure  the namespaces of a case, and what must be gone when it ends
+//! engine     the binaries under test: rcriu, and CRIU when CRIU_BIN names one
+//! program    a program of tests/programs or any command, in its own session and scratch folder
+//! cycle      dump -> reap -> restore, with the state of the tree compared from outside
+//! state      what /proc shows of a tree, as keys and values that can be compared
+//! events     waiting for deaths and file changes without sleeping
 //! ```
 //!
 //! Protocol with a program: it sets its state up, prints `READY`, blocks in sigwait(3); on SIGTERM it
@@ -19,6 +20,7 @@
 //! while the process has one thread.
 
 pub mod cycle;
+pub mod enclosure;
 pub mod engine;
 pub mod events;
 pub mod program;

@@ -1,45 +1,31 @@
-//! Runs the cases: each in a process of its own, counted as passed, failed or skipped with its reason.
-//!
-//! As root a case gets a pid namespace, a network namespace with a loopback device, and a mount namespace with
-//! a fresh /proc: restored pids and ports are free there whatever the machine does, and when the case ends the
-//! kernel ends everything it started. Inside, the case is a child subreaper below a small init, so restored trees become its children. Where
-//! namespaces are refused the case runs without them, as a subreaper that kills what is left by pid.
-//! In both forms a case that leaves a process behind has failed.
-//!
-//! # Safety
-//!
-//! fork(2) is called before the process has a second thread, close_range(2) before it has opened anything; ioctl(2)
-//! gets a structure that outlives the call.
+//! Runs the cases: each in a process of its own ([`crate::enclosure`]), counted as passed, failed or skipped
+//! with its reason.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{Read, Write};
-use std::os::fd::AsRawFd;
+use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow};
-use nix::mount::{MsFlags, mount};
-use nix::sched::{CloneFlags, unshare};
+use anyhow::{Context, Result};
 use nix::sys::signal::Signal;
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use nix::unistd::{ForkResult, Pid, Uid, fork};
+use nix::unistd::{Pid, Uid};
 
+use crate::enclosure::enclosed;
 use crate::events::PidFd;
-use crate::state::processes;
 
 /// Exit status of a case that could not run here; its last line is the reason.
-const SKIPPED: u8 = 77;
+pub(crate) const SKIPPED: u8 = 77;
 /// Internal argument: run one case in this process.
 const ONE: &str = "--run-one";
 
 /// A case: a sentence and what must hold.
 pub struct Case {
     name: String,
-    body: Box<dyn Fn() -> Result<()> + Send + Sync>,
+    pub(crate) body: Box<dyn Fn() -> Result<()> + Send + Sync>,
     limit: Duration,
     alone: bool,
     root: bool,
@@ -296,133 +282,4 @@ fn output_of(case: &Case) -> Result<(Option<i32>, String)> {
         }
         Ok((status.code(), out))
     })
-}
-
-/// The child's side: namespaces, init, subreaper, body, nothing left behind.
-fn enclosed(case: &Case) -> ExitCode {
-    let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-    // Descriptors of whoever started the tests would end up in the dumped programs, opened on mounts that
-    // the case's namespace does not have.
-    // SAFETY: nothing in this process has opened a descriptor yet.
-    unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, 0) };
-    let inside =
-        Uid::effective().is_root() && unshare(CloneFlags::CLONE_NEWPID | CloneFlags::CLONE_NEWNS).is_ok();
-    if !inside {
-        return body(case);
-    }
-    // Ports, names and rules of cases that run at the same time are none of each other's business.
-    if unshare(CloneFlags::CLONE_NEWNET).is_ok()
-        && let Err(e) = loopback_up()
-    {
-        return failed("the loopback device of the case", e);
-    }
-    // SAFETY: this process has one thread.
-    match unsafe { fork() } {
-        Ok(ForkResult::Parent { child }) => ExitCode::from(status_of(child)),
-        Ok(ForkResult::Child) => {
-            let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
-            let none: Option<&str> = None;
-            let private = mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none);
-            let proc =
-                private.and_then(|()| mount(Some("proc"), "/proc", Some("proc"), MsFlags::empty(), none));
-            if let Err(e) = proc {
-                eprintln!("mounting /proc for the case: {e}");
-                return ExitCode::FAILURE;
-            }
-            // SAFETY: this process has one thread.
-            match unsafe { fork() } {
-                Ok(ForkResult::Parent { child }) => ExitCode::from(status_of(child)),
-                Ok(ForkResult::Child) => body(case),
-                Err(e) => failed("fork", e),
-            }
-        }
-        Err(e) => failed("fork", e),
-    }
-}
-
-/// Switches the loopback device of a new network namespace on.
-fn loopback_up() -> nix::Result<()> {
-    use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
-    let through = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
-    // SAFETY: integers and characters, for which zero is a value.
-    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
-    for (to, from) in request.ifr_name.iter_mut().zip(b"lo") {
-        *to = *from as libc::c_char;
-    }
-    request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: the request outlives the call.
-    let done = unsafe { libc::ioctl(through.as_raw_fd(), libc::SIOCSIFFLAGS as _, &raw const request) };
-    nix::errno::Errno::result(done).map(drop)
-}
-
-fn failed(what: &str, e: nix::Error) -> ExitCode {
-    eprintln!("{what}: {e}");
-    ExitCode::FAILURE
-}
-
-/// Waits for one child, reaping strays on the way (the caller may be an init).
-fn status_of(child: Pid) -> u8 {
-    loop {
-        match waitpid(None, None) {
-            Ok(WaitStatus::Exited(pid, code)) if pid == child => return code as u8,
-            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == child => {
-                eprintln!("the case died of {signal}");
-                return 1;
-            }
-            Err(nix::errno::Errno::ECHILD) => return 1,
-            _ => {}
-        }
-    }
-}
-
-fn body(case: &Case) -> ExitCode {
-    let _ = nix::sys::prctl::set_child_subreaper(true);
-    let _ = nix::unistd::setsid();
-    let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(&case.body))
-        .unwrap_or_else(|_| Err(anyhow!("the case panicked (message above)")));
-    let left = leftovers();
-    let result = match (result, left.is_empty()) {
-        (Ok(()), false) => Err(anyhow!("processes were left behind: {}", left.join(", "))),
-        (result, _) => result,
-    };
-    let _ = std::io::stdout().flush();
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(e) => match e.downcast_ref::<Skip>() {
-            Some(why) => {
-                println!("{why}");
-                ExitCode::from(SKIPPED)
-            }
-            None => {
-                println!("{e:#}");
-                ExitCode::FAILURE
-            }
-        },
-    }
-}
-
-/// Kills, reaps and names every descendant that the case did not stop itself. Zombies of trees that were
-/// dumped are reaped silently.
-fn leftovers() -> Vec<String> {
-    let mut names = Vec::new();
-    loop {
-        while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|s| s != WaitStatus::StillAlive) {}
-        let me = std::process::id() as i32;
-        let Ok(all) = processes() else { return names };
-        let below = crate::state::descendants(&all, me);
-        if below.is_empty() {
-            return names;
-        }
-        for pid in below {
-            let comm = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
-            if let Ok(fd) = PidFd::open(Pid::from_raw(pid)) {
-                let dead = fd.is_dead();
-                fd.kill(Signal::SIGKILL);
-                let _ = fd.wait_dead(Duration::from_secs(5));
-                if !dead {
-                    names.push(format!("{pid} ({})", comm.trim()));
-                }
-            }
-        }
-    }
 }
