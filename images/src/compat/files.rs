@@ -33,6 +33,14 @@ pub fn each_file(dir: &ImageDir, mut f: impl FnMut(FileEntry) -> Result<()>) -> 
             f(file)?;
         }
     }
+    each_older_file(dir, f)
+}
+
+/// The same for those that are not in files.img, of sets older than that.
+///
+/// # Errors
+/// As those of [`each_file`].
+pub fn each_older_file(dir: &ImageDir, mut f: impl FnMut(FileEntry) -> Result<()>) -> Result<()> {
     let mut targets = Side::read(dir, ImageKind::EventpollTfd, |e: &pb::EventpollTfdEntry| e.id)?;
     let mut watches = Side::read(dir, ImageKind::InotifyWd, |e: &pb::InotifyWdEntry| e.id)?;
     let mut marks = Side::read(dir, ImageKind::FanotifyMark, |e: &pb::FanotifyMarkEntry| e.id)?;

@@ -24,7 +24,7 @@ use crate::{
     pb,
 };
 
-pub use self::files::{each_file, files};
+pub use self::files::{each_file, each_older_file, files};
 
 /// The core of the task `pid`, complete with what older sets keep elsewhere.
 pub fn core(dir: &ImageDir, pid: u32) -> Result<pb::CoreEntry> {
