@@ -32,19 +32,39 @@ pub(crate) fn map_beside<T: Sync, R: Send, M>(
     each: impl Fn(&T) -> Result<R> + Sync,
     meanwhile: impl FnOnce() -> M,
 ) -> (M, Result<Vec<R>>) {
-    if all.len() < MANY {
+    halved(all, MANY, CHUNK, each, meanwhile)
+}
+
+/// The same for things that each take long.
+pub(crate) fn large_beside<T: Sync, R: Send, M>(
+    all: &[T],
+    each: impl Fn(&T) -> Result<R> + Sync,
+    meanwhile: impl FnOnce() -> M,
+) -> (M, Result<Vec<R>>) {
+    halved(all, 2, 1, each, meanwhile)
+}
+
+/// By two threads from `many` on, `chunk` at a time.
+fn halved<T: Sync, R: Send, M>(
+    all: &[T],
+    many: usize,
+    chunk: usize,
+    each: impl Fn(&T) -> Result<R> + Sync,
+    meanwhile: impl FnOnce() -> M,
+) -> (M, Result<Vec<R>>) {
+    if all.len() < many {
         return (meanwhile(), all.iter().map(each).collect());
     }
     let next = AtomicUsize::new(0);
     let share = || -> Result<Vec<(usize, Vec<R>)>> {
         let mut done = Vec::new();
         loop {
-            let at = next.fetch_add(CHUNK, Ordering::Relaxed);
+            let at = next.fetch_add(chunk, Ordering::Relaxed);
             if at >= all.len() {
                 return Ok(done);
             }
-            let chunk = &all[at..all.len().min(at + CHUNK)];
-            done.push((at, chunk.iter().map(&each).collect::<Result<_>>()?));
+            let these = &all[at..all.len().min(at + chunk)];
+            done.push((at, these.iter().map(&each).collect::<Result<_>>()?));
         }
     };
     std::thread::scope(|scope| {
@@ -142,6 +162,9 @@ mod tests {
         for count in [0, 1, MANY - 1, MANY, 1000, 1001] {
             let all: Vec<usize> = (0..count).collect();
             let (meanwhile, doubled) = map_beside(&all, |n| Ok(n * 2), || 7);
+            assert_eq!(meanwhile, 7);
+            assert_eq!(doubled.unwrap(), all.iter().map(|n| n * 2).collect::<Vec<_>>());
+            let (meanwhile, doubled) = large_beside(&all, |n| Ok(n * 2), || 7);
             assert_eq!(meanwhile, 7);
             assert_eq!(doubled.unwrap(), all.iter().map(|n| n * 2).collect::<Vec<_>>());
         }

@@ -56,14 +56,15 @@ impl FileKind for Fifo {
             .ok_or_else(|| Error::image("files.img: a fifo entry without fifo"))?;
         // Older sets have the path under the fifo's own number.
         let regf = FileId(fifo.regf_id.unwrap_or(fifo.id));
-        let reg = plan.entries.get(&regf).and_then(|e| e.reg.clone());
-        let reg = reg.ok_or_else(|| Error::image(format!("files.img: there is no path {regf} of a fifo")))?;
+        if plan.entries.get(regf).is_none_or(|e| e.reg.is_none()) {
+            return Err(Error::image(format!("files.img: there is no path {regf} of a fifo")));
+        }
         let data = plan.pipe_data(ImageKind::FifoData)?.get(&fifo.pipe_id).copied();
         let packets = plan.more(FileId(fifo.id)).map(|more| more.packet.clone()).unwrap_or_default();
         if let Some(data) = data.filter(|_| !packets.is_empty()) {
             plan.packets.insert((ImageKind::FifoData, fifo.pipe_id), data.with_bounds(&packets)?);
         }
-        Ok(Box::new(FifoFile { pipe_id: fifo.pipe_id, path: RegFile::new(reg, plan)?, data }))
+        Ok(Box::new(FifoFile { pipe_id: fifo.pipe_id, path: RegFile::new(regf, plan)?, data }))
     }
 }
 

@@ -34,6 +34,7 @@ pub use self::sk::Revived;
 use crate::{error::Result, netlock::Connection, options::RestoreOptions, pstree::FileId};
 
 mod build_id;
+mod by_id;
 mod eventfd;
 mod eventpoll;
 mod fanotify;
@@ -62,6 +63,7 @@ mod timerfd;
 mod tty;
 mod watch;
 
+pub use by_id::ById;
 pub use fd::{DrainedFd, FdProbe};
 pub use ghost::{Lost, Source};
 pub use out::{FilesOut, PathUse};

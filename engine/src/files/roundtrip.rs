@@ -4,16 +4,16 @@
 //! second restores them from images and compares. Numbers below [`FREE`] belong to the test harness.
 
 use std::{
-    collections::BTreeMap,
     io::{BufRead, BufReader, Write},
     os::fd::{AsFd, OwnedFd, RawFd},
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    sync::Arc,
 };
 
 use rcriu_images::{ImageDir, ImageKind, pb};
 
-use super::{FilesOut, FilesPlan, FilesShared, FilesTask, PlanFiles, Preflight, Table};
+use super::{ById, FilesOut, FilesPlan, FilesShared, FilesTask, PlanFiles, Preflight, Table};
 use crate::{
     error::Result,
     kernel::Kernel,
@@ -151,11 +151,9 @@ impl Trip {
         let images = std::mem::ManuallyDrop::new(ImageDir::open(folder.join("images"))?);
         let mut opts = RestoreOptions::new(Dir::open(folder.join("images")).unwrap());
         (self.restore)(&mut opts);
-        let entries: BTreeMap<FileId, pb::FileEntry> = images
-            .read_all::<pb::FileEntry>(ImageKind::Files, 0)?
-            .into_iter()
-            .map(|entry| (FileId(entry.id), entry))
-            .collect();
+        let entries = images.read_all::<pb::FileEntry>(ImageKind::Files, 0)?;
+        let entries =
+            ById::new(entries.into_iter().map(Arc::new).collect(), |entry| FileId(entry.id)).unwrap();
         let fds: Vec<pb::FdinfoEntry> = images.read_all(ImageKind::Fdinfo, 1)?;
         let cx = PlanFiles::new(&images, &opts, &kernel, &entries)?;
         // Locks are of the task that was dumped.

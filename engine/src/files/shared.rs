@@ -58,7 +58,7 @@ impl FilesShared {
     pub fn zone(plan: &FilesPlan, limit: RawFd, opts: &RestoreOptions, kernel: &Kernel) -> Result<Zone> {
         let passing = if fdpass::by_socket(kernel) { plan.slots + 2 * plan.receivers().count() } else { 0 };
         let early = plan.memfds.len() + plan.dead_pidfds.values().map(Vec::len).sum::<usize>();
-        let lost = plan.nodes.values().filter(|node| node.file.lost().is_some()).count();
+        let lost = plan.nodes.values().iter().filter(|node| node.file.lost().is_some()).count();
         let outside = opts.inherit_fds.len() + plan.ttys.descriptors();
         let early = early + plan.connections().len();
         let room = i32::try_from(plan.most_kept() + passing + early + lost + outside).unwrap_or(i32::MAX);
@@ -74,7 +74,7 @@ impl FilesShared {
         kernel: &Kernel,
     ) -> Result<FilesShared> {
         let mut lost: BTreeMap<Source<'_>, Vec<Lost<'_>>> = BTreeMap::new();
-        for (source, file) in plan.nodes.values().filter_map(|node| node.file.lost()) {
+        for (source, file) in plan.nodes.values().iter().filter_map(|node| node.file.lost()) {
             lost.entry(source).or_default().push(file);
         }
         let (mut handles, mut links) = (HashMap::new(), Vec::new());
@@ -97,7 +97,7 @@ impl FilesShared {
         }
         let memfds = memfd::Made::new(&plan.memfds, images, zone)?;
         let mut revived = HashMap::new();
-        for (&id, node) in &plan.nodes {
+        for (id, node) in plan.nodes.iter() {
             let made = node.file.revive(opts.common.tcp.close, images);
             if let Some(made) = made.during(|| format!("file {id} {}", node.file.name()))? {
                 revived.insert(id, made.keep(zone)?);

@@ -10,6 +10,10 @@ use std::{
     sync::atomic::Ordering,
 };
 
+use nix::{
+    fcntl::{OFlag, open},
+    sys::stat::Mode,
+};
 use rcriu_images::{ImageDir, ImageKind};
 use restorer::args::Late;
 
@@ -60,6 +64,8 @@ pub struct FilesTask<'a> {
     group_key: Option<GroupKey>,
     /// Whether the descriptor that `open` has just given is close-on-exec, of kinds that say so.
     pub(super) opened_cloexec: Option<bool>,
+    /// The folder of the file opened last by its path, and a handle of it once another one in it was asked for.
+    near: Option<(Vec<u8>, Option<OwnedFd>)>,
     late: Vec<Late>,
 }
 
@@ -90,6 +96,7 @@ impl<'a> FilesTask<'a> {
             stash: HashMap::new(),
             group_key: None,
             opened_cloexec: None,
+            near: None,
             late: Vec::new(),
         })
     }
@@ -109,6 +116,7 @@ impl<'a> FilesTask<'a> {
         }
         self.wait_for_sharers(table)?;
         self.close_strays()?;
+        self.hand.reserve(table.steps.len());
         for step in &table.steps {
             interrupt::check()?;
             match *step {
@@ -119,6 +127,7 @@ impl<'a> FilesTask<'a> {
         }
         self.group.clear();
         self.stash.clear();
+        self.near = None;
         self.lock()?;
         self.drop_kept(table)?;
         if table.sharers > 0 {
@@ -219,8 +228,27 @@ impl<'a> FilesTask<'a> {
         self.plan.tables[self.table.0].places.of(id).first().is_none_or(|place| place.cloexec)
     }
 
+    /// Where to open `path` from, if files of one folder are opened one after the other: its folder, and the name in it.
+    /// The way there is walked once for all of them.
+    pub(super) fn folder_of<'p>(&mut self, path: &'p [u8]) -> Option<(BorrowedFd<'_>, &'p [u8])> {
+        let cut = path.iter().rposition(|byte| *byte == b'/').filter(|at| *at > 0)?;
+        let (folder, name) = (&path[..cut], &path[cut + 1..]);
+        if name.is_empty() || self.near.as_ref().is_none_or(|(known, _)| known != folder) {
+            self.near = Some((folder.to_vec(), None));
+            return None;
+        }
+        let (_, handle) = self.near.as_mut()?;
+        if handle.is_none() {
+            let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+            // What is wrong with it, the whole path tells.
+            let opened = open(folder, flags, Mode::empty()).ok()?;
+            *handle = Some(self.shared.zone.keep(opened).ok()?);
+        }
+        handle.as_ref().map(|folder| (folder.as_fd(), name))
+    }
+
     fn node(&self, id: FileId) -> Result<&'a Node> {
-        self.plan.nodes.get(&id).ok_or_else(|| {
+        self.plan.nodes.get(id).ok_or_else(|| {
             Error::image(format!("there is no file {id}, or it is of a kind that cannot be restored"))
         })
     }
@@ -268,9 +296,9 @@ impl<'a> FilesTask<'a> {
     }
 
     fn open(&mut self, id: FileId, node: &'a Node) -> Result<()> {
-        if self.group_key != node.needs.group {
+        if self.group_key != node.group {
             self.group.clear();
-            self.group_key = node.needs.group;
+            self.group_key = node.group;
         }
         self.opened_cloexec = None;
         let file = node.file.open(self)?;

@@ -5,16 +5,20 @@
 //! have memory, ids and a core per thread, dead ones have no more than their exit code, and every
 //! descriptor refers to an open file that is there.
 
+mod files;
+
 use std::collections::{BTreeMap, HashMap, HashSet};
+use std::sync::Arc;
 
 use rcriu_images::pagemap::{PAGE_SIZE, PageReader, Stored};
 use rcriu_images::{Cause, ImageDir, ImageKind, compat, pb};
 
 use crate::error::{Context, Error, Result, SysContext};
+use crate::files::ById;
 use crate::interrupt;
 use crate::mm::{keys, restore::Range};
 use crate::ns::{self, time::Clocks};
-use crate::pstree::{FileId, TaskState, VirtPid};
+use crate::pstree::{TaskState, VirtPid};
 use crate::spread;
 use crate::task::more::More;
 
@@ -45,7 +49,7 @@ pub struct Snapshot {
     /// Parents before their children; the root is first.
     pub tasks: Vec<TaskImage>,
     /// Every open file, by its number.
-    pub files: BTreeMap<FileId, pb::FileEntry>,
+    pub files: ById<Arc<pb::FileEntry>>,
     /// Clocks at the time of the dump, if it tells them.
     pub clocks: Option<Clocks>,
     /// Descriptor tables by `files_id`, each sorted by descriptor.
@@ -151,17 +155,17 @@ impl Snapshot {
             }
         }
         let clocks = Clocks::read(dir, root, host)?;
-        let mut snapshot = Snapshot {
+        let (files, fd_tables) = files::read(dir, &tasks)?;
+        let snapshot = Snapshot {
             clocks,
             dir: dir.clone(),
             inventory,
             tasks,
-            files: read_files(dir)?,
-            fd_tables: BTreeMap::new(),
+            files,
+            fd_tables,
             memory_policies,
             by_pid,
         };
-        snapshot.read_fd_tables()?;
         for (_, task) in snapshot.alive() {
             interrupt::check()?;
             check_pages(dir, task.pid).during(|| format!("images of {}", task.name()))?;
@@ -201,35 +205,6 @@ impl Snapshot {
         }
         self.fd_tables.get(&task.ids.files_id).map_or(&[], Vec::as_slice)
     }
-
-    fn read_fd_tables(&mut self) -> Result<()> {
-        for task in self.tasks.iter().filter(|t| t.is_alive()) {
-            let id = task.ids.files_id;
-            if self.fd_tables.contains_key(&id) {
-                continue;
-            }
-            let mut fds: Vec<pb::FdinfoEntry> = self.dir.read_all(ImageKind::Fdinfo, u64::from(id))?;
-            fds.sort_by_key(|e| e.fd);
-            let bad = |what: String| Error::image(format!("fdinfo-{id}.img: {what}"));
-            if let Some(pair) = fds.windows(2).find(|p| p[0].fd == p[1].fd) {
-                return Err(bad(format!("descriptor {} stands there twice", pair[0].fd)));
-            }
-            for e in &fds {
-                if e.fd > i32::MAX as u32 {
-                    return Err(bad(format!("there can be no descriptor {}", e.fd)));
-                }
-                match self.files.get(&FileId(e.id)) {
-                    Some(file) if file.r#type == e.r#type => {}
-                    Some(_) => {
-                        return Err(bad(format!("descriptor {} and file {:#x} differ in type", e.fd, e.id)));
-                    }
-                    None => return Err(bad(format!("descriptor {}: there is no file {:#x}", e.fd, e.id))),
-                }
-            }
-            self.fd_tables.insert(id, fds);
-        }
-        Ok(())
-    }
 }
 
 fn read_inventory(dir: &ImageDir) -> Result<pb::InventoryEntry> {
@@ -242,16 +217,6 @@ fn read_inventory(dir: &ImageDir) -> Result<pb::InventoryEntry> {
             e
         }
     })
-}
-
-fn read_files(dir: &ImageDir) -> Result<BTreeMap<FileId, pb::FileEntry>> {
-    let mut files: Vec<_> = compat::files(dir)?.into_iter().map(|file| (FileId(file.id), file)).collect();
-    files.sort_by_key(|(id, _)| *id);
-    match files.windows(2).find(|pair| pair[0].0 == pair[1].0) {
-        // In order: built at once.
-        None => Ok(files.into_iter().collect()),
-        Some(pair) => Err(Error::image(format!("files.img: file {} stands there twice", pair[0].0))),
-    }
 }
 
 /// Pids unique and in range, parents before children, one root, the leader among the threads.

@@ -2,22 +2,23 @@
 
 use std::{
     cmp::Reverse,
-    collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap, VecDeque},
+    collections::{BTreeSet, BinaryHeap, HashMap, VecDeque},
+    ops::Range,
     os::fd::RawFd,
 };
 
 use super::{FilesPlan, Node, Packets, Place, Places, Slot, Step, Table, TableIx, TablePlan};
 use crate::{
     error::{Error, Result},
-    files::{GroupKey, Needs, RestoredFile, lock::Locks, memfd::Memfds, pidfd::DeadPidfds, tty::Ttys},
+    files::{ById, GroupKey, Needs, RestoredFile, lock::Locks, memfd::Memfds, pidfd::DeadPidfds, tty::Ttys},
     pstree::{FileId, VirtPid},
 };
 
 /// A group under construction.
 #[derive(Debug, Default)]
 struct Group {
-    /// Places of its files.
-    members: Vec<usize>,
+    /// Where the places of its files stand, in the list of all groups.
+    members: Range<usize>,
     /// Lowest user.
     first: Option<(VirtPid, i32, TableIx)>,
     owner: Option<TableIx>,
@@ -31,43 +32,49 @@ const NONE: usize = usize::MAX;
 /// All files in the order of their ids. There may be very many: whatever is worked out is kept in vectors, by the
 /// place of the file here.
 struct Files {
-    ids: Vec<FileId>,
-    files: Vec<Box<dyn RestoredFile>>,
-    needs: Vec<Needs>,
+    files: ById<Box<dyn RestoredFile>>,
+    /// Most have none.
+    needs: Vec<Option<Box<Needs>>>,
 }
 
+/// Of a file that needs nothing.
+static NO_NEEDS: Needs = Needs { group: None, opened: Vec::new(), at_hand: Vec::new() };
+
 impl Files {
-    fn at(&self, id: FileId) -> Option<usize> {
-        // Most sets number them one after the other.
-        let guess = id.0.checked_sub(self.ids.first()?.0)? as usize;
-        if self.ids.get(guess) == Some(&id) { Some(guess) } else { self.ids.binary_search(&id).ok() }
+    fn needs(&self, file: usize) -> &Needs {
+        self.needs[file].as_deref().unwrap_or(&NO_NEEDS)
+    }
+
+    fn id(&self, file: usize) -> FileId {
+        self.files.ids()[file]
     }
 }
 
 pub(super) fn plan(
-    files: BTreeMap<FileId, Box<dyn RestoredFile>>,
+    files: ById<Box<dyn RestoredFile>>,
     tables: &[Table<'_>],
     unknown: impl Fn(FileId) -> Error,
 ) -> Result<FilesPlan> {
-    let needs = files.values().map(|file| file.needs()).collect();
-    let (ids, files) = files.into_iter().unzip();
-    let all = Files { ids, files, needs };
-    let at = |id: FileId| all.at(id).ok_or_else(|| unknown(id));
+    let needs =
+        files.values().iter().map(|file| Some(file.needs()).filter(|its| *its != NO_NEEDS).map(Box::new));
+    let needs = needs.collect();
+    let all = Files { files, needs };
+    let at = |id: FileId| all.files.place(id).ok_or_else(|| unknown(id));
     let Users { mut plans, by_task, numbers, mut wanted } = users(tables, &all, &unknown)?;
 
     // Everything reachable; members of a group come along with the first of them.
     let mut of_key: HashMap<GroupKey, Vec<usize>> = HashMap::new();
     for (file, needs) in all.needs.iter().enumerate() {
-        if let Some(key) = needs.group {
+        if let Some(key) = needs.as_ref().and_then(|needs| needs.group) {
             of_key.entry(key).or_default().push(file);
         }
     }
-    let mut used = vec![false; all.ids.len()];
+    let mut used = vec![false; all.files.len()];
     while let Some(file) = wanted.pop_front() {
         if std::mem::replace(&mut used[file], true) {
             continue;
         }
-        let its = &all.needs[file];
+        let its = all.needs(file);
         for other in its.opened.iter().chain(&its.at_hand) {
             wanted.push_back(at(*other)?);
         }
@@ -79,19 +86,21 @@ pub(super) fn plan(
 
     // Groups, in the order of their lowest id.
     let mut groups: Vec<Group> = Vec::with_capacity(used.len());
-    let mut group_of = vec![NONE; all.ids.len()];
+    let mut members: Vec<usize> = Vec::with_capacity(used.len());
+    let mut group_of = vec![NONE; all.files.len()];
     for &file in &used {
         if group_of[file] != NONE {
             continue;
         }
-        let members = match all.needs[file].group {
-            Some(key) => of_key.remove(&key).unwrap_or_default(),
-            None => vec![file],
-        };
-        for &member in &members {
+        let from = members.len();
+        match all.needs(file).group {
+            Some(key) => members.append(&mut of_key.remove(&key).unwrap_or_default()),
+            None => members.push(file),
+        }
+        for &member in &members[from..] {
             group_of[member] = groups.len();
         }
-        groups.push(Group { members, ..Group::default() });
+        groups.push(Group { members: from..members.len(), ..Group::default() });
     }
     for (table, plan) in plans.iter().enumerate() {
         for (id, place) in plan.places.iter() {
@@ -102,7 +111,7 @@ pub(super) fn plan(
     }
     let mut needed_by: Vec<Vec<usize>> = vec![Vec::new(); groups.len()];
     for &file in &used {
-        let (its, group) = (&all.needs[file], group_of[file]);
+        let (its, group) = (all.needs(file), group_of[file]);
         for (nr, other) in its.opened.iter().chain(&its.at_hand).enumerate() {
             let other = group_of[at(*other)?];
             needed_by[group].push(other);
@@ -111,15 +120,21 @@ pub(super) fn plan(
             }
         }
     }
-    assign_owners(&mut groups, &needed_by, &all)?;
-    let order = order(&groups, &all)?;
+    let first = |group: &Group| members[group.members.start];
+    assign_owners(&mut groups, &needed_by, |group| all.id(first(group)))?;
+    let name = |group: &Group| {
+        let file = first(group);
+        format!("{} {}", all.id(file), all.files.values()[file].name())
+    };
+    let order = order(&groups, name)?;
+    let ordered = || order.iter().flat_map(|&group| &members[groups[group].members.clone()]).copied();
 
     // Who needs files of other tables.
     let owner = |file: usize| {
-        groups[group_of[file]].owner.ok_or_else(|| Error::bug(format!("file {} has no owner", all.ids[file])))
+        groups[group_of[file]].owner.ok_or_else(|| Error::bug(format!("file {} has no owner", all.id(file))))
     };
     for &file in &used {
-        let (its, table) = (&all.needs[file], owner(file)?);
+        let (its, table) = (all.needs(file), owner(file)?);
         // To have it is the way to know that it is open.
         for other in its.at_hand.iter().chain(&its.opened) {
             if !plans[table.0].places.has(*other) {
@@ -127,7 +142,7 @@ pub(super) fn plan(
             }
         }
     }
-    let mut receivers: Vec<Vec<TableIx>> = vec![Vec::new(); all.ids.len()];
+    let mut receivers: Vec<Vec<TableIx>> = vec![Vec::new(); all.files.len()];
     for (table, plan) in plans.iter().enumerate() {
         // What is kept has no place.
         for id in plan.places.files().chain(plan.keep.iter().copied()) {
@@ -140,10 +155,10 @@ pub(super) fn plan(
 
     // Steps in rank order. Files that only a path leads to (a cwd, a mapping) are opened where they are needed: they
     // have none, and nobody owns them.
-    let mut slots: Vec<Option<Slot>> = vec![None; all.ids.len()];
+    let mut slots: Vec<Option<Slot>> = vec![None; all.files.len()];
     let mut given = 0;
-    for &file in order.iter().flat_map(|&group| &groups[group].members) {
-        let id = all.ids[file];
+    for file in ordered() {
+        let id = all.id(file);
         plans[owner(file)?.0].steps.push(Step::Open(id));
         for other in &receivers[file] {
             plans[other.0].steps.push(Step::Receive(id));
@@ -153,21 +168,25 @@ pub(super) fn plan(
             given += 1;
         }
     }
-    for &file in order.iter().flat_map(|&group| &groups[group].members) {
-        if all.files[file].has_finish() {
-            plans[owner(file)?.0].steps.push(Step::Finish(all.ids[file]));
+    for file in ordered() {
+        if all.files.values()[file].has_finish() {
+            plans[owner(file)?.0].steps.push(Step::Finish(all.id(file)));
         }
     }
     let owners: Vec<TableIx> = group_of
         .iter()
         .map(|&group| groups.get(group).and_then(|group| group.owner).unwrap_or(TableIx(0)))
         .collect();
-    let Files { ids, files, needs } = all;
-    let nodes = files.into_iter().zip(needs).zip(owners).zip(slots).zip(receivers);
-    let nodes =
-        nodes.map(|((((file, needs), owner), slot), receivers)| Node { file, needs, owner, slot, receivers });
+    let Files { files, needs } = all;
+    // What they are opened together with is all that is still needed of their needs.
+    let key = |its: Option<Box<Needs>>| its.and_then(|its| its.group);
+    let nodes = files.map(|files| {
+        let nodes = files.into_iter().zip(needs.into_iter().map(key)).zip(owners).zip(slots).zip(receivers);
+        let node = |((((file, group), owner), slot), receivers)| Node { file, group, owner, slot, receivers };
+        nodes.map(node).collect()
+    });
     Ok(FilesPlan {
-        nodes: ids.into_iter().zip(nodes).collect(),
+        nodes,
         tables: plans,
         by_task,
         slots: given,
@@ -205,7 +224,8 @@ fn users(tables: &[Table<'_>], files: &Files, unknown: &impl Fn(FileId) -> Error
                 Error::image(format!("task {}: descriptor {} is too large", table.task, fd.fd))
             })?;
             let file = files
-                .at(id)
+                .files
+                .place(id)
                 .ok_or_else(|| unknown(id).during(format!("fd {number} of task {}", table.task)))?;
             numbers.push(number);
             let cloexec = fd.flags & libc::FD_CLOEXEC.cast_unsigned() != 0;
@@ -238,7 +258,11 @@ fn users(tables: &[Table<'_>], files: &Files, unknown: &impl Fn(FileId) -> Error
 
 /// Gives each group the table of its lowest user, or, lacking one, that of a file that needs it. `needed_by` tells which
 /// groups each of them needs.
-fn assign_owners(groups: &mut [Group], needed_by: &[Vec<usize>], files: &Files) -> Result<()> {
+fn assign_owners(
+    groups: &mut [Group],
+    needed_by: &[Vec<usize>],
+    first: impl Fn(&Group) -> FileId,
+) -> Result<()> {
     let mut ready = VecDeque::new();
     for (at, group) in groups.iter_mut().enumerate() {
         group.owner = group.first.map(|(_, _, table)| table);
@@ -256,12 +280,12 @@ fn assign_owners(groups: &mut [Group], needed_by: &[Vec<usize>], files: &Files) 
     }
     match groups.iter().find(|g| g.owner.is_none()) {
         None => Ok(()),
-        Some(group) => Err(Error::bug(format!("nobody can open file {}", files.ids[group.members[0]]))),
+        Some(group) => Err(Error::bug(format!("nobody can open file {}", first(group)))),
     }
 }
 
 /// Total order of groups: topological, ties by lowest id (which is the order of `groups`).
-fn order(groups: &[Group], files: &Files) -> Result<Vec<usize>> {
+fn order(groups: &[Group], name: impl Fn(&Group) -> String) -> Result<Vec<usize>> {
     if groups.iter().all(|group| group.after.is_empty()) {
         return Ok((0..groups.len()).collect());
     }
@@ -294,12 +318,6 @@ fn order(groups: &[Group], files: &Files) -> Result<Vec<usize>> {
     }
     chain.push(at);
     let start = chain.iter().position(|&x| x == at).unwrap_or(0);
-    let names: Vec<String> = chain[start..]
-        .iter()
-        .map(|&g| {
-            let file = groups[g].members[0];
-            format!("{} {}", files.ids[file], files.files[file].name())
-        })
-        .collect();
+    let names: Vec<String> = chain[start..].iter().map(|&g| name(&groups[g])).collect();
     Err(Error::image(format!("files wait for each other: {}", names.join(" <- "))))
 }

@@ -15,7 +15,7 @@ mod build;
 mod sources;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeSet, HashMap},
     fmt::Write,
     os::fd::{AsFd, AsRawFd, OwnedFd, RawFd},
 };
@@ -24,7 +24,8 @@ use rcriu_images::{ImageKind, pb};
 
 pub use self::sources::PlanFiles;
 use super::{
-    FdType, KINDS, Needs, Preflight, RestoredFile,
+    ById, FdType, GroupKey, KINDS, Preflight, RestoredFile,
+    by_id::place,
     lock::{self, Locks},
     memfd::Memfds,
     pidfd::DeadPidfds,
@@ -77,7 +78,8 @@ pub(super) enum Step {
 #[derive(Debug)]
 pub(super) struct Node {
     pub(super) file: Box<dyn RestoredFile>,
-    pub(super) needs: Needs,
+    /// What it is opened together with.
+    pub(super) group: Option<GroupKey>,
     /// Who opens it.
     pub(super) owner: TableIx,
     /// Number under which it is handed out, if it is.
@@ -109,42 +111,54 @@ pub(super) struct TablePlan {
 #[derive(Debug)]
 pub(super) struct Places {
     ids: Vec<FileId>,
+    /// Where the places of each begin, and where all end.
+    begin: Vec<usize>,
     places: Vec<Place>,
 }
 
 impl Places {
     fn new(mut all: Vec<(FileId, Place)>) -> Places {
         all.sort_by_key(|(id, _)| *id);
-        let (ids, places) = all.into_iter().unzip();
-        Places { ids, places }
+        let mut ids = Vec::with_capacity(all.len());
+        let mut begin = Vec::with_capacity(all.len() + 1);
+        for (at, (id, _)) in all.iter().enumerate() {
+            if ids.last() != Some(id) {
+                ids.push(*id);
+                begin.push(at);
+            }
+        }
+        begin.push(all.len());
+        Places { ids, begin, places: all.into_iter().map(|(_, place)| place).collect() }
     }
 
     /// Those of one file; none if the table does not have it.
     pub(super) fn of(&self, id: FileId) -> &[Place] {
-        let from = self.ids.partition_point(|other| *other < id);
-        let count = self.ids[from..].iter().take_while(|other| **other == id).count();
-        &self.places[from..from + count]
+        match place(&self.ids, id) {
+            Some(at) => &self.places[self.begin[at]..self.begin[at + 1]],
+            None => &[],
+        }
     }
 
     /// Whether the table has the file.
     pub(super) fn has(&self, id: FileId) -> bool {
-        self.ids.binary_search(&id).is_ok()
+        place(&self.ids, id).is_some()
     }
 
     /// All files, each once.
     fn files(&self) -> impl Iterator<Item = FileId> {
-        self.ids.chunk_by(|a, b| a == b).map(|same| same[0])
+        self.ids.iter().copied()
     }
 
     fn iter(&self) -> impl Iterator<Item = (FileId, Place)> {
-        self.ids.iter().copied().zip(self.places.iter().copied())
+        let places = self.begin.windows(2).map(|ends| &self.places[ends[0]..ends[1]]);
+        self.ids.iter().zip(places).flat_map(|(id, places)| places.iter().map(|place| (*id, *place)))
     }
 }
 
 /// Everything about open files that is known before the first fork. Immutable; tasks inherit it.
 #[derive(Debug)]
 pub struct FilesPlan {
-    pub(super) nodes: BTreeMap<FileId, Node>,
+    pub(super) nodes: ById<Node>,
     pub(super) tables: Vec<TablePlan>,
     pub(super) by_task: HashMap<VirtPid, TableIx>,
     pub(super) slots: usize,
@@ -198,17 +212,18 @@ impl FilesPlan {
     /// other in a circle; whatever kinds find wrong with their images.
     pub fn build(mut cx: PlanFiles<'_>, tables: &[Table<'_>]) -> Result<FilesPlan> {
         let entries = cx.entries;
-        let mut files = Vec::with_capacity(entries.len());
-        for (&id, entry) in entries {
+        let (mut ids, mut files) = (Vec::with_capacity(entries.len()), Vec::with_capacity(entries.len()));
+        for (id, entry) in entries.iter() {
             let kind = KINDS.iter().find(|k| k.fd_type() as i32 == entry.r#type);
             if let Some(kind) = kind {
                 let file = kind.collect(entry, &mut cx).during(|| format!("file {id}"))?;
-                files.push((id, file));
+                ids.push(id);
+                files.push(file);
             }
         }
-        // In order: built at once.
-        let files: BTreeMap<_, _> = files.into_iter().collect();
-        let known = |id: FileId| match entries.get(&id) {
+        let files =
+            ById::of_sorted(ids, files).map_err(|id| Error::bug(format!("file {id} was read twice")))?;
+        let known = |id: FileId| match entries.get(id) {
             None => Error::image(format!("files.img has no file {id}")),
             Some(e) => Error::unsupported(format!("file {id} cannot be restored: {}", kind_name(e.r#type)))
                 .remedy("restore with CRIU"),
@@ -232,8 +247,10 @@ impl FilesPlan {
     /// by path (executables, folders, mappings).
     pub fn preflight(&self, cx: &Preflight<'_>, others: impl IntoIterator<Item = FileId>) -> Vec<Error> {
         let used = self.tables.iter().flat_map(|t| t.places.files());
-        let used: BTreeSet<FileId> = used.chain(others).collect();
-        let check = |id| match self.nodes.get(&id) {
+        let mut used: Vec<FileId> = used.chain(others).collect();
+        used.sort();
+        used.dedup();
+        let check = |id| match self.nodes.get(id) {
             Some(node) => {
                 node.file.preflight(cx).err().map(|e| e.during(format!("file {id} {}", node.file.name())))
             }
@@ -284,7 +301,7 @@ impl FilesPlan {
 
     /// TCP connections of which there is an end.
     pub(crate) fn connections(&self) -> Vec<Connection> {
-        let mut all: Vec<_> = self.nodes.values().filter_map(|node| node.file.connection()).collect();
+        let mut all: Vec<_> = self.nodes.values().iter().filter_map(|node| node.file.connection()).collect();
         // Both ends may be there.
         all.sort_unstable();
         all.dedup();
@@ -308,7 +325,7 @@ impl FilesPlan {
                     Step::Receive(id) => ("receive", id),
                     Step::Finish(id) => ("finish", id),
                 };
-                let node = &self.nodes[&id];
+                let node = &self.nodes[id];
                 let _ = write!(out, "  {verb} {id} {}", node.file.name());
                 if !matches!(step, Step::Finish(_)) {
                     for place in table.places.of(id) {

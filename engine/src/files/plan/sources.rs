@@ -1,7 +1,7 @@
 //! What collecting files reads of the images, each image once and only when a kind asks for it.
 
 use std::{
-    collections::{BTreeMap, HashMap, hash_map::Entry},
+    collections::{HashMap, hash_map::Entry},
     sync::Arc,
 };
 
@@ -10,7 +10,9 @@ use rcriu_images::{ImageDir, ImageKind, pb};
 use super::Packets;
 use crate::{
     error::{Error, Result},
-    files::{ghost::Remaps, memfd::Memfds, pidfd::DeadPidfds, pipe::PipeData, sk::UnixWorld, tty::Ttys},
+    files::{
+        ById, ghost::Remaps, memfd::Memfds, pidfd::DeadPidfds, pipe::PipeData, sk::UnixWorld, tty::Ttys,
+    },
     kernel::Kernel,
     options::RestoreOptions,
     pstree::FileId,
@@ -25,7 +27,7 @@ pub struct PlanFiles<'a> {
     /// What this kernel offers.
     pub kernel: &'a Kernel,
     /// All entries of files.img (and of the images older sets had instead).
-    pub entries: &'a BTreeMap<FileId, pb::FileEntry>,
+    pub entries: &'a ById<Arc<pb::FileEntry>>,
     pub(in crate::files) remaps: Remaps,
     pipe_data: HashMap<ImageKind, HashMap<u32, PipeData>>,
     pub(super) ttys: Option<Ttys>,
@@ -43,7 +45,7 @@ impl<'a> PlanFiles<'a> {
         images: &'a ImageDir,
         opts: &'a RestoreOptions,
         kernel: &'a Kernel,
-        entries: &'a BTreeMap<FileId, pb::FileEntry>,
+        entries: &'a ById<Arc<pb::FileEntry>>,
     ) -> Result<Self> {
         let remaps = Remaps::read(images)?;
         let more = images.read_all::<pb::RcriuFileEntry>(ImageKind::RcriuFiles, 0)?;

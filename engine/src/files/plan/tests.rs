@@ -3,7 +3,7 @@
 use std::os::fd::OwnedFd;
 
 use super::{build::plan, *};
-use crate::files::{FilesTask, GroupKey};
+use crate::files::{FilesTask, Needs};
 
 #[derive(Debug, Clone, Default)]
 struct Fake {
@@ -40,10 +40,13 @@ fn table(task: i32, fds: &[pb::FdinfoEntry]) -> Table<'_> {
 }
 
 fn run(files: &[(u32, Fake)], tables: &[Table<'_>]) -> Result<FilesPlan> {
-    let files = files
+    let mut files: Vec<_> = files
         .iter()
         .map(|(id, file)| (FileId(*id), Box::new(file.clone()) as Box<dyn RestoredFile>))
         .collect();
+    files.sort_by_key(|(id, _)| *id);
+    let (ids, files) = files.into_iter().unzip();
+    let files = ById::of_sorted(ids, files).unwrap();
     plan(files, tables, |id| Error::image(format!("files.img has no file {id}")))
 }
 
@@ -59,7 +62,7 @@ fn the_lowest_user_opens_and_the_others_receive() {
         "task 20:\n  receive 0x1 tty -> 0 from 10\n  receive 0x2 log -> 3 from 10\n\
          task 10:\n  open 0x1 tty -> 0 -> 1\n  open 0x2 log -> 5\n  finish 0x1 tty\n  finish 0x2 log\n"
     );
-    assert_eq!(plan.nodes[&FileId(1)].slot, Some(Slot { number: 0, receivers: 1 }));
+    assert_eq!(plan.nodes[FileId(1)].slot, Some(Slot { number: 0, receivers: 1 }));
 }
 
 #[test]

@@ -5,31 +5,22 @@
 //! is what was dumped (size, build-id, mode). So the dump must make sure that the path leads to the inode.
 
 mod known;
-
-use std::os::{
-    fd::{AsRawFd, OwnedFd},
-    unix::ffi::OsStrExt,
-};
+mod restore;
 
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, AtFlags, OFlag, open},
+    fcntl::{AT_FDCWD, AtFlags},
     sys::{
-        stat::{FileStat, Mode, SFlag, fstat, fstatat, major, minor},
+        stat::{FileStat, SFlag, fstatat, major, minor},
         statfs::{DEVPTS_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, PROC_SUPER_MAGIC},
     },
-    unistd::{Whence, lseek},
 };
 use rcriu_images::pb;
 
-pub(super) use self::known::Known;
-use super::{
-    DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, OpenHow, PlanFiles, Preflight, RestoredFile,
-    build_id,
-    ghost::{self, Remap},
-};
+pub(super) use self::{known::Known, restore::RegFile};
+use super::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, PlanFiles, RestoredFile, ghost};
 use crate::{
-    error::{Context, Error, Result, SysContext},
+    error::{Error, Result},
     options::{External, FileValidation},
     pstree::FileId,
 };
@@ -68,11 +59,11 @@ impl FileKind for Reg {
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let reg = entry.reg.clone().ok_or_else(|| Error::image("files.img: a reg entry without reg"))?;
+        let reg = entry.reg.as_ref().ok_or_else(|| Error::image("files.img: a reg entry without reg"))?;
         if reg.id != entry.id {
             return Err(Error::image(format!("files.img: ids {:#x} and {:#x} differ", entry.id, reg.id)));
         }
-        Ok(Box::new(RegFile::new(reg, plan)?))
+        Ok(Box::new(RegFile::new(FileId(entry.id), plan)?))
     }
 }
 
@@ -214,185 +205,6 @@ fn is_silly_name(path: &[u8]) -> bool {
     let name = path.rsplit(|c| *c == b'/').next().unwrap_or_default();
     name.strip_prefix(b".nfs")
         .is_some_and(|digits| digits.len() >= 24 && digits[..24].iter().all(u8::is_ascii_hexdigit))
-}
-
-/// A file a path leads to, to be restored.
-#[derive(Debug)]
-pub(super) struct RegFile {
-    entry: pb::RegFileEntry,
-    remap: Option<Remap>,
-    /// Where the inode still has a name, for a remap of that sort.
-    linked: Option<Vec<u8>>,
-}
-
-impl RegFile {
-    pub(super) fn new(entry: pb::RegFileEntry, plan: &PlanFiles<'_>) -> Result<Self> {
-        let external = entry.ext();
-        if !external && (!entry.name.starts_with(b"/") || entry.name.contains(&0)) {
-            return Err(Error::image(format!("files.img: {} is no path", entry.name.escape_ascii())));
-        }
-        let remap = plan.remaps.of(FileId(entry.id)).cloned();
-        let linked = match &remap {
-            Some(Remap::Linked(other)) => {
-                let other = plan.entries.get(other).and_then(|e| e.reg.as_ref());
-                let path = other.map(|reg| reg.name.clone()).filter(|path| path.starts_with(b"/"));
-                Some(path.ok_or_else(|| {
-                    Error::image(format!("remap-fpath.img: file {:#x} leads nowhere", entry.id))
-                })?)
-            }
-            _ => None,
-        };
-        Ok(RegFile { entry, remap, linked })
-    }
-
-    pub(super) fn flags(&self) -> i32 {
-        self.entry.flags.cast_signed()
-    }
-
-    /// Flags for open(2) but for O_CLOEXEC: an unnamed temporary file is opened like any other.
-    fn open_flags(flags: i32) -> OFlag {
-        let mut flags = flags;
-        if flags.cast_unsigned() & TMPFILE != 0 {
-            flags &= !libc::O_TMPFILE;
-        }
-        OFlag::from_bits_retain(flags) & !OFlag::O_CLOEXEC
-    }
-
-    /// Opens the file with other flags than the entry's, and checks that it is the one.
-    pub(super) fn open_as(&self, flags: i32, cx: &FilesTask<'_>) -> Result<OwnedFd> {
-        self.open_with(flags, true, cx).map(|(file, _)| file)
-    }
-
-    /// The same, close-on-exec or not as far as it is opened and not duplicated; tells whether it is.
-    fn open_with(&self, flags: i32, mut cloexec: bool, cx: &FilesTask<'_>) -> Result<(OwnedFd, bool)> {
-        if let Some(fd) = cx.inherited(|| self.name())? {
-            return Ok((fd, true));
-        }
-        let wanted = if cloexec { OFlag::O_CLOEXEC } else { OFlag::empty() };
-        if self.entry.ext() {
-            return Err(Error::host(format!("{} must be given from outside", self.name()))
-                .remedy(format!("restore with --inherit-fd fd[N]:{}", self.name())));
-        }
-        let file = match cx.handle(FileId(self.entry.id)) {
-            // Symbolic links cannot be opened through /proc: the handle was made with the right flags.
-            Some(handle) if flags & libc::O_PATH != 0 && flags & libc::O_NOFOLLOW != 0 => {
-                cloexec = true;
-                handle.try_clone_to_owned().call("dup")?
-            }
-            Some(handle) => {
-                let path = format!("/proc/self/fd/{}", handle.as_raw_fd());
-                let flags = Self::open_flags(flags) & !OFlag::O_NOFOLLOW;
-                open(path.as_str(), flags | wanted, Mode::empty()).call("open")?
-            }
-            None => {
-                let flags = Self::open_flags(flags) | wanted;
-                open(self.entry.name.as_slice(), flags, Mode::empty()).call("open")?
-            }
-        };
-        let stat = fstat(&file).call("fstat")?;
-        self.check_size_and_mode(&stat, cx.opts.skip_file_rwx_check)?;
-        Ok((file, cloexec))
-    }
-
-    fn check_size_and_mode(&self, stat: &FileStat, skip_permissions: bool) -> Result<()> {
-        if let Some(size) = self.entry.size
-            && stat.st_size.cast_unsigned() != size
-        {
-            return Err(Error::host(format!("it has {} bytes, {size} when it was dumped", stat.st_size)));
-        }
-        if let Some(mode) = self.entry.mode {
-            let mask = if skip_permissions { !0o777 } else { !0 };
-            if stat.st_mode & mask != mode & mask {
-                return Err(Error::host(format!(
-                    "its mode is {:o}, {mode:o} when it was dumped",
-                    stat.st_mode
-                ))
-                .remedy("permissions alone can be left out of account with --skip-file-rwx-check"));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_build_id(&self) -> Result<()> {
-        if self.entry.build_id.is_empty() || self.entry.size.is_none() {
-            return Ok(());
-        }
-        let path = std::ffi::OsStr::from_bytes(&self.entry.name);
-        let file = std::fs::File::open(path).call("open")?;
-        match build_id::of(&file).call("read")? {
-            Some(found) if found != self.entry.build_id => {
-                Err(Error::host("its build-id is another than when it was dumped")
-                    .remedy("put the old file back, or restore with --file-validation filesize"))
-            }
-            _ => Ok(()),
-        }
-    }
-}
-
-impl RestoredFile for RegFile {
-    fn name(&self) -> String {
-        String::from_utf8_lossy(&self.entry.name).into_owned()
-    }
-
-    fn preflight(&self, cx: &Preflight<'_>) -> Result<()> {
-        if cx.inherited(|| self.name()) {
-            return Ok(());
-        }
-        if self.entry.ext() {
-            return Err(Error::host("it must be given from outside")
-                .remedy(format!("restore with --inherit-fd fd[N]:{}", self.name())));
-        }
-        match &self.remap {
-            Some(Remap::Ghost(ghost)) => return ghost::check(cx.images, *ghost),
-            Some(Remap::DeadProcess(_)) => return Ok(()),
-            Some(Remap::Linked(_)) | None => {}
-        }
-        // Names below /proc/PID come into being with the tasks.
-        if self.entry.name.starts_with(b"/proc/") {
-            return Ok(());
-        }
-        let path = self.linked.as_deref().unwrap_or(&self.entry.name);
-        let stat = cx.stat(path, self.flags() & libc::O_NOFOLLOW == 0);
-        self.check_size_and_mode(&stat.call("stat")?, cx.opts.skip_file_rwx_check)?;
-        if cx.opts.common.file_validation == FileValidation::BuildId && self.linked.is_none() {
-            self.check_build_id()?;
-        }
-        Ok(())
-    }
-
-    fn lost(&self) -> Option<(ghost::Source<'_>, ghost::Lost<'_>)> {
-        let source = match (&self.remap, &self.linked) {
-            (Some(Remap::Ghost(ghost)), _) => ghost::Source::Ghost(*ghost),
-            (_, Some(path)) => ghost::Source::Link(path),
-            _ => return None,
-        };
-        let file = ghost::Lost { id: FileId(self.entry.id), path: &self.entry.name, flags: self.flags() };
-        Some((source, file))
-    }
-
-    fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {
-        let wanted = cx.first_cloexec(FileId(self.entry.id));
-        let (file, cloexec) = self.open_with(self.flags(), wanted, cx)?;
-        cx.opened_cloexec = Some(cloexec);
-        let pos = self.entry.pos;
-        // A file that was just opened stands at 0, and some cannot be moved at all.
-        if self.flags() & libc::O_PATH == 0 && pos != 0 && pos != NO_POSITION {
-            lseek(&file, pos.cast_signed(), Whence::SeekSet).call("lseek")?;
-        }
-        Ok(file)
-    }
-
-    fn has_finish(&self) -> bool {
-        false
-    }
-
-    fn fown(&self) -> Option<&pb::FownEntry> {
-        (self.flags() & libc::O_PATH == 0).then_some(&self.entry.fown)
-    }
-
-    fn open_again(&self, how: OpenHow, cx: &mut FilesTask<'_>) -> Option<Result<OwnedFd>> {
-        Some(self.open_as(how.flags, cx).during(|| self.name()))
-    }
 }
 
 #[cfg(test)]

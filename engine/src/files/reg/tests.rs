@@ -8,7 +8,13 @@ use std::{
     path::Path,
 };
 
+use nix::{
+    fcntl::{OFlag, open},
+    sys::stat::Mode,
+};
+
 use super::*;
+use crate::files::build_id;
 use crate::files::roundtrip::{FREE, Trip, at, get, link, pos_and_flags, same};
 
 #[test]

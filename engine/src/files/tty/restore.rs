@@ -8,6 +8,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    sync::Arc,
 };
 
 use nix::{
@@ -24,7 +25,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
-    files::{FilesTask, Preflight, RestoredFile, Zone, pipe},
+    files::{ById, FilesTask, Preflight, RestoredFile, Zone, pipe},
     options::RestoreOptions,
     pstree::FileId,
     sys::{fd, signal, tty},
@@ -59,7 +60,7 @@ pub(crate) struct Terminals {
 
 impl Ttys {
     /// Reads the images. `entries` are those of files.img.
-    pub(crate) fn read(images: &ImageDir, entries: &BTreeMap<FileId, pb::FileEntry>) -> Result<Ttys> {
+    pub(crate) fn read(images: &ImageDir, entries: &ById<Arc<pb::FileEntry>>) -> Result<Ttys> {
         let mut ttys = Ttys::default();
         for info in images.read_all::<pb::TtyInfoEntry>(ImageKind::TtyInfo, 0)? {
             let bad = |what: &str| Error::image(format!("tty-info.img: entry {:#x} {what}", info.id));
@@ -81,9 +82,9 @@ impl Ttys {
             ttys.data.insert(data.tty_id, data.data);
         }
         // A device file may be anywhere.
-        let terminals = entries.values().filter_map(|e| e.tty.as_ref());
+        let terminals = entries.values().iter().filter_map(|e| e.tty.as_ref());
         let files = terminals.map(|t| FileId(t.regf_id.unwrap_or(t.id)));
-        ttys.paths = files.filter_map(|id| Some((id, entries.get(&id)?.reg.clone()?))).collect();
+        ttys.paths = files.filter_map(|id| Some((id, entries.get(id)?.reg.clone()?))).collect();
         Ok(ttys)
     }
 

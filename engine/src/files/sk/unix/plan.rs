@@ -105,7 +105,7 @@ impl UnixWorld {
     pub(in crate::files) fn new(plan: &PlanFiles<'_>) -> Result<Self> {
         let mut packets = queue::read(plan.images)?;
         let entries: Vec<(FileId, &pb::UnixSkEntry)> =
-            plan.entries.iter().filter_map(|(id, e)| Some((*id, e.usk.as_deref()?))).collect();
+            plan.entries.iter().filter_map(|(id, e)| Some((id, e.usk.as_deref()?))).collect();
         let mut by_ino = HashMap::new();
         for (at, (id, entry)) in entries.iter().enumerate() {
             check(entry).map_err(|e| e.during(format!("file {id}")))?;
