@@ -9,8 +9,8 @@
 //!
 //! # Safety
 //!
-//! fork(2) is called before the process has a second thread, close_range(2) before it has opened anything; ioctl(2)
-//! gets a structure that outlives the call.
+//! fork(2) is called before the process has a second thread, close_range(2) before it has opened anything; signals only
+//! get their default actions; ioctl(2) gets a structure that outlives the call.
 
 use std::fs;
 use std::io::Write;
@@ -22,7 +22,7 @@ use anyhow::anyhow;
 use nix::fcntl::OFlag;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigHandler, Signal};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{ForkResult, Pid, Uid, fork};
 
@@ -33,6 +33,11 @@ use crate::state::processes;
 /// The child's side: namespaces, init, subreaper, body, nothing left behind.
 pub fn enclosed(case: &Case) -> ExitCode {
     let _ = nix::sys::prctl::set_pdeathsig(Signal::SIGKILL);
+    // Programs end by signals that whoever started the tests may have had ignored (nohup, a shell's `&`).
+    for signal in [Signal::SIGHUP, Signal::SIGINT, Signal::SIGQUIT] {
+        // SAFETY: no handler is set.
+        let _ = unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl) };
+    }
     // Descriptors of whoever started the tests would end up in the dumped programs, opened on mounts that
     // the case's namespace does not have.
     // SAFETY: nothing in this process has opened a descriptor yet.

@@ -62,7 +62,8 @@ struct Sharing {
 pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstree> {
     let mut sharing = Sharing::new(kernel);
     let me = RealPid(std::process::id().cast_signed());
-    let own = sharing.number(me, &ProcDir::open(me)?, None)?;
+    let mut own = sharing.shared(me, None)?;
+    sharing.namespaces.fill(&ProcDir::open(me)?, &mut own)?;
     let mut tasks = Vec::with_capacity(frozen.tasks().len());
     for (at, from) in frozen.preorder() {
         let task = &frozen.tasks()[at];
@@ -76,7 +77,9 @@ pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstre
             stat.comm = leader.comm;
         }
         let ids = if task.state.is_alive() {
-            sharing.number(live, &dir, Some(kernel))?
+            let mut ids = sharing.shared(live, Some(kernel))?;
+            sharing.namespaces.fill_as(&own, task.time_ns.as_deref(), &mut ids);
+            ids
         } else {
             pb::TaskKobjIdsEntry::default()
         };
@@ -121,7 +124,10 @@ pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstre
 /// Numbers of this process's own objects, when nothing else has any.
 pub(super) fn own(kernel: &Kernel) -> Result<pb::TaskKobjIdsEntry> {
     let me = RealPid(std::process::id().cast_signed());
-    Sharing::new(kernel).number(me, &ProcDir::open(me)?, None)
+    let mut sharing = Sharing::new(kernel);
+    let mut own = sharing.shared(me, None)?;
+    sharing.namespaces.fill(&ProcDir::open(me)?, &mut own)?;
+    Ok(own)
 }
 
 /// Tasks live in our own pid namespace, nested ones are refused when they are seized.
@@ -142,12 +148,8 @@ impl Sharing {
         }
     }
 
-    fn number(
-        &mut self,
-        pid: RealPid,
-        dir: &ProcDir,
-        check: Option<&Kernel>,
-    ) -> Result<pb::TaskKobjIdsEntry> {
+    /// Numbers of all but namespaces.
+    fn shared(&mut self, pid: RealPid, check: Option<&Kernel>) -> Result<pb::TaskKobjIdsEntry> {
         let mut ids = pb::TaskKobjIdsEntry::default();
         if self.kcmp {
             let next = &mut self.next;
@@ -180,7 +182,6 @@ impl Sharing {
                 log::warn!("This kernel has no kcmp: tables shared by tasks cannot be recognised");
             }
         }
-        self.namespaces.fill(dir, &mut ids)?;
         Ok(ids)
     }
 }

@@ -41,6 +41,11 @@ pub struct Guardian {
 }
 
 impl Guardian {
+    /// Its process, if there is one.
+    pub fn pid(&self) -> Option<RealPid> {
+        self.child
+    }
+
     /// Forks it. A process with several threads, which cannot fork, goes without: only its own death by SIGKILL
     /// makes a difference.
     ///

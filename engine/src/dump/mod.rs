@@ -46,7 +46,7 @@ use crate::{
         dedup,
         pages::PageStore,
         shmem::SharedOut,
-        sysv::SegmentsOut,
+        sysv::{SegmentsOut, Undo},
         track::Tracker,
         vma::{SeenFiles, VmaRules},
         xfer::{Frozen, Link},
@@ -86,6 +86,7 @@ pub struct DumpCx<'a> {
     pub rules: VmaRules,
     pub shmem: SharedOut,
     pub segments: SegmentsOut,
+    pub undo: Undo,
     /// Memory that is served once the images are complete, if any is.
     pub late: Option<Frozen>,
     /// A mapping of uprobes was left out.
@@ -104,6 +105,7 @@ impl<'a> DumpCx<'a> {
         pages: PageStore,
         track: Tracker,
         protected: Vec<Protected>,
+        without_undo: RealPid,
     ) -> Result<Self> {
         let shmem_dev = shmem_dev()?;
         Ok(DumpCx {
@@ -125,6 +127,7 @@ impl<'a> DumpCx<'a> {
             rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev },
             shmem: SharedOut::default(),
             segments: SegmentsOut::default(),
+            undo: Undo::new(without_undo),
             late: opts.common.lazy.enabled.then(Frozen::default),
             uprobes: false,
             track,
@@ -172,7 +175,8 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let opts = &opts.with_external(opts.common.notifier.query_external()?);
     // Some mappings may be known from before.
     let with_maps = protected.is_empty();
-    let mut cx = DumpCx::new(opts, kernel, &images, pages, track, protected)?;
+    let plain = frozen.guardian().unwrap_or(RealPid(std::process::id().cast_signed()));
+    let mut cx = DumpCx::new(opts, kernel, &images, pages, track, protected, plain)?;
     cx.stats = stats;
     if let Some((folder, frozen)) = frozen.group() {
         cx.cgroups.set_freezer(folder, frozen)?;

@@ -4,7 +4,7 @@
 //! task's numbers with those that the inventory gives for the dumping process: equal means that the task is
 //! to live in whatever namespace the restoring process is in.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, os::unix::ffi::OsStrExt, path::Path};
 
 use rcriu_images::pb;
 
@@ -32,14 +32,35 @@ impl NsIds {
         Ok(())
     }
 
+    /// The same for a task that is in all namespaces of `own`, but for that of time, whose link text is `time`.
+    pub fn fill_as(
+        &mut self,
+        own: &pb::TaskKobjIdsEntry,
+        time: Option<&Path>,
+        ids: &mut pb::TaskKobjIdsEntry,
+    ) {
+        ids.pid_ns_id = own.pid_ns_id;
+        ids.net_ns_id = own.net_ns_id;
+        ids.ipc_ns_id = own.ipc_ns_id;
+        ids.uts_ns_id = own.uts_ns_id;
+        ids.time_ns_id = time.map(|link| self.known(link.as_os_str().as_bytes().to_vec()));
+        ids.mnt_ns_id = own.mnt_ns_id;
+        ids.user_ns_id = own.user_ns_id;
+        ids.cgroup_ns_id = own.cgroup_ns_id;
+    }
+
+    fn known(&mut self, text: Vec<u8>) -> u32 {
+        let next = self.known.len() as u32 + 1;
+        *self.known.entry(text).or_insert(next)
+    }
+
     fn number(&mut self, dir: &ProcDir, link: &str) -> Result<Option<u32>> {
         let text = match dir.link(link) {
             Ok(path) => path.into_os_string().into_encoded_bytes(),
             Err(e) if e.errno() == Some(libc::ENOENT) => return Ok(None),
             Err(e) => return Err(e),
         };
-        let next = self.known.len() as u32 + 1;
-        Ok(Some(*self.known.entry(text).or_insert(next)))
+        Ok(Some(self.known(text)))
     }
 }
 

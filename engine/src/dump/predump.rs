@@ -120,11 +120,13 @@ fn look(
     let dir = ProcDir::open(stopped.live())?;
     let virt = collect::virt(pid);
     log::info!("========================================");
-    log::info!("Pre-dumping task (pid: {pid} comm: {})", Stat::read(&dir)?.comm.escape_ascii());
+    // Of the leader, which keeps its time of start even when it has ended.
+    let stat = Stat::read(&ProcDir::open(pid)?)?;
+    log::info!("Pre-dumping task (pid: {pid} comm: {})", stat.comm.escape_ascii());
     log::info!("========================================");
     stats.memdump.start();
     let maps = maps::smaps(&dir)?;
-    let mut task = track.task((pid, virt), &dir, &maps)?;
+    let mut task = track.task((pid, virt), stat.start_time, &dir, &maps)?;
     if track.must_enter(&task) {
         let infected = Infected::new(stopped, kernel)?;
         track.enter(&mut task, &infected);

@@ -38,6 +38,10 @@ pub fn root(pid: RealPid) -> Result<()> {
         _ => e,
     })?;
     let status = Status::read(&dir)?;
+    // Nothing below it can be one either: such threads are children of the kernel's own.
+    if status.kthread || Stat::read(&dir)?.flags & PF_KTHREAD != 0 {
+        return Err(Error::unsupported(format!("{} is a thread of the kernel", name(pid))));
+    }
     if status.tgid != pid.0 {
         return Err(Error::usage(format!("{pid} is a thread of task {0}", status.tgid))
             .remedy(format!("give the task: -t {}", status.tgid)));
@@ -67,30 +71,18 @@ pub fn root(pid: RealPid) -> Result<()> {
 /// Any living task of the tree, before it is seized.
 ///
 /// `status` was read just now.
-pub fn task(dir: &ProcDir, mut status: Status, own: &Namespaces) -> Result<()> {
+pub fn task(dir: &ProcDir, mut status: Status) -> Result<()> {
     let pid = dir.pid();
-    let stat = Stat::read(dir)?;
     // A dump that was killed: it is being undone.
     let soon = Instant::now() + UNDONE;
     while is_guardian(status.tracer) && Instant::now() < soon {
         std::thread::sleep(Duration::from_millis(1));
         status = Status::read(dir)?;
     }
-    if stat.flags & PF_KTHREAD != 0 || status.kthread {
-        return Err(Error::unsupported(format!("{} is a thread of the kernel", name(pid))));
-    }
     if status.tracer != 0 && status.tracer != std::process::id().cast_signed() {
         return Err(traced(pid, status.tracer));
     }
-    if status.nspid.len() > 1 {
-        return Err(nested(pid, "pid"));
-    }
-    if status.is_zombie() {
-        // The leader of threads that live: they show what it had.
-        let others = dir.threads()?.into_iter().filter(|tid| *tid != pid);
-        return others.map(ProcDir::open).filter_map(Result::ok).try_for_each(|dir| own.check(&dir));
-    }
-    own.check(dir)
+    if status.nspid.len() > 1 { Err(nested(pid, "pid")) } else { Ok(()) }
 }
 
 /// Whether thread `tid` belongs to a dump's guardian.
@@ -121,8 +113,11 @@ impl Namespaces {
         Ok(Namespaces(own))
     }
 
-    /// Fails unless the task is in all of them.
-    fn check(&self, dir: &ProcDir) -> Result<()> {
+    /// Fails unless the thread is in all of them; gives its time namespace, which may be another (where the kernel has
+    /// any).
+    ///
+    /// Preconditions: it is stopped.
+    pub fn check(&self, dir: &ProcDir) -> Result<Option<PathBuf>> {
         for (what, link, ours) in &self.0 {
             match dir.link(link) {
                 Ok(theirs) if theirs == *ours => {}
@@ -132,18 +127,22 @@ impl Namespaces {
                 Err(e) => return Err(e),
             }
         }
-        time_namespaces(dir)
+        time_namespace(dir)
     }
 }
 
-fn time_namespaces(dir: &ProcDir) -> Result<()> {
+fn time_namespace(dir: &ProcDir) -> Result<Option<PathBuf>> {
+    let known = |link: Result<PathBuf>| match link {
+        Err(e) if e.errno() == Some(libc::ENOENT) => Ok(None),
+        other => other.map(Some),
+    };
     // Another time namespace is fine if the whole tree is in it, which is looked at when the tree is known.
-    match (dir.link("ns/time"), dir.link("ns/time_for_children")) {
-        (Ok(own), Ok(children)) if own != children => Err(Error::unsupported(format!(
+    match (known(dir.link("ns/time"))?, known(dir.link("ns/time_for_children"))?) {
+        (Some(own), Some(children)) if own != children => Err(Error::unsupported(format!(
             "{} makes its children in another time namespace than its own",
             name(dir.pid())
         ))),
-        _ => Ok(()),
+        (own, _) => Ok(own),
     }
 }
 
@@ -191,7 +190,9 @@ mod tests {
     use super::*;
 
     fn refused(dir: &ProcDir) -> Result<()> {
-        task(dir, Status::read(dir)?, &Namespaces::own()?)
+        root(dir.pid())?;
+        task(dir, Status::read(dir)?)?;
+        Namespaces::own()?.check(dir).map(drop)
     }
     use std::process::{Child, Command};
 

@@ -8,7 +8,7 @@
 use std::{
     collections::{HashMap, HashSet},
     os::fd::AsFd,
-    path::Path,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -50,6 +50,8 @@ pub struct FrozenTask {
     pub stop_signal: Option<i32>,
     /// The hold on its threads; an ended task has none.
     pub stopped: Option<StoppedTask>,
+    /// Its time namespace, where the kernel has any.
+    pub time_ns: Option<PathBuf>,
     /// Seizures that had happened when its children were listed; 0 before the first time.
     listed: u64,
 }
@@ -129,6 +131,11 @@ impl Frozen {
         self.freezer.as_ref().map(|f| (f.folder(), f.was_frozen()))
     }
 
+    /// The guardian's process, where there is one: a child of ours that never had a second thread.
+    pub fn guardian(&self) -> Option<RealPid> {
+        self.guardian.pid()
+    }
+
     /// One task, to be infected.
     pub fn task_mut(&mut self, pid: RealPid) -> Result<&mut FrozenTask> {
         let at = self.known.get(&pid).ok_or_else(|| Error::bug(format!("task {pid} is not frozen")))?;
@@ -200,24 +207,33 @@ impl Frozen {
             return Err(Error::new(Kind::TaskDied(pid.0)));
         }
         // A leader may end before the other threads: then the task lives on.
-        let (state, stop_signal, stopped) = if status.is_zombie() && dir.threads()?.len() <= 1 {
-            (TaskState::Dead, None, None)
+        let (state, stop_signal, stopped, time_ns) = if status.is_zombie() && dir.threads()?.len() <= 1 {
+            (TaskState::Dead, None, None, None)
         } else {
-            refuse::task(&dir, status, &self.own)?;
+            refuse::task(&dir, status)?;
             let mut stopped = StoppedTask::seize_held(pid, kernel, self.left(), &mut self.waiting)?;
             stopped.watched_by(self.guardian.ledger());
-            if another(&Status::read(&dir)?) {
+            let now = match stopped.take_status() {
+                Some(status) => status,
+                None => Status::read(&dir)?,
+            };
+            if another(&now) {
                 return Err(Error::new(Kind::TaskDied(pid.0)));
             }
+            // A leader that is gone shows nothing of what it had.
+            let time_ns = match stopped.leader_gone() {
+                true => self.own.check(&stopped.live_dir()?)?,
+                false => self.own.check(&dir)?,
+            };
             self.seizures += 1;
             match stopped.job_stop() {
-                None => (TaskState::Alive, None, Some(stopped)),
-                Some(signal) => (TaskState::Stopped, Some(signal), Some(stopped)),
+                None => (TaskState::Alive, None, Some(stopped), time_ns),
+                Some(signal) => (TaskState::Stopped, Some(signal), Some(stopped), time_ns),
             }
         };
         log::info!("Seized task {pid}, state {}", state.to_image());
         self.known.insert(pid, self.tasks.len());
-        self.tasks.push(FrozenTask { pid, parent, state, stop_signal, stopped, listed: 0 });
+        self.tasks.push(FrozenTask { pid, parent, state, stop_signal, stopped, time_ns, listed: 0 });
         Ok(())
     }
 

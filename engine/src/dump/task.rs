@@ -27,7 +27,7 @@ use crate::{
         pagemap::{Scanner, Walk},
         pages::{Copier, Written},
         shmem::SharedOut,
-        sysv::{self, SegmentsOut},
+        sysv::SegmentsOut,
         track::TaskTrack,
         vma::{self, MappedFiles, Vma},
     },
@@ -97,7 +97,12 @@ fn whole<'a>(
     let groups: Vec<u32> =
         groups.iter().map(|content| cx.cgroups.of_content(dir, content)).collect::<Result<_>>()?;
     let signals = signals(stopped, &statuses)?;
-    let mut track = cx.track.task((task.pid, task.virt), dir, &maps)?;
+    let start = match task.leader_gone {
+        // Of the leader, which keeps it even when it has ended.
+        Some(_) => Stat::read(&ProcDir::open(task.pid)?)?.start_time,
+        None => task.stat.start_time,
+    };
+    let mut track = cx.track.task((task.pid, task.virt), start, dir, &maps)?;
     cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");
     let mut mapped = Mapped {
         task: task.dir.pid(),
@@ -109,7 +114,7 @@ fn whole<'a>(
     let mut mapping = more::collect(&maps);
     cx.shmem.mapped(&vmas);
     cx.segments.mapped(&vmas);
-    sysv::warn_of_undo(task.pid, stopped.threads().len());
+    cx.undo.warn(task.pid, stopped.threads().len());
     let apart = protected.is_none() && walk.is_none() && later::suits(cx, &maps);
     // That walks all page tables, which can wait.
     let vmas = match protected.is_some() || apart {
@@ -123,6 +128,7 @@ fn whole<'a>(
     let status = statuses.first().ok_or_else(|| Error::bug("a task without threads"))?;
     let mut question = Question {
         status,
+        start_stack: task.stat.start_stack,
         inspect: cx.landlock.target(status)?,
         session: cx.keys.may_have_session(status),
         addresses: more::starts(&vmas),
@@ -248,7 +254,8 @@ fn ask(
     let ids: Vec<i32> = timers.iter().map(|t| t.id.cast_signed()).collect();
     let left = infected.posix_timers(&ids)?;
     let (pid, pidfd) = (task.dir.pid(), infected.pidfd()?);
-    cx.files.task_fds(pid, &task.ids, &task.dir, pidfd, &mut |fd| infected.take_fd(fd))?;
+    let whose = (pid, &task.ids, &task.stat);
+    cx.files.task_fds(whose, &task.dir, pidfd, &mut |fd| infected.take_fd(fd))?;
     // After its descriptors were listed: this takes one for a moment.
     cx.track.enter(track, infected);
     let policies = infected.policies(&more::starts(vmas))?.into_iter();

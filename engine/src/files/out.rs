@@ -4,7 +4,7 @@ mod drain;
 
 use std::{
     cmp::Ordering,
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
@@ -72,8 +72,9 @@ pub struct FilesOut<'a> {
     sorted: bool,
     /// Entries that wait for all others, with where they come from.
     late: Vec<(pb::FileEntry, FdProbe, &'static dyn FileKind)>,
-    /// Tables written, by `files_id`.
-    tables: HashSet<u32>,
+    /// Tables written, by `files_id`, and whose they are.
+    tables: HashMap<u32, drain::Slots>,
+    table_of: HashMap<RealPid, drain::Slots>,
     /// Files known by device, inode, mount and path.
     paths: HashMap<PathKey, FileId>,
     /// The same, as far as they were asked for.
@@ -165,7 +166,8 @@ impl<'a> FilesOut<'a> {
             seen: Vec::new(),
             sorted: true,
             late: Vec::new(),
-            tables: HashSet::new(),
+            tables: HashMap::new(),
+            table_of: HashMap::new(),
             paths: HashMap::new(),
             places: HashMap::new(),
             ghosts: GhostsOut::new(images),

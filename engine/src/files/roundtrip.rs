@@ -18,7 +18,7 @@ use crate::{
     error::Result,
     kernel::Kernel,
     options::{Dir, DumpOptions, RestoreOptions},
-    procfs::ProcDir,
+    procfs::{ProcDir, stat::Stat},
     pstree::{FileId, RealPid, VirtPid},
     sys::{fd, pidfd},
 };
@@ -126,7 +126,10 @@ impl Trip {
         );
         let proc = ProcDir::open(pid)?;
         let ids = pb::TaskKobjIdsEntry { files_id: 1, net_ns_id: Some(7), ..Default::default() };
-        out.task_fds(pid, &ids, &proc, Some(target.as_fd()), &mut |fd| pidfd::getfd(target.as_fd(), fd))?;
+        let stat = Stat::read(&proc)?;
+        out.task_fds((pid, &ids, &stat), &proc, Some(target.as_fd()), &mut |fd| {
+            pidfd::getfd(target.as_fd(), fd)
+        })?;
         out.finish(false).map(drop)
     }
 

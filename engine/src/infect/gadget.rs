@@ -69,8 +69,8 @@ struct Loader {
     offsets: (u64, u64),
 }
 
-/// Looks in the memory of live thread `tid`, whose folder is `dir`.
-pub(super) fn find(dir: &ProcDir, tid: RealPid, hints: &mut Hints) -> Result<Code> {
+/// Looks in the memory of live thread `tid`, whose folder is `dir`; `start_stack` is what `stat` says, if it was read.
+pub(super) fn find(dir: &ProcDir, tid: RealPid, start_stack: Option<u64>, hints: &mut Hints) -> Result<Code> {
     let auxv = dir.read("auxv")?;
     let aux = |key: u64| {
         let word = |b: &[u8]| b.first_chunk().map_or(0, |w| u64::from_ne_bytes(*w));
@@ -85,7 +85,10 @@ pub(super) fn find(dir: &ProcDir, tid: RealPid, hints: &mut Hints) -> Result<Cod
     // The loader, or a static program itself: its headers are in its first page.
     let image = aux(AT_BASE).or_else(|| aux(AT_PHDR).map(|at| at & !0xfff));
     let pair = image.and_then(|base| hints.in_image(tid, base));
-    let stack = Stat::read(dir)?.start_stack;
+    let stack = match start_stack {
+        Some(start) => start,
+        None => Stat::read(dir)?.start_stack,
+    };
     let net = pair.map(|(syscall_ret, sigreturn)| Net {
         syscall_ret,
         sigreturn,
@@ -204,9 +207,9 @@ mod tests {
         let me = RealPid(std::process::id() as i32);
         let dir = ProcDir::open(me).unwrap();
         let mut hints = Hints::default();
-        let code = find(&dir, me, &mut hints).unwrap();
+        let code = find(&dir, me, None, &mut hints).unwrap();
         // Found once more with what is known by then.
-        let again = find(&dir, me, &mut hints).unwrap().net.unwrap();
+        let again = find(&dir, me, None, &mut hints).unwrap().net.unwrap();
         let first = code.net.clone().expect("the C library's loader");
         assert_eq!((again.syscall_ret, again.sigreturn), (first.syscall_ret, first.sigreturn));
         assert_eq!(hints.0.len(), 1);

@@ -82,12 +82,13 @@ impl<'t> Infected<'t> {
         };
         let frame_len = task.threads().iter().map(|t| SigFrame::max_len(t.xsave())).max().unwrap_or(0) as u64;
         let mut none = Hints::default();
-        let hints = question.as_mut().map_or(&mut none, |q| &mut *q.hints);
+        let (hints, stack) =
+            question.as_mut().map_or((&mut none, None), |q| (&mut *q.hints, Some(q.start_stack)));
         let mut infected = Infected {
             task,
             kernel,
             area: Area::new(0, &PARASITE, frame_len, if task.threads().len() > FEW { TOGETHER } else { 0 }),
-            gadget: Gadget::find(first(task)?, hints)?,
+            gadget: Gadget::find(first(task)?, &dir, stack, hints)?,
             end_signal: end_signal(status),
             ignored: status.sig_ignored,
             framed: Cell::new(None),

@@ -103,7 +103,7 @@ fn unmap(pid: RealPid, base: u64, len: u64, kernel: &Kernel) -> Result<bool> {
 fn remove(task: &StoppedTask, base: u64, len: u64) -> Result<()> {
     let thread = task.threads().first().ok_or_else(|| Error::new(Kind::TaskDied(task.pid().0)))?;
     let args = [base, len, 0, 0, 0, 0];
-    Gadget::find(thread, &mut Hints::default())?
+    Gadget::find(thread, &task.live_dir()?, None, &mut Hints::default())?
         .call(thread, "munmap", libc::SYS_munmap as u64, args)
         .map(drop)
 }

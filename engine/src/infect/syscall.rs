@@ -33,10 +33,16 @@ impl Gadget {
         self.code.syscall
     }
 
-    /// Looks for them in the process of `thread`.
-    pub fn find(thread: &StoppedThread, hints: &mut Hints) -> Result<Gadget> {
-        let dir = ProcDir::open(thread.tid())?;
-        Ok(Gadget { code: gadget::find(&dir, thread.tid(), hints)?, layout: Layout::host() })
+    /// Looks for them in the process of `thread`, whose folder is `dir`; `start_stack` is what `stat` says, if that is
+    /// known.
+    pub fn find(
+        thread: &StoppedThread,
+        dir: &ProcDir,
+        start_stack: Option<u64>,
+        hints: &mut Hints,
+    ) -> Result<Gadget> {
+        let code = gadget::find(dir, thread.tid(), start_stack, hints)?;
+        Ok(Gadget { code, layout: Layout::host() })
     }
 
     /// Has `thread` make system call `nr`, called `name` in messages. The thread is put back afterwards.

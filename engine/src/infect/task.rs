@@ -34,6 +34,8 @@ pub struct StoppedTask {
     /// Attached, then found to have ended; their ends are still to be taken from the kernel.
     ended: Vec<RealPid>,
     leader_gone: bool,
+    /// What was read of it when it had stopped, of a process with a single thread.
+    status: Option<Status>,
     ledger: Option<Ledger>,
 }
 
@@ -67,6 +69,7 @@ impl StoppedTask {
             attached: Vec::new(),
             ended: Vec::new(),
             leader_gone: false,
+            status: None,
             ledger: None,
         };
         let mut known = HashSet::new();
@@ -99,8 +102,12 @@ impl StoppedTask {
                 }
             }
             // It has stopped, so that it makes no others any more; whether it has made any meanwhile is a number.
-            if single && task.threads.len() == 1 && Status::read(&task.dir)?.threads == 1 {
-                break;
+            if single && task.threads.len() == 1 {
+                let status = Status::read(&task.dir)?;
+                if status.threads == 1 {
+                    task.status = Some(status);
+                    break;
+                }
             }
         }
         // The last attached came first; make it leader first, then as the kernel lists them.
@@ -174,6 +181,11 @@ impl StoppedTask {
                 Err(e) => return Err(e),
             }
         }
+    }
+
+    /// What was read of the process when all of it had stopped, if it was; to be used once, as signals may come.
+    pub fn take_status(&mut self) -> Option<Status> {
+        self.status.take()
     }
 
     /// Infections of this process will be entered in `ledger`.
@@ -260,9 +272,20 @@ impl StoppedTask {
         self.reap(deadline)
     }
 
-    /// Leaves the threads, still stopped, to the caller: each is to be let go by [`super::let_go`] or detached.
-    pub fn hand_over(mut self) -> Vec<RealPid> {
-        std::mem::take(&mut self.threads).iter().map(|t| t.tid).collect()
+    /// Leaves the threads, still stopped, to the caller: each may be continued, and is to be let go by
+    /// [`super::let_go`] or detached.
+    ///
+    /// # Errors
+    /// A thread that cannot be brought to such a stop; all are let go.
+    pub fn hand_over(mut self) -> Result<Vec<RealPid>> {
+        for thread in &self.threads {
+            match thread.to_event_stop() {
+                // Whoever waits for it is told.
+                Err(e) if !matches!(e.kind(), Kind::TaskDied(_)) => return Err(e),
+                _ => {}
+            }
+        }
+        Ok(std::mem::take(&mut self.threads).iter().map(|t| t.tid).collect())
     }
 
     fn let_go(&mut self) -> Result<()> {

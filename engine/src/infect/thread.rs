@@ -1,7 +1,10 @@
 //! One stopped thread and everything a visit could change of it.
 
 use std::{
-    sync::OnceLock,
+    sync::{
+        OnceLock,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -48,6 +51,9 @@ pub struct StoppedThread {
     /// Unset where the kernel does not tell; then an infection finds out.
     rseq: OnceLock<Option<Rseq>>,
     sud: SudConfig,
+    /// It stands at the exit from a system call of ours. Detached from there it has a call of its own restarted, as
+    /// from any other stop; a plain PTRACE_CONT need not do that.
+    at_exit: AtomicBool,
 }
 
 /// Signals of faults: the kernel forces them on a thread that blocks or ignores them, and resets their
@@ -84,6 +90,7 @@ impl StoppedThread {
                 Err(e) if matches!(e.errno(), Some(libc::EIO | libc::EINVAL)) => SudConfig::default(),
                 Err(e) => return Err(e),
             },
+            at_exit: AtomicBool::new(false),
         })
     }
 
@@ -217,6 +224,21 @@ impl StoppedThread {
     pub fn replace_regs(&mut self, regs: Regs) -> Result<()> {
         self.set_regs(&regs)?;
         self.regs = regs;
+        Ok(())
+    }
+
+    /// Notes whether it stands at the exit from a system call.
+    pub(super) fn stands_at_exit(&self, yes: bool) {
+        self.at_exit.store(yes, Ordering::Relaxed);
+    }
+
+    /// Brings it to a stop from which it may also be continued.
+    pub(super) fn to_event_stop(&self) -> Result<()> {
+        if !self.at_exit.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        self.park(0, Instant::now() + LOOK)?;
+        self.stands_at_exit(false);
         Ok(())
     }
 

@@ -57,7 +57,7 @@ impl End {
 }
 
 /// Runs `thread` from `regs` to `end` and gives the registers it had there. Whatever happens, the thread
-/// is its own again afterwards, in an event stop, unless it died.
+/// is its own again afterwards, in a stop from which it can be let go, unless it died.
 pub(super) fn run(thread: &StoppedThread, regs: &Regs, end: End) -> Result<Regs> {
     let mut visit = Visit::new(thread, *regs, end);
     match visit.begin().and_then(|()| visit.go_on(None)) {
@@ -82,7 +82,8 @@ pub(super) struct Visit<'a> {
     entered: bool,
     /// Whether the thread's signal mask is not its own.
     masked: bool,
-    /// Whether it stands in the stop of the signal that tells of the end.
+    /// Whether it stands in a stop as good as an event stop: that of the signal that tells of the end, or the exit from
+    /// the system call.
     rests: bool,
     deadline: Instant,
 }
@@ -195,6 +196,7 @@ impl<'a> Visit<'a> {
             Status::Exited(_) | Status::Killed(_) => return Err(Error::new(Kind::TaskDied(tid.0))),
             Status::Syscall => match self.end {
                 End::Syscall { .. } if self.entered => {
+                    self.rests = true;
                     return Ok(Some(Stop { regs: self.thread.current_regs()?, signal: 0 }));
                 }
                 End::Syscall { .. } => {
@@ -303,11 +305,13 @@ impl<'a> Visit<'a> {
         if !net && self.masked {
             ptrace::set_sigmask(self.thread.tid, self.thread.sigmask())?;
         }
-        // The stop of our own signal is as good as an event stop: let go from there, without the signal or with
-        // one that does nothing, the thread goes on as from any other.
-        if !(self.rests && signal == 0) {
+        // Let go from the stop of our own signal, without the signal or with one that does nothing, the thread goes on
+        // as from any other. So it does from the exit of a call: being detached wakes it as a signal would.
+        let rests = self.rests && signal == 0;
+        if !rests {
             self.thread.park(signal, self.deadline)?;
         }
+        self.thread.stands_at_exit(rests && matches!(self.end, End::Syscall { .. }));
         self.away = false;
         undone
     }

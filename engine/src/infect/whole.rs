@@ -21,6 +21,8 @@ use crate::{
 pub struct Question<'a> {
     /// Of the thread that stands for the process, read since it stopped.
     pub status: &'a Status,
+    /// Where its first stack starts, as `stat` says.
+    pub start_stack: u64,
     /// As for [`Infected::thread_info_and`], of the first thread.
     pub inspect: RealPid,
     /// As above.

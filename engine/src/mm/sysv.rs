@@ -110,19 +110,35 @@ fn entry(id: i32, count: u64) -> Result<pb::RcriuSegmentEntry> {
     })
 }
 
-/// Warns of a task that has told the kernel to adjust semaphores when it ends. One with threads has a list for that
-/// in any case, and the kernel does not tell whether it is empty.
-pub fn warn_of_undo(task: RealPid, threads: usize) {
-    let me = RealPid(std::process::id().cast_signed());
-    // We have no such list; a task without one compares equal.
-    if !kcmp::compare(me, task, kcmp::What::SysvSem).is_ok_and(|order| order != Ordering::Equal) {
-        return;
+/// Looks for tasks that have told the kernel to adjust semaphores when they end.
+#[derive(Debug)]
+pub struct Undo {
+    /// A task without a list for that: one without compares equal.
+    without: RealPid,
+    /// Whether there are semaphores here.
+    any: Option<bool>,
+}
+
+impl Undo {
+    /// `without` is a process that never had a second thread, with which a list would come, and asked for nothing
+    /// of the kind itself.
+    pub fn new(without: RealPid) -> Undo {
+        Undo { without, any: None }
     }
-    // The first line names the columns.
-    let none = std::fs::read_to_string("/proc/sysvipc/sem").is_ok_and(|list| list.lines().count() < 2);
-    if !none {
-        let does = if threads > 1 { "may use" } else { "uses" };
-        log::warn!("Task {task} {does} SEM_UNDO: what is to be undone at its end is not kept");
+
+    /// Warns of such a task. One with threads has a list in any case, and the kernel does not tell whether it is empty.
+    pub fn warn(&mut self, task: RealPid, threads: usize) {
+        let unequal = |order| order != Ordering::Equal;
+        if !kcmp::compare(self.without, task, kcmp::What::SysvSem).is_ok_and(unequal) {
+            return;
+        }
+        // The first line names the columns.
+        let look =
+            || !std::fs::read_to_string("/proc/sysvipc/sem").is_ok_and(|list| list.lines().count() < 2);
+        if *self.any.get_or_insert_with(look) {
+            let does = if threads > 1 { "may use" } else { "uses" };
+            log::warn!("Task {task} {does} SEM_UNDO: what is to be undone at its end is not kept");
+        }
     }
 }
 

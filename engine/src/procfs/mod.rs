@@ -47,6 +47,11 @@ impl ProcDir {
         Self::open_path(&self.fd, &format!("task/{tid}"), tid)
     }
 
+    /// The same folder, held by a descriptor of its own.
+    pub fn try_clone(&self) -> Result<Self> {
+        Ok(ProcDir { fd: self.fd.try_clone().call("dup")?, pid: self.pid })
+    }
+
     fn open_path(at: impl AsFd, path: &str, pid: RealPid) -> Result<Self> {
         let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
         let fd = openat(at, path, flags, Mode::empty()).map_err(|e| gone(pid, path, e))?;

@@ -161,7 +161,7 @@ impl<'a> Follower<'a> {
         for task in 0..all.tasks.len() {
             let stopped =
                 all.tasks[task].stopped.take().ok_or_else(|| Error::bug("a task that is not stopped"))?;
-            for tid in stopped.hand_over() {
+            for tid in stopped.hand_over()? {
                 all.threads.insert(tid, Thread { task, own: true, state: State::Runs });
                 // Seccomp is not to sleep any more.
                 alive(ptrace::set_options(tid, OPTIONS))?;

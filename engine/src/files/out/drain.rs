@@ -5,8 +5,14 @@
 //! threads      | take, look: part 2 | take, look: part 3 | ...
 //! this thread  | dump: part 1       | dump: part 2       | ...
 //! ```
+//!
+//! Most descriptors of a child are those of its parent. That is one question to the kernel, and then all is known of
+//! them but what belongs to the descriptor itself: whether exec closes it, and locks of the child.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::{
+    os::fd::{BorrowedFd, OwnedFd},
+    sync::Arc,
+};
 
 use rayon::{ThreadPool, ThreadPoolBuilder, prelude::*};
 use rcriu_images::{ImageKind, ImageWriter, pb};
@@ -14,11 +20,14 @@ use rcriu_images::{ImageKind, ImageWriter, pb};
 use super::FilesOut;
 use crate::{
     error::{Context, Result},
-    files::{DrainedFd, fd::Host},
+    files::{DrainedFd, FdType, fd::Host},
     interrupt,
-    procfs::ProcDir,
-    pstree::RealPid,
-    sys::pidfd,
+    procfs::{ProcDir, fdinfo::FdInfo, stat::Stat},
+    pstree::{FileId, RealPid},
+    sys::{
+        kcmp::{self, What},
+        pidfd,
+    },
 };
 
 /// Descriptors looked at ahead: twice as many of ours are open meanwhile.
@@ -30,6 +39,52 @@ const MOST: usize = 4;
 /// Tables with fewer descriptors are not worth waking threads for.
 const MANY: usize = 2 * PART;
 
+/// A descriptor of a table that was dumped.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Slot {
+    fd: i32,
+    id: FileId,
+    fd_type: FdType,
+    socket: bool,
+}
+
+/// A table that was dumped, by descriptor.
+pub(super) type Slots = Arc<Vec<Slot>>;
+
+/// A task whose descriptors are looked at, and whose table it may have inherited.
+#[derive(Debug)]
+struct Whose<'a> {
+    task: RealPid,
+    proc: &'a ProcDir,
+    parent: Option<(RealPid, Slots)>,
+}
+
+/// What was found behind a descriptor.
+#[derive(Debug)]
+enum Looked {
+    /// The open file of the parent's descriptor of the same number, without locks.
+    Inherited(Slot, FdInfo),
+    Taken(Box<DrainedFd>),
+}
+
+impl Whose<'_> {
+    fn look(&self, fd: i32, host: &mut Host, take: impl FnOnce(i32) -> Result<OwnedFd>) -> Result<Looked> {
+        if let Some(slot) = self.inherited(fd) {
+            let info = FdInfo::read(self.proc, fd)?;
+            if info.value("lock").is_none() {
+                return Ok(Looked::Inherited(slot, info));
+            }
+        }
+        DrainedFd::new(self.proc, self.task, fd, take(fd)?, host).map(|drained| Looked::Taken(drained.into()))
+    }
+
+    fn inherited(&self, fd: i32) -> Option<Slot> {
+        let (parent, slots) = self.parent.as_ref()?;
+        let slot = slots[slots.binary_search_by_key(&fd, |slot| slot.fd).ok()?];
+        kcmp::compare(*parent, self.task, What::File(fd, fd)).is_ok_and(|order| order.is_eq()).then_some(slot)
+    }
+}
+
 /// `None` where there can be no more of them.
 fn threads() -> Option<ThreadPool> {
     let processors = std::thread::available_parallelism().map_or(1, |n| n.get().min(MOST));
@@ -40,64 +95,69 @@ impl FilesOut<'_> {
     /// Dumps the descriptor table of `task`, unless the table with the `files_id` of `ids` was dumped already. To be
     /// called for every living task of the tree.
     ///
-    /// Preconditions: all tasks are frozen. `take` gives a duplicate of a descriptor of the task; the kernel gives them
-    /// through `pidfd`, if there is one.
+    /// Preconditions: all tasks are frozen; parents come before their children. `stat` is the task's. `take` gives a
+    /// duplicate of a descriptor of the task; the kernel gives them through `pidfd`, if there is one.
     ///
     /// # Errors
     /// A descriptor that cannot be dumped, with its reason.
     pub fn task_fds(
         &mut self,
-        task: RealPid,
-        ids: &pb::TaskKobjIdsEntry,
+        (task, ids, stat): (RealPid, &pb::TaskKobjIdsEntry, &Stat),
         proc: &ProcDir,
         pidfd: Option<BorrowedFd<'_>>,
         take: &mut dyn FnMut(i32) -> Result<OwnedFd>,
     ) -> Result<()> {
         let files_id = ids.files_id;
         self.namespaces = Some(*ids);
-        self.ttys.task(task, proc)?;
-        if !self.tables.insert(files_id) {
+        self.ttys.task(task, stat);
+        if let Some(slots) = self.tables.get(&files_id) {
+            self.table_of.insert(task, slots.clone());
             return Ok(());
         }
+        let parent = RealPid(stat.ppid);
+        let inherits = self.table_of.get(&parent).filter(|_| self.kernel.kcmp);
+        let whose = Whose { task, proc, parent: inherits.map(|slots| (parent, slots.clone())) };
         let mut numbers = proc.numbers("fd")?;
         numbers.sort_unstable();
         log::info!("Dumping opened files (pid: {task}), {} descriptors", numbers.len());
+        let mut slots = Vec::with_capacity(numbers.len());
         let mut table = self.images.writer(ImageKind::Fdinfo, u64::from(files_id));
         match pidfd.filter(|_| numbers.len() >= MANY).and_then(|pidfd| Some((pidfd, threads()?))) {
             Some((pidfd, threads)) => {
-                let source = (proc, pidfd, &threads);
-                self.many_fds((task, files_id), source, &numbers, &mut table)?;
+                let mut found = |fds: &mut Self, fd, looked| {
+                    slots.push(fds.one_fd((task, files_id), fd, looked, &mut table)?);
+                    Ok(())
+                };
+                self.many_fds(&whose, (pidfd, &threads), &numbers, &mut found)?;
             }
             None => {
                 for fd in numbers {
                     interrupt::check()?;
-                    let drained =
-                        take(fd).and_then(|file| DrainedFd::new(proc, task, fd, file, &mut self.host));
-                    self.one_fd((task, files_id), fd, drained, &mut table)?;
+                    let looked = whose.look(fd, &mut self.host, &mut *take);
+                    slots.push(self.one_fd((task, files_id), fd, looked, &mut table)?);
                 }
             }
         }
         // A table without descriptors is an image without entries, not a missing one.
         table.write_nothing();
         table.finish()?;
+        let slots = Arc::new(slots);
+        self.tables.insert(files_id, slots.clone());
+        self.table_of.insert(task, slots);
         Ok(())
     }
 
     fn many_fds(
         &mut self,
-        (task, files_id): (RealPid, u32),
-        (proc, pidfd, threads): (&ProcDir, BorrowedFd<'_>, &ThreadPool),
+        whose: &Whose<'_>,
+        (pidfd, threads): (BorrowedFd<'_>, &ThreadPool),
         numbers: &[i32],
-        table: &mut ImageWriter,
+        found: &mut dyn FnMut(&mut Self, i32, Result<Looked>) -> Result<()>,
     ) -> Result<()> {
         let shmem_dev = self.host.shmem_dev;
         let look = |fds: &[i32]| -> Vec<_> {
             let mut host = Host::new(shmem_dev);
-            let mut one = |fd: &i32| {
-                let drained =
-                    pidfd::getfd(pidfd, *fd).and_then(|f| DrainedFd::new(proc, task, *fd, f, &mut host));
-                (*fd, drained)
-            };
+            let mut one = |fd: &i32| (*fd, whose.look(*fd, &mut host, |fd| pidfd::getfd(pidfd, fd)));
             fds.iter().map(&mut one).collect()
         };
         let look_ahead = |part: &[i32]| -> Vec<_> { part.par_chunks(GO).flat_map_iter(look).collect() };
@@ -113,9 +173,9 @@ impl FilesOut<'_> {
                 if let Some(part) = part {
                     scope.spawn(|_| ahead = look_ahead(part));
                 }
-                now.into_iter().try_for_each(|(fd, drained)| {
+                now.into_iter().try_for_each(|(fd, looked)| {
                     interrupt::check()?;
-                    self.one_fd((task, files_id), fd, drained, table)
+                    found(self, fd, looked)
                 })
             })?;
         }
@@ -125,22 +185,36 @@ impl FilesOut<'_> {
         &mut self,
         (task, files_id): (RealPid, u32),
         fd: i32,
-        drained: Result<DrainedFd>,
+        looked: Result<Looked>,
         table: &mut ImageWriter,
-    ) -> Result<()> {
-        let entry = drained.and_then(|drained| {
-            let cloexec = drained.probe.cloexec;
-            let number = self.number(&drained)?;
-            self.locks.dump(&drained, number, files_id, self.opts.common.file_locks)?;
-            let (id, fd_type) = self.open_file(drained, number)?;
-            Ok(pb::FdinfoEntry {
-                id: id.0,
-                flags: if cloexec { libc::FD_CLOEXEC.cast_unsigned() } else { 0 },
-                r#type: fd_type as i32,
-                fd: fd.cast_unsigned(),
-                xattr_security_selinux: None,
-            })
+    ) -> Result<Slot> {
+        let found = looked.and_then(|looked| match looked {
+            Looked::Inherited(slot, info) => {
+                let cloexec = info.flags & libc::O_CLOEXEC.cast_unsigned();
+                if slot.socket {
+                    self.sockets.met(slot.id, task);
+                }
+                let (pos, flags, id) = (info.pos, info.flags & !cloexec, slot.id);
+                let sign = u32::from(cloexec != 0);
+                log::info!("{task} fdinfo {fd}: pos: {pos:#x} flags: {flags:o}/{sign:#x} id {id} (known)");
+                Ok((slot, cloexec != 0))
+            }
+            Looked::Taken(drained) => {
+                let (cloexec, socket) = (drained.probe.cloexec, drained.probe.socket.is_some());
+                let number = self.number(&drained)?;
+                self.locks.dump(&drained, number, files_id, self.opts.common.file_locks)?;
+                let (id, fd_type) = self.open_file(*drained, number)?;
+                Ok((Slot { fd, id, fd_type, socket }, cloexec))
+            }
         });
-        Ok(table.write(&entry.during(|| format!("fd {fd} of task {task}"))?)?)
+        let (slot, cloexec) = found.during(|| format!("fd {fd} of task {task}"))?;
+        table.write(&pb::FdinfoEntry {
+            id: slot.id.0,
+            flags: if cloexec { libc::FD_CLOEXEC.cast_unsigned() } else { 0 },
+            r#type: slot.fd_type as i32,
+            fd: fd.cast_unsigned(),
+            xattr_security_selinux: None,
+        })?;
+        Ok(slot)
     }
 }

@@ -22,7 +22,7 @@ use super::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, PlanFiles, RestoredF
 use crate::{
     error::{Context, Error, Result, SysContext},
     options::{DumpOptions, External},
-    procfs::{ProcDir, stat::Stat},
+    procfs::stat::Stat,
     pstree::{FileId, RealPid},
     sys::tty,
 };
@@ -166,14 +166,10 @@ impl Met {
 
 impl TtysOut {
     /// Notes which terminal controls a task of the tree.
-    pub(super) fn task(&mut self, task: RealPid, proc: &ProcDir) -> Result<()> {
-        if self.tasks.insert(task) {
-            let stat = Stat::read(proc)?;
-            if stat.tty_nr != 0 {
-                self.sessions.insert(stat.tty_nr.cast_unsigned(), (stat.sid, stat.tpgid.max(0)));
-            }
+    pub(super) fn task(&mut self, task: RealPid, stat: &Stat) {
+        if self.tasks.insert(task) && stat.tty_nr != 0 {
+            self.sessions.insert(stat.tty_nr.cast_unsigned(), (stat.sid, stat.tpgid.max(0)));
         }
-        Ok(())
     }
 
     /// Whether a living task was met.

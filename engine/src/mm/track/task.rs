@@ -19,7 +19,6 @@ use crate::{
     procfs::{
         ProcDir,
         maps::{Map, VmFlags},
-        stat::Stat,
     },
     pstree::{RealPid, VirtPid},
     sys::{
@@ -52,21 +51,22 @@ pub struct TaskTrack {
 }
 
 impl Tracker {
-    /// Looks at the frozen task `pid`, in images `virt`; `dir` is of a live thread, `maps` are its mappings with flags.
+    /// Looks at the frozen task `pid`, in images `virt`, that was started at `start` (as `stat` tells it); `dir` is of a
+    /// live thread, `maps` are its mappings with flags.
     ///
     /// # Errors
     /// Memory that is registered with a userfaultfd of somebody else.
     pub fn task(
         &mut self,
         (pid, virt): (RealPid, VirtPid),
+        start: u64,
         dir: &ProcDir,
         maps: &[Map],
     ) -> Result<TaskTrack> {
         let mut task = TaskTrack {
             pid,
-            // Of the leader, which keeps it even when it has ended.
-            start: Stat::read(&ProcDir::open(pid)?)?.start_time,
-            dir: ProcDir::open(dir.pid())?,
+            start,
+            dir: dir.try_clone()?,
             pidfd: None,
             uffd: None,
             row: None,
