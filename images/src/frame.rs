@@ -241,7 +241,9 @@ impl<R: Read> EntryReader<R> {
         self.check_left(len)?;
         let mut want = len;
         if self.len.is_some() {
-            // It is there: one read into what is just large enough.
+            // It is there: one read into what is just large enough. A file may pretend to be larger than memory.
+            let room = buf.try_reserve(len as usize);
+            room.map_err(|_| Error::sys(&self.image, "read", io::ErrorKind::OutOfMemory))?;
             buf.resize(buf.len() + len as usize, 0);
             let at = buf.len() - len as usize;
             let got = self.fill(&mut buf[at..])? as u64;

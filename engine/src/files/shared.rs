@@ -61,7 +61,9 @@ impl FilesShared {
         let lost = plan.nodes.values().iter().filter(|node| node.file.lost().is_some()).count();
         let outside = opts.inherit_fds.len() + plan.ttys.descriptors();
         let early = early + plan.connections().len();
-        let room = i32::try_from(plan.most_kept() + passing + early + lost + outside).unwrap_or(i32::MAX);
+        // And the folder that a task opens files from.
+        let room = plan.most_kept() + passing + early + lost + outside + 1;
+        let room = i32::try_from(room).unwrap_or(i32::MAX);
         plan.zone(limit, room.saturating_add(ENGINE_ROOM))
     }
 

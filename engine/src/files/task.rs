@@ -165,10 +165,14 @@ impl<'a> FilesTask<'a> {
     /// Opens the inode behind file `id` once more: for a mapping, the executable, root and cwd.
     pub fn open_path(&mut self, id: FileId, how: OpenHow) -> Result<OwnedFd> {
         let node = self.node(id)?;
-        node.file
+        let opened = node
+            .file
             .open_again(how, self)
             .unwrap_or_else(|| Err(Error::image("it is of a kind that cannot be mapped or be a folder")))
-            .during(|| format!("file {id} {}", node.file.name()))
+            .during(|| format!("file {id} {}", node.file.name()));
+        // Handles of folders are for the steps of a table: nobody forks there, and no root is entered.
+        self.near = None;
+        opened
     }
 
     /// Open file `id`, which is open in this task: its own, or one it said it needs at hand.

@@ -93,4 +93,6 @@ fn payloads_are_limited_by_the_file() {
     let mut reader = open(&bytes, None);
     assert!(reader.rest(20).is_err());
     assert_eq!(open(&bytes, None).rest(28).unwrap().len(), 28);
+    let pretended = open(&bytes, Some(u64::MAX)).payload(1 << 60).unwrap_err().to_string();
+    assert_eq!(pretended, "pstree.img: read: out of memory");
 }

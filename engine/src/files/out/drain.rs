@@ -152,7 +152,7 @@ impl FilesOut<'_> {
         whose: &Whose<'_>,
         (pidfd, threads): (BorrowedFd<'_>, &ThreadPool),
         numbers: &[i32],
-        found: &mut dyn FnMut(&mut Self, i32, Result<Looked>) -> Result<()>,
+        found: &mut impl FnMut(&mut Self, i32, Result<Looked>) -> Result<()>,
     ) -> Result<()> {
         let shmem_dev = self.host.shmem_dev;
         let look = |fds: &[i32]| -> Vec<_> {

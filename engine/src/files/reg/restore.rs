@@ -118,10 +118,10 @@ impl RegFile {
             }
             None => {
                 let flags = Self::open_flags(flags) | wanted;
-                let opened = match cx.folder_of(&self.entry.name) {
-                    Some((folder, name)) => openat(folder, name, flags, Mode::empty()),
-                    None => open(self.entry.name.as_slice(), flags, Mode::empty()),
-                };
+                let near = cx.folder_of(&self.entry.name);
+                let near = near.and_then(|(folder, name)| openat(folder, name, flags, Mode::empty()).ok());
+                // What is wrong, the whole path tells: the folder may be another one by now.
+                let opened = near.map_or_else(|| open(self.entry.name.as_slice(), flags, Mode::empty()), Ok);
                 opened.call("open")?
             }
         };

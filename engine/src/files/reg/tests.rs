@@ -93,6 +93,54 @@ fn positions_flags_and_sharing_come_back() {
 }
 
 #[test]
+fn files_of_one_folder_are_found_by_their_names() {
+    fn long() -> String {
+        "n".repeat(255)
+    }
+    Trip {
+        // The way may lead elsewhere by now, also past links.
+        between: |folder| {
+            fs::rename(folder.join("d"), folder.join("e")).unwrap();
+            std::os::unix::fs::symlink("e", folder.join("d")).unwrap();
+            fs::remove_file(folder.join("e/b")).unwrap();
+            std::os::unix::fs::symlink("../f", folder.join("e/b")).unwrap();
+        },
+        ..Trip::new(
+            concat!(module_path!(), "::files_of_one_folder_are_found_by_their_names"),
+            |folder| {
+                fs::create_dir_all(folder.join("d/sub")).unwrap();
+                fs::write(folder.join("f"), "2").unwrap();
+                for (nr, name) in ["a", "b", &long(), "sub/a", "c"].into_iter().enumerate() {
+                    fs::write(folder.join("d").join(name), nr.to_string().replace('1', "2")).unwrap();
+                    at(File::open(folder.join("d").join(name)).unwrap(), FREE + nr as i32, nr % 2 == 0);
+                }
+                at(File::open(folder.join("d/sub")).unwrap(), FREE + 5, false);
+                std::os::unix::fs::symlink("nowhere", folder.join("d/link")).unwrap();
+                let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
+                at(open(&folder.join("d/link"), flags, Mode::empty()).unwrap(), FREE + 6, false);
+                at(File::open(folder).unwrap(), FREE + 7, false);
+                at(File::open(folder.join("d/a")).unwrap(), FREE + 8, false);
+            },
+            |folder| {
+                let names =
+                    ["e/a", "f", &format!("e/{}", long()), "e/sub/a", "e/c", "e/sub", "e/link", "", "e/a"];
+                for (nr, name) in names.into_iter().enumerate() {
+                    let path = folder.join(name).display().to_string();
+                    assert_eq!(link(FREE + nr as i32), path.trim_end_matches('/'));
+                }
+                assert_eq!(content(FREE + 1) + &content(FREE + 2) + &content(FREE + 3), "223");
+                let open = fs::read_dir("/proc/self/fd").unwrap().flatten();
+                let folders = [folder.join("d"), folder.join("e")];
+                let left =
+                    open.filter_map(|fd| fs::read_link(fd.path()).ok()).filter(|to| folders.contains(to));
+                assert_eq!(left.count(), 0, "a folder was left open");
+            },
+        )
+    }
+    .run();
+}
+
+#[test]
 fn files_without_a_name_come_back_and_leave_nothing() {
     Trip::new(
         concat!(module_path!(), "::files_without_a_name_come_back_and_leave_nothing"),

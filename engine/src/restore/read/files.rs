@@ -1,9 +1,11 @@
 //! Open files and descriptor tables. There may be very many of either, so two threads decode them.
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::sync::Arc;
 
-use rcriu_images::{ImageDir, ImageKind, compat, frame::Part, pb};
+use rcriu_images::frame::{EntryReader, Part};
+use rcriu_images::{ImageDir, ImageKind, compat, pb};
 
 use crate::error::{Error, Result};
 use crate::files::ById;
@@ -14,6 +16,8 @@ use crate::spread;
 
 /// Bytes of files.img that are decoded by one thread at a time.
 const PART: usize = 32 << 10;
+/// Longer ones are read entry by entry: no image may ask for as much memory as its file pretends to have.
+const AT_ONCE: u64 = 256 << 20;
 
 /// Descriptor tables by `files_id`, each sorted by descriptor.
 pub(super) type Tables = BTreeMap<u32, Vec<pb::FdinfoEntry>>;
@@ -23,17 +27,12 @@ pub(super) type Tables = BTreeMap<u32, Vec<pb::FdinfoEntry>>;
 /// # Errors
 /// Images that cannot be read, numbers that are there twice, descriptors that refer to no file of their type.
 pub(super) fn read(dir: &ImageDir, tasks: &[TaskImage]) -> Result<(ById<Arc<pb::FileEntry>>, Tables)> {
-    let parts = dir.reader(ImageKind::Files, 0)?.map(|files| files.parts(PART)).transpose()?;
-    let decode = |part: &Part| {
-        let mut files = Vec::new();
-        if let Some(mut reader) = parts.as_ref().map(|parts| parts.reader(part)) {
-            // Each where it stays: they are large, and so many that copies would cost as much as decoding.
-            while let Some(file) = reader.next::<pb::FileEntry>()? {
-                files.push(Arc::new(file));
-            }
-        }
-        Ok(files)
+    let (parts, long) = match dir.reader(ImageKind::Files, 0)? {
+        Some(files) if files.left().is_some_and(|left| left <= AT_ONCE) => (Some(files.parts(PART)?), None),
+        other => (None, other),
     };
+    // What is wrong in one part is told below: of several errors the first one in the image.
+    let decode = |part: &Part| Ok(parts.as_ref().map(|parts| decode(parts.reader(part))));
     let all = parts.as_ref().map_or(&[][..], |parts| parts.all());
     // What another thread allocates lies where forks have to copy it, which counts where many are made.
     let (tables, decoded) = if tasks.len() < MANY as usize {
@@ -41,12 +40,22 @@ pub(super) fn read(dir: &ImageDir, tasks: &[TaskImage]) -> Result<(ById<Arc<pb::
     } else {
         (read_tables(dir, tasks), all.iter().map(decode).collect())
     };
-    let files = join(dir, decoded?)?;
+    let decoded = decoded?.into_iter().flatten().chain(long.map(self::decode)).collect::<Result<_>>()?;
+    let files = join(dir, decoded)?;
     let tables = tables?;
     for (id, fds) in &tables {
         check(*id, fds, &files)?;
     }
     Ok((files, tables))
+}
+
+fn decode<R: Read>(mut reader: EntryReader<R>) -> Result<Vec<Arc<pb::FileEntry>>> {
+    let mut files = Vec::new();
+    // Each where it stays: they are large, and so many that copies would cost as much as decoding.
+    while let Some(file) = reader.next::<pb::FileEntry>()? {
+        files.push(Arc::new(file));
+    }
+    Ok(files)
 }
 
 fn join(dir: &ImageDir, decoded: Vec<Vec<Arc<pb::FileEntry>>>) -> Result<ById<Arc<pb::FileEntry>>> {
