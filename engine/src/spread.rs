@@ -89,6 +89,11 @@ fn halved<T: Sync, R: Send, M>(
     })
 }
 
+/// Whether [`ahead`] has a second thread for so many.
+pub(crate) fn is_ahead(many: usize) -> bool {
+    many > AHEAD
+}
+
 /// Has a second thread do `each` for all in their order, not far ahead of `main`, which asks for one result after the
 /// other by number.
 pub(crate) fn ahead<T: Sync, R: Send, M>(
@@ -99,7 +104,7 @@ pub(crate) fn ahead<T: Sync, R: Send, M>(
     let (sender, receiver) = sync_channel(AHEAD);
     let each = &each;
     std::thread::scope(|scope| {
-        let other = (all.len() > AHEAD).then(|| {
+        let other = is_ahead(all.len()).then(|| {
             std::thread::Builder::new().name("ahead".into()).spawn_scoped(scope, move || {
                 let _ = SigSet::all().thread_block();
                 // Nobody takes any more: the rest is not needed.

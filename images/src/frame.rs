@@ -121,14 +121,14 @@ impl<R: Read> EntryReader<R> {
         if self.next_bytes()?.is_none() {
             return Ok(None);
         }
-        let message = M::decode(&self.buf[..]).map_err(|e| self.here(Cause::Decode(e)))?;
         let message_type = match self.required {
             Some(known) if known.name == M::NAME => known,
             _ => required::of(M::NAME)
                 .ok_or_else(|| self.bad(format!("{} is no message of the schema", M::NAME)))?,
         };
         self.required = Some(message_type);
-        let found = required::check(message_type, &self.buf);
+        let (message, found) = required::decode(message_type, &self.buf);
+        let message: M = message.map_err(|e| self.here(Cause::Decode(e)))?;
         if let Some(field) = found.missing {
             return Err(self.here(Cause::Required(field)));
         }

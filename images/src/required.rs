@@ -6,6 +6,7 @@
 use std::{
     collections::BTreeSet,
     fmt,
+    panic::resume_unwind,
     sync::{Mutex, PoisonError},
 };
 
@@ -96,12 +97,34 @@ pub struct Findings {
     pub unknown: Option<Unknown>,
 }
 
-/// Checks `bytes`, an encoded message of this type. Bytes that are no encoded message have been refused by the decoder
-/// before; here they end the walk.
+/// Checks `bytes`, an encoded message of this type. Bytes that are no encoded message are refused by the decoder; here
+/// they end the walk.
 pub fn check(message: &Message, bytes: &[u8]) -> Findings {
     let mut unknown = None;
     let missing = walk(message, bytes, 0, &mut unknown).map(|path| format!("{}.{path}", message.name));
     Findings { missing, unknown }
+}
+
+/// Bytes from which on a message is decoded and checked at the same time: that of a task with very many mappings.
+const LONG: usize = 512 << 10;
+
+/// Decodes a message, and finds what the decoder accepts all the same.
+pub fn decode<M: prost::Message + Default>(
+    message_type: &'static Message,
+    bytes: &[u8],
+) -> (Result<M, prost::DecodeError>, Findings) {
+    let check = || check(message_type, bytes);
+    if bytes.len() < LONG {
+        return (M::decode(bytes), check());
+    }
+    std::thread::scope(|scope| {
+        // Without another thread one does both.
+        let checking = std::thread::Builder::new().name("check".into()).spawn_scoped(scope, check);
+        let message = M::decode(bytes);
+        let found =
+            checking.map_or_else(|_| check(), |thread| thread.join().unwrap_or_else(|p| resume_unwind(p)));
+        (message, found)
+    })
 }
 
 /// The required field that the message type called so lacks; the type must be one of the schema.

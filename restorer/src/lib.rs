@@ -19,6 +19,9 @@ use blobrt::abi::{FINGERPRINT_SEED, fingerprint};
 pub const BUILD: u64 = {
     let mut hash = fingerprint(FINGERPRINT_SEED, include_bytes!("lib.rs"));
     hash = fingerprint(hash, include_bytes!("args.rs"));
+    hash = fingerprint(hash, include_bytes!("args/memory.rs"));
+    hash = fingerprint(hash, include_bytes!("args/table.rs"));
+    hash = fingerprint(hash, include_bytes!("args/thread.rs"));
     hash = fingerprint(hash, include_bytes!("report.rs"));
     fingerprint(hash, include_bytes!("shared.rs"))
 };

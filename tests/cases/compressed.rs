@@ -7,8 +7,8 @@ use std::path::Path;
 use anyhow::{Context, Result, ensure};
 use rcriu_tests::{Case, Cycle, Engine, Images, Program};
 
+use crate::chain::{Chain, step};
 use crate::failures::nothing_left;
-use crate::incremental::{Chain, step};
 use crate::pages::Server;
 
 const PACKED: &[&str] = &["--compress"];

@@ -4,6 +4,7 @@
 
 mod background;
 mod cgroups;
+mod chain;
 mod clocks;
 mod compressed;
 mod damage;

@@ -9,8 +9,8 @@ use rcriu_images::pagemap::{Pagemap, Place};
 use rcriu_images::{ImageDir, ImageKind};
 use rcriu_tests::{Case, Cycle, Engine, Finished, Images, Program};
 
+use crate::chain::{Chain, step};
 use crate::failures::nothing_left;
-use crate::incremental::{Chain, step};
 
 const SUMS: &[&str] = &["--checksum"];
 

@@ -6,11 +6,16 @@
 //! (they are renumbered in the order met, so sharing stays visible), and how the kernel splits one range of
 //! memory into neighbours of equal kind (they are joined).
 
+mod descriptors;
+mod memory;
+
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
 use std::fs;
 
 use anyhow::{Context, Result};
+
+use descriptors::{Renumber, fdinfo_line};
 
 /// Fields of /proc/PID/stat that a restore keeps, by their number in proc_pid_stat(5).
 const STAT: [(usize, &str); 19] = [
@@ -232,7 +237,7 @@ impl State {
         for fd in sorted_numbers(&format!("/proc/{pid}/fd"))? {
             self.descriptor(pid, fd, names)?;
         }
-        self.put(pid, "memory", memory(&fs::read_to_string(format!("/proc/{pid}/smaps"))?));
+        self.put(pid, "memory", memory::lines(&fs::read_to_string(format!("/proc/{pid}/smaps"))?));
         Ok(())
     }
 
@@ -275,54 +280,6 @@ fn without_term(mask: &str) -> String {
     format!("{:016x}", bits & !(1 << (libc::SIGTERM - 1)))
 }
 
-/// What of a line of fdinfo is the same after a restore; None for what is not.
-fn fdinfo_line(line: &str) -> Option<String> {
-    let dropped =
-        ["mnt_id", "ino", "it_value", "inotify", "fanotify", "scm_fds", "eventfd-id", "Pid", "NSpid"];
-    let name = line.split([':', ' ']).next().unwrap_or("");
-    if dropped.contains(&name) {
-        return None;
-    }
-    if name == "flags" {
-        // O_LARGEFILE means nothing to 64-bit programs: open(2) adds it, other ways to a descriptor do not.
-        let flags = i64::from_str_radix(line["flags:".len()..].trim(), 8).ok()? & !0o100_000;
-        return Some(format!("flags: 0{flags:o}"));
-    }
-    if name == "tfd" {
-        return epoll_target(line);
-    }
-    Some(line.to_string())
-}
-
-/// `tfd: N events: X data: Y pos:.. ino:..` without the inode, and with the two events that the kernel adds
-/// whenever a target is added: a one-shot target that has fired is without them until it is armed again.
-fn epoll_target(line: &str) -> Option<String> {
-    let mut words = line.split_whitespace().filter(|w| !w.ends_with(':'));
-    let (target, events, data) = (words.next()?, words.next()?, words.next()?);
-    let events = u32::from_str_radix(events, 16).ok()? | (libc::EPOLLERR | libc::EPOLLHUP) as u32;
-    Some(format!("tfd: {target} events: {events:x} data: {data}"))
-}
-
-/// Gives anonymous inodes numbers in the order in which they are met.
-#[derive(Default)]
-struct Renumber(HashMap<String, usize>);
-
-impl Renumber {
-    fn of(&mut self, link: &str) -> String {
-        match link.split_once(":[") {
-            Some((kind @ ("pipe" | "socket"), _)) => {
-                let next = self.0.len();
-                format!("{kind}:#{}", self.0.entry(link.to_string()).or_insert(next))
-            }
-            // A removed file comes back under a name of the restore's choosing, removed again.
-            _ => match link.strip_suffix(" (deleted)") {
-                Some(path) => format!("{} (deleted)", path.trim_end_matches(".cr_link")),
-                None => link.to_string(),
-            },
-        }
-    }
-}
-
 fn sorted_numbers(dir: &str) -> Result<Vec<i32>> {
     let mut numbers: Vec<i32> = fs::read_dir(dir)
         .with_context(|| format!("opening {dir}"))?
@@ -332,88 +289,11 @@ fn sorted_numbers(dir: &str) -> Result<Vec<i32>> {
     Ok(numbers)
 }
 
-/// smaps as lines `start-end perms offset path flags`, neighbours of one kind joined.
-fn memory(smaps: &str) -> String {
-    struct Area {
-        start: u64,
-        end: u64,
-        perms: String,
-        offset: u64,
-        file: bool,
-        path: String,
-        flags: String,
-    }
-    let mut areas: Vec<Area> = Vec::new();
-    for line in smaps.lines() {
-        if let Some(flags) = line.strip_prefix("VmFlags:") {
-            // sd: soft-dirty, and ac: accounted, say what was written when, not what is mapped.
-            let flags =
-                flags.split_whitespace().filter(|f| !["sd", "ac"].contains(f)).collect::<Vec<_>>().join(" ");
-            if let Some(area) = areas.last_mut() {
-                area.flags = flags;
-            }
-        } else if let Some(area) = (|| {
-            let mut words = line.split_whitespace();
-            let (start, end) = words.next()?.split_once('-')?;
-            let (perms, offset, dev) = (words.next()?, words.next()?, words.next()?);
-            let inode = words.next()?;
-            let path = line.splitn(6, ' ').nth(5).unwrap_or("").trim_start();
-            let path = path.strip_prefix(inode).unwrap_or(path).trim();
-            Some(Area {
-                start: u64::from_str_radix(start, 16).ok()?,
-                end: u64::from_str_radix(end, 16).ok()?,
-                perms: perms.into(),
-                offset: u64::from_str_radix(offset, 16).ok()?,
-                // Private anonymous memory in huge pages has a file that nobody can see.
-                file: inode != "0"
-                    && dev.contains(':')
-                    && !(perms.ends_with('p') && path == "/anon_hugepage (deleted)"),
-                path: path.into(),
-                flags: String::new(),
-            })
-        })() {
-            areas.push(area);
-        }
-    }
-    let mut joined: Vec<Area> = Vec::new();
-    for area in areas {
-        match joined.last_mut() {
-            Some(last)
-                if last.end == area.start
-                    && (&last.perms, &last.path, &last.flags, last.file)
-                        == (&area.perms, &area.path, &area.flags, area.file)
-                    && (!area.file || last.offset + (last.end - last.start) == area.offset) =>
-            {
-                last.end = area.end;
-            }
-            _ => joined.push(area),
-        }
-    }
-    let line = |a: &Area| {
-        let offset = if a.file { a.offset } else { 0 };
-        format!("{:x}-{:x} {} {offset:x} {} [{}]", a.start, a.end, a.perms, a.path, a.flags)
-    };
-    joined.iter().map(line).collect::<Vec<_>>().join("\n")
-}
-
 fn lines_changed(before: &str, after: &str, out: &mut String) {
     let (a, b): (Vec<&str>, Vec<&str>) = (before.lines().collect(), after.lines().collect());
     for (sign, these, those) in [('-', &a, &b), ('+', &b, &a)] {
         for line in these.iter().filter(|l| !those.contains(l)).take(12) {
             let _ = writeln!(out, "    {sign} {}", line.chars().take(400).collect::<String>());
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::memory;
-
-    #[test]
-    fn neighbours_of_one_kind_are_joined() {
-        let text = "1000-2000 rw-p 00000000 00:00 0 \nSize: 4 kB\nVmFlags: rd wr sd \n\
-                    2000-3000 rw-p 00000000 00:00 0 \nVmFlags: rd wr \n\
-                    3000-4000 r--p 00001000 fe:00 12   /a b\nVmFlags: rd \n";
-        assert_eq!(memory(text), "1000-3000 rw-p 0  [rd wr]\n3000-4000 r--p 1000 /a b [rd]");
     }
 }

@@ -42,9 +42,13 @@ pub(super) struct Counts {
 
 /// Whether the pages of a task may wait: there are few, they go to plain files here, all of them.
 pub(super) fn suits(cx: &DumpCx<'_>, maps: &[Map]) -> bool {
+    are_plain(cx) && maps.iter().map(|map| map.anonymous).sum::<u64>() <= SMALL
+}
+
+/// Whether pages go to plain files here, all of them.
+pub(super) fn are_plain(cx: &DumpCx<'_>) -> bool {
     let plain = cx.opts.compress.is_none() && cx.pages.link().is_none();
-    let all = cx.late.is_none() && cx.background.is_off() && !cx.track.is_on();
-    plain && all && maps.iter().map(|map| map.anonymous).sum::<u64>() <= SMALL
+    plain && cx.late.is_none() && cx.background.is_off() && !cx.track.is_on()
 }
 
 impl Pages<'_> {

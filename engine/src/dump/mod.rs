@@ -20,6 +20,7 @@ mod guardian;
 pub(crate) mod identity;
 mod later;
 mod lazy;
+mod listed;
 mod namespaces;
 pub mod predump;
 pub(crate) mod refuse;
@@ -181,14 +182,16 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     if let Some((folder, frozen)) = frozen.group() {
         cx.cgroups.set_freezer(folder, frozen)?;
     }
-    let whom = told::whom(&tree, &mut frozen, kernel)?;
+    let whom = told::whom(&tree, &mut frozen)?;
+    // Where somebody reads ahead.
+    let whole = spread::is_ahead(whom.len());
     let store = cx.pages.clone();
     // One thread reads ahead, another writes pages behind.
     let ((), written) = spread::behind(
         tree.tasks.len() > later::FEW,
         |pages| later::Pages::write(pages, &store, kernel),
         |later| {
-            let each = |about: &told::About<'_>| about.read(with_maps);
+            let each = |about: &told::About<'_>| about.read(with_maps, whole);
             spread::ahead(&whom, each, |next| {
                 (0..tree.tasks.len()).try_for_each(|at| {
                     interrupt::check()?;

@@ -13,6 +13,7 @@ use super::{
     core,
     finish::one,
     later::{self, Pages},
+    listed::{self, Begun, Listed},
     refuse,
     seize::Frozen,
     told::Told,
@@ -31,7 +32,13 @@ use crate::{
         track::TaskTrack,
         vma::{self, MappedFiles, Vma},
     },
-    procfs::{ProcDir, maps, stat::Stat, status::Status, timers},
+    procfs::{
+        ProcDir,
+        maps::{self, Listing, Map},
+        stat::Stat,
+        status::Status,
+        timers,
+    },
     pstree::{FileId, RealPid},
     sys::sched::{self, Attr},
     task::{fs, misc, more::Seen, numa, sigaction, sigqueue},
@@ -84,15 +91,18 @@ fn whole<'a>(
 ) -> Result<()> {
     let dir = &task.dir;
     // Mappings, status and signals are read before anything of ours is in the task.
-    let (protected, (maps, walk)) = match cx.background.protected(task.pid).filter(|_| alone) {
-        Some(protected) => {
-            let (protected, maps) = protected.settled(stopped, dir)?;
-            (protected, (maps, None))
-        }
-        None => {
-            (None, told.maps.unwrap_or_else(|| read_maps(dir)).and_then(|told| clean(stopped, dir, told))?)
-        }
-    };
+    let (protected, Listed { maps, vmas, walk, begun }) =
+        match cx.background.protected(task.pid).filter(|_| alone) {
+            Some(protected) => {
+                let (protected, maps) = protected.settled(stopped, dir)?;
+                let vmas = listed::known(task, &maps, cx)?;
+                (protected, Listed { maps, vmas, walk: None, begun: None })
+            }
+            None => {
+                let listing = told.maps.unwrap_or_else(|| Listing::open(dir))?;
+                (None, listed::take(task, stopped, listing, cx)?)
+            }
+        };
     let (statuses, groups): (Vec<Status>, Vec<_>) = told.threads?.into_iter().unzip();
     let groups: Vec<u32> =
         groups.iter().map(|content| cx.cgroups.of_content(dir, content)).collect::<Result<_>>()?;
@@ -104,18 +114,11 @@ fn whole<'a>(
     };
     let mut track = cx.track.task((task.pid, task.virt), start, dir, &maps)?;
     cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");
-    let mut mapped = Mapped {
-        task: task.dir.pid(),
-        files: &mut cx.files,
-        shmem: &mut cx.shmem,
-        segments: &mut cx.segments,
-    };
-    let vmas = vma::collect(dir, &maps, cx.rules, &mut mapped, &mut cx.mapped)?;
     let mut mapping = more::collect(&maps);
     cx.shmem.mapped(&vmas);
     cx.segments.mapped(&vmas);
     cx.undo.warn(task.pid, stopped.threads().len());
-    let apart = protected.is_none() && walk.is_none() && later::suits(cx, &maps);
+    let apart = protected.is_none() && walk.is_none() && begun.is_none() && later::suits(cx, &maps);
     // That walks all page tables, which can wait.
     let vmas = match protected.is_some() || apart {
         true => vmas,
@@ -159,7 +162,7 @@ fn whole<'a>(
     match copy {
         Some(copy) => cx.background.push(copy, task.virt, &vmas, stacks(stopped)),
         None if protected.is_some() || apart => {}
-        None => pages(task, &infected, &vmas, walk, &track, cx)?,
+        None => pages(task, &infected, &vmas, (walk, begun), &track, cx)?,
     }
     infected.cure()?;
     rings.check_still()?;
@@ -184,24 +187,12 @@ fn whole<'a>(
 }
 
 /// All mappings with their flags, now that nothing of ours is left in the task.
-pub(super) fn whole_maps(stopped: &StoppedTask, dir: &ProcDir) -> Result<Vec<maps::Map>> {
-    clean(stopped, dir, read_maps(dir)?).map(|(maps, _)| maps)
+pub(super) fn whole_maps(stopped: &StoppedTask, dir: &ProcDir) -> Result<Vec<Map>> {
+    let maps = maps::smaps(dir)?;
+    if infect::remove_leftover(stopped, &maps)? { maps::smaps(dir) } else { Ok(maps) }
 }
 
-fn read_maps(dir: &ProcDir) -> Result<(Vec<maps::Map>, Option<Walk>)> {
-    Ok((maps::smaps(dir)?, None))
-}
-
-/// The same, where they have been read already.
-fn clean(
-    stopped: &StoppedTask,
-    dir: &ProcDir,
-    told: (Vec<maps::Map>, Option<Walk>),
-) -> Result<(Vec<maps::Map>, Option<Walk>)> {
-    if infect::remove_leftover(stopped, &told.0)? { read_maps(dir) } else { Ok(told) }
-}
-
-fn id(task: &Task) -> u64 {
+pub(super) fn id(task: &Task) -> u64 {
     task.virt.0.cast_unsigned().into()
 }
 
@@ -274,11 +265,11 @@ fn ask(
 }
 
 /// Gives mapped files their numbers.
-struct Mapped<'a, 'b> {
-    task: RealPid,
-    files: &'a mut FilesOut<'b>,
-    shmem: &'a mut SharedOut,
-    segments: &'a mut SegmentsOut,
+pub(super) struct Mapped<'a, 'b> {
+    pub task: RealPid,
+    pub files: &'a mut FilesOut<'b>,
+    pub shmem: &'a mut SharedOut,
+    pub segments: &'a mut SegmentsOut,
 }
 
 impl MappedFiles for Mapped<'_, '_> {
@@ -315,20 +306,28 @@ fn pages(
     task: &Task,
     infected: &Infected<'_>,
     vmas: &[Vma],
-    walk: Option<Walk>,
+    (walk, begun): (Option<Walk>, Option<Begun>),
     track: &TaskTrack,
     cx: &mut DumpCx<'_>,
 ) -> Result<()> {
     log::info!("Dumping pages (pid: {})", task.pid);
     cx.stats.memdump.start();
     let stacks = stacks(infected.task());
-    let mut out = cx.pages.create(ImageKind::Pagemap, id(task))?;
+    // What is below was copied already.
+    let (mut out, upto) = match begun {
+        Some(Begun { out, upto, took }) => {
+            cx.stats.memdump.add(took);
+            (out, upto)
+        }
+        None => (cx.pages.create(ImageKind::Pagemap, id(task))?, 0),
+    };
     let copier = Copier::new(&task.dir, &mut out, &stacks)?;
     let mut copier = copier.with(infected).serving(cx.late.is_some());
     let mut scanner = Scanner::new(&task.dir, cx.kernel)?.knowing(walk);
     let scanned = scanner.pages(vmas, track.marks(), |vma, start, end, unchanged| {
+        let start = start.max(upto);
         if !unchanged {
-            return copier.add(vma, start, end);
+            return if start < end { copier.add(vma, start, end) } else { Ok(()) };
         }
         track.split(
             start,

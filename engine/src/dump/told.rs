@@ -4,9 +4,11 @@
 use crate::{
     error::Result,
     infect::StoppedThread,
-    kernel::Kernel,
-    mm::pagemap::{Scanner, Walk},
-    procfs::{ProcDir, cgroup, maps, status::Status},
+    procfs::{
+        ProcDir, cgroup,
+        maps::{Came, Listing},
+        status::Status,
+    },
     pstree::RealPid,
     spread,
 };
@@ -16,43 +18,41 @@ use super::{collect::Pstree, seize::Frozen};
 /// Whom to read about.
 pub(super) struct About<'a> {
     dir: &'a ProcDir,
-    kernel: &'a Kernel,
     threads: Vec<RealPid>,
 }
 
 /// What was read.
 pub(super) struct Told {
-    /// All mappings with their flags, and where they are many what a walk over them tells; `None` where somebody else
-    /// knows them.
-    pub maps: Option<Result<(Vec<maps::Map>, Option<Walk>)>>,
+    /// All mappings with their flags, perhaps still coming; `None` where somebody else knows them.
+    pub maps: Option<Result<Listing>>,
     /// Of each thread, in their order, what it is and the content of its file of control groups.
     pub threads: Result<Vec<(Status, Vec<u8>)>>,
 }
 
 /// One for each task of the tree. Of those that have ended there is nothing to read.
-pub(super) fn whom<'a>(tree: &'a Pstree, frozen: &mut Frozen, kernel: &'a Kernel) -> Result<Vec<About<'a>>> {
+pub(super) fn whom<'a>(tree: &'a Pstree, frozen: &mut Frozen) -> Result<Vec<About<'a>>> {
     let about = |task: &'a super::collect::Task| {
         let stopped = frozen.task_mut(task.pid)?.stopped.as_ref();
         let threads = stopped.map_or_else(Vec::new, |s| s.threads().iter().map(StoppedThread::tid).collect());
-        Ok(About { dir: &task.dir, kernel, threads })
+        Ok(About { dir: &task.dir, threads })
     };
     tree.tasks.iter().map(about).collect()
 }
 
 impl About<'_> {
-    /// Reads.
-    pub(super) fn read(&self, with_maps: bool) -> Told {
+    /// Reads; mappings to the end if `whole`.
+    pub(super) fn read(&self, with_maps: bool, whole: bool) -> Told {
         let thread =
             |tid: &RealPid| Ok((Status::read_thread(self.dir, *tid)?, cgroup::read_thread(self.dir, *tid)?));
         let with_maps = with_maps && !self.threads.is_empty();
-        let (maps, threads) = spread::map_beside(&self.threads, thread, || with_maps.then(|| self.maps()));
+        let (maps, threads) =
+            spread::map_beside(&self.threads, thread, || with_maps.then(|| self.maps(whole)));
         Told { maps, threads }
     }
 
-    fn maps(&self) -> Result<(Vec<maps::Map>, Option<Walk>)> {
-        let walk = |many: bool| many.then(|| Scanner::new(self.dir, self.kernel)?.walk());
-        let (maps, walk) = maps::smaps_beside(self.dir, walk)?;
-        // Whoever asks again is told what was wrong.
-        Ok((maps, walk.and_then(Result::ok).flatten()))
+    fn maps(&self, whole: bool) -> Result<Listing> {
+        let mut maps = Listing::open(self.dir)?;
+        while whole && maps.more(true)? != Came::End {}
+        Ok(maps)
     }
 }

@@ -64,9 +64,10 @@ pub fn jump(
     let mut arena = Arena::default();
     let mut head = args::fill(&facts, &mut arena)?;
     // Tables whose content depends on where the hole is.
-    let moves = arena.room(facts.vmas.len() + 1);
-    let keep = arena.room(facts.vmas.len() + 2);
-    let lazy = arena.room(facts.vmas.len());
+    // The hole itself and code of a vdso that leads to ours may be added to what is there.
+    let moves = arena.room(memory.moves().len() + 1);
+    let keep = arena.room(memory.keep([]).len() + 2);
+    let lazy = arena.room(memory.late().len());
     let parts = arena.room(16);
     let mut threads = args::threads(&facts, &mut head, &mut arena)?;
     head.threads = arena.room(threads.len());
@@ -256,7 +257,9 @@ impl Arena {
     }
 
     fn bytes(&self) -> Vec<u8> {
-        self.words.iter().flat_map(|w| w.to_ne_bytes()).collect()
+        let mut bytes = Vec::with_capacity(8 * self.words.len());
+        self.words.iter().for_each(|word| bytes.extend_from_slice(&word.to_ne_bytes()));
+        bytes
     }
 }
 

@@ -67,6 +67,9 @@ enum Looked {
     Taken(Box<DrainedFd>),
 }
 
+/// Takes note of what was found behind a descriptor.
+type Found<'f, 'a> = dyn FnMut(&mut FilesOut<'a>, i32, Result<Looked>) -> Result<()> + 'f;
+
 impl Whose<'_> {
     fn look(&self, fd: i32, host: &mut Host, take: impl FnOnce(i32) -> Result<OwnedFd>) -> Result<Looked> {
         if let Some(slot) = self.inherited(fd) {
@@ -91,7 +94,7 @@ fn threads() -> Option<ThreadPool> {
     ThreadPoolBuilder::new().num_threads(processors).build().ok()
 }
 
-impl FilesOut<'_> {
+impl<'a> FilesOut<'a> {
     /// Dumps the descriptor table of `task`, unless the table with the `files_id` of `ids` was dumped already. To be
     /// called for every living task of the tree.
     ///
@@ -152,7 +155,7 @@ impl FilesOut<'_> {
         whose: &Whose<'_>,
         (pidfd, threads): (BorrowedFd<'_>, &ThreadPool),
         numbers: &[i32],
-        found: &mut impl FnMut(&mut Self, i32, Result<Looked>) -> Result<()>,
+        found: &mut Found<'_, 'a>,
     ) -> Result<()> {
         let shmem_dev = self.host.shmem_dev;
         let look = |fds: &[i32]| -> Vec<_> {

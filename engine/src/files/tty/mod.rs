@@ -27,6 +27,7 @@ use crate::{
     sys::tty,
 };
 
+mod pairs;
 mod queue;
 mod restore;
 mod settings;

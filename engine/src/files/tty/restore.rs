@@ -7,21 +7,21 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::Arc,
 };
 
 use nix::{
     fcntl::{OFlag, open},
     sys::stat::{Mode, fchmod},
-    unistd::{Gid, Uid, fchown, getpgrp, getpid, getppid, getsid, isatty},
+    unistd::{getpgrp, getpid, getppid, getsid, isatty},
 };
 use rcriu_images::{ImageDir, ImageKind, pb};
 
 use super::{
     describe,
-    queue::{self, Queued},
-    settings,
+    pairs::{Pair, open_pairs, set_up_pair},
+    settings::{self, settle},
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
@@ -34,8 +34,8 @@ use crate::{
 /// Everything images say of terminals.
 #[derive(Debug, Default)]
 pub(crate) struct Ttys {
-    infos: BTreeMap<u32, pb::TtyInfoEntry>,
-    data: HashMap<u32, Vec<u8>>,
+    pub(super) infos: BTreeMap<u32, pb::TtyInfoEntry>,
+    pub(super) data: HashMap<u32, Vec<u8>>,
     files: BTreeMap<FileId, TtyFile>,
     paths: HashMap<FileId, pb::RegFileEntry>,
 }
@@ -161,21 +161,6 @@ impl RestoredFile for TtyFile {
     }
 }
 
-/// A pair while it is being made. Both ends stay open to the end, so that neither sees the other hang up.
-#[derive(Debug)]
-struct Pair {
-    master: OwnedFd,
-    /// Opened only if somebody needs it: a master knows whether its slave ever was.
-    slave: Option<OwnedFd>,
-}
-
-impl Pair {
-    /// The end that settings are made through; either will do.
-    fn line(&self) -> BorrowedFd<'_> {
-        self.slave.as_ref().unwrap_or(&self.master).as_fd()
-    }
-}
-
 /// Makes all terminals and opens all files on them, in the engine. Files go to `handles`.
 pub(crate) fn prepare(
     ttys: &Ttys,
@@ -295,98 +280,6 @@ fn borrow(file: &TtyFile, opts: &RestoreOptions, terminals: &mut Terminals) -> R
         terminals.borrowed = Some(opened.try_clone().call("dup")?);
     }
     Ok(opened)
-}
-
-/// Line settings; size and owner too unless the terminal is somebody else's.
-fn settle(tty: BorrowedFd<'_>, info: &pb::TtyInfoEntry, own: bool) -> Result<()> {
-    let Some(termios) = &info.termios else { return Ok(()) };
-    if own {
-        settle_owner(tty, info)?;
-        if let Some(size) = &info.winsize {
-            tty::set_winsize(tty, settings::size_from_image(size))?;
-        }
-    }
-    signal::without_sigttou(|| tty::set_termios(tty, settings::from_image(termios)?))
-}
-
-fn settle_owner(tty: BorrowedFd<'_>, info: &pb::TtyInfoEntry) -> Result<()> {
-    if let (Some(uid), Some(gid)) = (info.uid, info.gid) {
-        fchown(tty, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).call("fchown")?;
-    }
-    Ok(())
-}
-
-/// Settings and buffers of a pair, once for both of its entries.
-fn set_up_pair(info: &pb::TtyInfoEntry, pair: &Pair, ttys: &Ttys) -> Result<()> {
-    let (master, slave) = (pair.master.as_fd(), pair.line());
-    if info.id & 1 == 0 {
-        settle_owner(slave, info)?;
-    } else if ttys.infos.contains_key(&(info.id & !1)) && info.termios.is_some() {
-        // The slave's entry says the same.
-        return Ok(());
-    }
-    let Some(termios) = &info.termios else { return Ok(()) };
-    if let Some(size) = &info.winsize {
-        tty::set_winsize(slave, settings::size_from_image(size))?;
-    }
-    let data = |id| ttys.data.get(&id).cloned().unwrap_or_default();
-    let queued = Queued { for_master: data(info.id | 1), for_slave: data(info.id & !1) };
-    let termios = settings::from_image(termios)?;
-    match &pair.slave {
-        Some(slave) => queue::put(master, slave.as_fd(), &queued, &termios)?,
-        None => tty::set_termios(master, termios)?,
-    }
-    if let Some(locked) = &info.termios_locked {
-        let locked = settings::from_image(locked)?;
-        if locked != tty::locked_termios(slave)? {
-            tty::set_locked_termios(slave, locked)?;
-        }
-    }
-    if info.exclusive {
-        tty::set_exclusive(slave)?;
-    }
-    Ok(())
-}
-
-/// Opens masters until each wanted number has come up. The kernel gives the lowest free one.
-fn open_pairs(wanted: &BTreeMap<u32, Vec<u8>>, with_slave: &BTreeSet<u32>) -> Result<BTreeMap<u32, Pair>> {
-    let mut pairs = BTreeMap::new();
-    // Numbers that are free but not wanted, held so that the next ones come up.
-    let mut fillers = Vec::new();
-    while let Some((index, path)) = wanted.iter().find(|(index, _)| !pairs.contains_key(*index)) {
-        crate::interrupt::check()?;
-        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        let text = || path.escape_ascii().to_string();
-        let master = open(path.as_slice(), flags, Mode::empty()).call("open").during(text)?;
-        let got = tty::pty_number(master.as_fd())?;
-        if got > *index && !wanted.contains_key(&got) {
-            return Err(Error::host(format!("/dev/pts/{index} is in use"))
-                .remedy("the pty must have its old number; end whoever uses it"));
-        }
-        if wanted.contains_key(&got) {
-            tty::set_locked(master.as_fd(), false)?;
-            let slave = with_slave.contains(&got).then(|| {
-                let path = slave_path(path, got);
-                let text = || path.escape_ascii().to_string();
-                open(path.as_slice(), flags, Mode::empty()).call("open").during(text)
-            });
-            let slave = slave.transpose()?;
-            pairs.insert(got, Pair { master, slave });
-        } else {
-            fillers.push(master);
-        }
-    }
-    Ok(pairs)
-}
-
-/// Where the slave of a master opened by `path` is: `/dev/pts/N` for both `/dev/ptmx` and `/dev/pts/ptmx`.
-fn slave_path(path: &[u8], index: u32) -> Vec<u8> {
-    let mut slave = path[..path.iter().rposition(|c| *c == b'/').unwrap_or(0)].to_vec();
-    if !slave.ends_with(b"/pts") {
-        slave.extend_from_slice(b"/pts");
-    }
-    slave.extend_from_slice(format!("/{index}").as_bytes());
-    slave
 }
 
 /// A session leader that has just made its session takes its terminal. Before it forks: its children inherit it.

@@ -1,10 +1,16 @@
-//! Line settings and window size, between kernel and images.
+//! Line settings, window size and owner, between kernel and images.
 
+use std::os::fd::BorrowedFd;
+
+use nix::unistd::{Gid, Uid, fchown};
 use rcriu_images::pb;
 
 use crate::{
-    error::{Error, Result},
-    sys::tty::{Termios, Winsize},
+    error::{Error, Result, SysContext},
+    sys::{
+        signal,
+        tty::{self, Termios, Winsize},
+    },
 };
 
 /// Control characters a line has, and words that images have for them.
@@ -66,6 +72,25 @@ pub(super) fn size_from_image(entry: &pb::WinsizeEntry) -> Winsize {
         xpixel: entry.ws_xpixel as u16,
         ypixel: entry.ws_ypixel as u16,
     }
+}
+
+/// Line settings; size and owner too unless the terminal is somebody else's.
+pub(super) fn settle(tty: BorrowedFd<'_>, info: &pb::TtyInfoEntry, own: bool) -> Result<()> {
+    let Some(termios) = &info.termios else { return Ok(()) };
+    if own {
+        settle_owner(tty, info)?;
+        if let Some(size) = &info.winsize {
+            tty::set_winsize(tty, size_from_image(size))?;
+        }
+    }
+    signal::without_sigttou(|| tty::set_termios(tty, from_image(termios)?))
+}
+
+pub(super) fn settle_owner(tty: BorrowedFd<'_>, info: &pb::TtyInfoEntry) -> Result<()> {
+    if let (Some(uid), Some(gid)) = (info.uid, info.gid) {
+        fchown(tty, Some(Uid::from_raw(uid)), Some(Gid::from_raw(gid))).call("fchown")?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

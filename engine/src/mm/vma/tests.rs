@@ -1,7 +1,10 @@
 //! Classes of mappings, from lines of smaps to entries.
 
 use super::*;
-use crate::{procfs::maps, pstree::RealPid};
+use crate::{
+    procfs::{ProcDir, maps},
+    pstree::RealPid,
+};
 
 const RULES: VmaRules = VmaRules { allow_uprobes: false, shmem_dev: 1 };
 

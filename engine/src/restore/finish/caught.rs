@@ -55,22 +55,43 @@ impl Caught {
 
     /// Makes system call `nr`; its negative results are errors of `name`.
     pub fn call(&mut self, name: &'static str, nr: i64, args: [u64; 6]) -> Result<u64> {
+        self.set_out(nr, args)?;
+        self.enter()?;
+        self.come_back(name)
+    }
+
+    /// Sends it to system call `nr`.
+    fn set_out(&self, nr: i64, args: [u64; 6]) -> Result<()> {
         let call = self.regs.for_syscall(self.gadget, nr as u64, args);
         ptrace::set_regset(self.tid, ptrace::NT_PRSTATUS, &call.to_bytes())?;
-        let mut stops = 0;
-        while stops < 2 {
-            ptrace::syscall(self.tid, 0)?;
+        ptrace::syscall(self.tid, 0)
+    }
+
+    /// Waits until it is there, and has it go in.
+    fn enter(&mut self) -> Result<()> {
+        self.next_call_stop()?;
+        ptrace::syscall(self.tid, 0)
+    }
+
+    /// Waits for the result.
+    fn come_back(&mut self, name: &'static str) -> Result<u64> {
+        self.next_call_stop()?;
+        match regs(self.tid)?.rax as i64 {
+            e @ -4095..=-1 => Err(Error::sys(name, -e as i32)),
+            result => Ok(result as u64),
+        }
+    }
+
+    fn next_call_stop(&mut self) -> Result<()> {
+        loop {
             match next_stop(self.tid)? {
-                Status::Syscall => stops += 1,
+                Status::Syscall => return Ok(()),
                 Status::EventStop(_) => {}
                 // The one that cannot be blocked: whoever sent it gets his stop once the task runs.
                 Status::Signal(libc::SIGSTOP) => self.stop = true,
                 other => return Err(strange(other)),
             }
-        }
-        match regs(self.tid)?.rax as i64 {
-            e @ -4095..=-1 => Err(Error::sys(name, -e as i32)),
-            result => Ok(result as u64),
+            ptrace::syscall(self.tid, 0)?;
         }
     }
 
@@ -86,10 +107,25 @@ impl Caught {
 
     /// Takes the restorer's memory away.
     pub fn unmap(&mut self) -> Result<()> {
-        let (hole, len) = (self.hole, self.hole_len);
-        self.call("munmap", libc::SYS_munmap, [hole, len, 0, 0, 0, 0])
-            .map(drop)
-            .map_err(|e| e.during("the restorer's memory"))
+        self.begin_unmap()?;
+        self.enter()?;
+        self.end_unmap()
+    }
+
+    /// The same in steps, so that many tasks can be at it at once: [`Caught::enter_unmap`] and [`Caught::end_unmap`]
+    /// follow.
+    pub fn begin_unmap(&self) -> Result<()> {
+        self.set_out(libc::SYS_munmap, [self.hole, self.hole_len, 0, 0, 0, 0])
+    }
+
+    /// The second step.
+    pub fn enter_unmap(&mut self) -> Result<()> {
+        self.enter()
+    }
+
+    /// The last step.
+    pub fn end_unmap(&mut self) -> Result<()> {
+        self.come_back("munmap").map(drop).map_err(|e| e.during("the restorer's memory"))
     }
 
     /// Gives the thread its registers and mask back.

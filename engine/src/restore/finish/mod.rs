@@ -210,6 +210,11 @@ impl<'a> Attached<'a> {
     ///
     /// Precondition: all threads are caught. Afterwards nothing of the restorer is left.
     pub fn clean(&mut self, leave_stopped: bool) -> Result<()> {
+        let stops =
+            |image: &TaskImage| image.state == TaskState::Stopped || queues(image).any(sigqueue::stops);
+        if !leave_stopped && !self.snapshot.alive().any(|(_, image)| stops(image)) {
+            return self.clean_together();
+        }
         // Threads of a task stand together; tasks come after their parents, so from the back children are
         // done first: their parents are still caught when they stop.
         let threads = std::mem::take(&mut self.threads);
@@ -225,12 +230,7 @@ impl<'a> Attached<'a> {
                 caught.unmap()
             };
             clean(&mut caught).and_then(|()| caught.done()).during(|| self.name(*leader))?;
-            for thread in group {
-                self.give_back_rseq(*thread).during(|| self.name(*thread))?;
-                let more = image.more.as_ref().and_then(|more| more.thread(VirtPid(thread.tid.0)));
-                dispatch::restore(thread.tid, more.and_then(|more| more.dispatch.as_ref()))
-                    .during(|| self.name(*thread))?;
-            }
+            self.give_back(group, image)?;
             if image.state != TaskState::Stopped && !leave_stopped {
                 if queues(image).any(sigqueue::stops) {
                     stopped::send_stop(image, leader.tid, true)?;
@@ -249,6 +249,36 @@ impl<'a> Attached<'a> {
             }
         }
         self.threads = kept;
+        Ok(())
+    }
+
+    /// The same where no task stops and none has to wait for another: they do it beside each other.
+    fn clean_together(&self) -> Result<()> {
+        let mut tasks = Vec::new();
+        for group in self.threads.chunk_by(|a, b| a.task == b.task) {
+            let Some((leader, image)) = group.first().zip(self.snapshot.get(group[0].task)) else { continue };
+            let caught = Caught::new(leader.tid, self.area.slot(leader.task)?);
+            let caught = caught.and_then(|caught| caught.begin_unmap().map(|()| caught));
+            tasks.push((group, image, caught.during(|| self.name(*leader))?));
+        }
+        for (group, _, caught) in &mut tasks {
+            caught.enter_unmap().during(|| self.name(group[0]))?;
+        }
+        for (group, image, mut caught) in tasks {
+            caught.end_unmap().and_then(|()| caught.done()).during(|| self.name(group[0]))?;
+            self.give_back(group, image)?;
+        }
+        Ok(())
+    }
+
+    /// What can only be set in threads that stand still.
+    fn give_back(&self, group: &[Thread], image: &TaskImage) -> Result<()> {
+        for thread in group {
+            self.give_back_rseq(*thread).during(|| self.name(*thread))?;
+            let more = image.more.as_ref().and_then(|more| more.thread(VirtPid(thread.tid.0)));
+            dispatch::restore(thread.tid, more.and_then(|more| more.dispatch.as_ref()))
+                .during(|| self.name(*thread))?;
+        }
         Ok(())
     }
 

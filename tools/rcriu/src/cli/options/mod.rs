@@ -12,6 +12,7 @@ mod memory;
 mod mounts;
 mod network;
 mod security;
+mod server;
 
 use super::actions::Action;
 use super::raw::{Arg, Raw};
@@ -108,6 +109,7 @@ pub fn all() -> impl Iterator<Item = &'static Opt> {
         generic::OPTIONS,
         life::OPTIONS,
         memory::OPTIONS,
+        server::OPTIONS,
         files::OPTIONS,
         external::OPTIONS,
         network::OPTIONS,
