@@ -88,9 +88,9 @@ fn terminals_of_its_own() {
     if mount(Some("devpts"), AT, Some("devpts"), MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, options).is_err() {
         return;
     }
+    // The name is there for as long as the master is open.
     let seen = nix::pty::posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY)
-        .and_then(|master| nix::pty::ptsname_r(&master))
-        .is_ok_and(|name| fs::exists(name).unwrap_or(false));
+        .is_ok_and(|master| nix::pty::ptsname_r(&master).is_ok_and(|name| fs::exists(name).unwrap_or(false)));
     if !seen {
         let _ = nix::mount::umount2(AT, nix::mount::MntFlags::MNT_DETACH);
     }
