@@ -3,11 +3,12 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::{Shutdown, TcpListener, TcpStream},
+    process::Command,
     thread,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
-use rcriu_tests::{Case, Cycle, Engine, Images, Program};
+use rcriu_tests::{Case, Cycle, Engine, Images, Program, skip};
 
 use crate::kinds::{Kind, all, kind};
 use crate::refusals::refused;
@@ -75,9 +76,41 @@ impl Peer {
     }
 }
 
-fn turn(cycle: &Cycle) -> Result<()> {
+/// What whoever asks for `--network-lock skip` has to do: no packet of the connection passes between the dump and the
+/// restore. Else what the peer sends meanwhile, if only an acknowledgement it had put off, is answered by a reset.
+struct Lock {
+    port: String,
+}
+
+impl Lock {
+    fn of(peer: &Peer) -> Result<Lock> {
+        let lock = Lock { port: peer.stream.local_addr()?.port().to_string() };
+        lock.rules("-I")?;
+        Ok(lock)
+    }
+
+    fn rules(&self, what: &str) -> Result<()> {
+        for end in ["--sport", "--dport"] {
+            let rule = [what, "INPUT", "-p", "tcp", end, &self.port, "-j", "DROP"];
+            let done = Command::new("iptables").arg("-w").args(rule).output();
+            let done = done.map_err(|e| skip(format!("iptables: {e}")))?;
+            ensure!(done.status.success(), "iptables: {}", String::from_utf8_lossy(&done.stderr));
+        }
+        Ok(())
+    }
+
+    fn open(self) -> Result<()> {
+        self.rules("-D")
+    }
+}
+
+fn turn(cycle: &Cycle, locked: bool) -> Result<()> {
     let peer = Peer::start()?;
-    let cycle_of_two = || cycle.turn(&peer.program);
+    let cycle_of_two = || {
+        let lock = if locked { Some(Lock::of(&peer)?) } else { None };
+        cycle.turn(&peer.program)?;
+        lock.map_or(Ok(()), Lock::open)
+    };
     cycle_of_two().context("first turn")?;
     peer.sees_nothing()?;
     cycle_of_two().context("second turn")?;
@@ -118,7 +151,10 @@ fn outside() -> Vec<Case> {
     for method in ["iptables", "nftables", "skip"] {
         cases.push(Case::new(
             format!("sockets: a connection to the outside, locked by {method}"),
-            move || turn(&Cycle::new()?.with(ESTABLISHED).with_dump(&["--network-lock", method])),
+            move || {
+                let cycle = Cycle::new()?.with(ESTABLISHED).with_dump(&["--network-lock", method]);
+                turn(&cycle, method == "skip")
+            },
         ));
     }
     cases
