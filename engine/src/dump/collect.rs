@@ -61,9 +61,7 @@ struct Sharing {
 /// Preconditions: nothing in the tree runs. `shell_job` allows session and group to lead outside.
 pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstree> {
     let mut sharing = Sharing::new(kernel);
-    let me = RealPid(std::process::id().cast_signed());
-    let mut own = sharing.shared(me, None)?;
-    sharing.namespaces.fill(&ProcDir::open(me)?, &mut own)?;
+    let own = sharing.own()?;
     let mut tasks = Vec::with_capacity(frozen.tasks().len());
     for (at, from) in frozen.preorder() {
         let task = &frozen.tasks()[at];
@@ -123,11 +121,7 @@ pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstre
 
 /// Numbers of this process's own objects, when nothing else has any.
 pub(super) fn own(kernel: &Kernel) -> Result<pb::TaskKobjIdsEntry> {
-    let me = RealPid(std::process::id().cast_signed());
-    let mut sharing = Sharing::new(kernel);
-    let mut own = sharing.shared(me, None)?;
-    sharing.namespaces.fill(&ProcDir::open(me)?, &mut own)?;
-    Ok(own)
+    Sharing::new(kernel).own()
 }
 
 /// Tasks live in our own pid namespace, nested ones are refused when they are seized.
@@ -146,6 +140,14 @@ impl Sharing {
             namespaces: NsIds::default(),
             kcmp: kernel.kcmp,
         }
+    }
+
+    /// Numbers of this process's own objects; to be asked for first.
+    fn own(&mut self) -> Result<pb::TaskKobjIdsEntry> {
+        let me = RealPid(std::process::id().cast_signed());
+        let mut own = self.shared(me, None)?;
+        self.namespaces.fill(&ProcDir::open(me)?, &mut own)?;
+        Ok(own)
     }
 
     /// Numbers of all but namespaces.

@@ -1,4 +1,5 @@
-//! Tasks that cannot be dumped, found before anything is done to them: each refusal names its reason.
+//! Tasks that cannot be dumped: each refusal names its reason. Nothing was done to them yet, but that namespaces are
+//! looked at when a task has stopped, lest it change them afterwards.
 
 use std::{
     path::PathBuf,
@@ -40,7 +41,8 @@ pub fn root(pid: RealPid) -> Result<()> {
     let status = Status::read(&dir)?;
     // Nothing below it can be one either: such threads are children of the kernel's own.
     if status.kthread || Stat::read(&dir)?.flags & PF_KTHREAD != 0 {
-        return Err(Error::unsupported(format!("{} is a thread of the kernel", name(pid))));
+        return Err(Error::unsupported(format!("{} is a thread of the kernel", name(pid)))
+            .remedy("give the pid of a process"));
     }
     if status.tgid != pid.0 {
         return Err(Error::usage(format!("{pid} is a thread of task {0}", status.tgid))

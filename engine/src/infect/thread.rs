@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::restart;
+use super::{restart, visit::LIMIT};
 use crate::{
     arch::{Interrupted, Layout, Regs, Xsave},
     error::{Context, Error, Kind, Result},
@@ -237,7 +237,7 @@ impl StoppedThread {
         if !self.at_exit.load(Ordering::Relaxed) {
             return Ok(());
         }
-        self.park(0, Instant::now() + LOOK)?;
+        self.park(0, Instant::now() + LIMIT)?;
         self.stands_at_exit(false);
         Ok(())
     }

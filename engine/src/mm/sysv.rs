@@ -126,10 +126,13 @@ impl Undo {
         Undo { without, any: None }
     }
 
+    fn has_list(&self, task: RealPid) -> bool {
+        kcmp::compare(self.without, task, kcmp::What::SysvSem).is_ok_and(|order| order != Ordering::Equal)
+    }
+
     /// Warns of such a task. One with threads has a list in any case, and the kernel does not tell whether it is empty.
     pub fn warn(&mut self, task: RealPid, threads: usize) {
-        let unequal = |order| order != Ordering::Equal;
-        if !kcmp::compare(self.without, task, kcmp::What::SysvSem).is_ok_and(unequal) {
+        if !self.has_list(task) {
             return;
         }
         // The first line names the columns.
@@ -283,4 +286,28 @@ fn fill(entry: &pb::RcriuSegmentEntry, images: &ImageDir) -> Result<()> {
         }
     }
     region.unmap()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Child, Command};
+
+    use super::*;
+
+    #[test]
+    fn only_processes_with_threads_or_undo_have_a_list() {
+        let sleep = || Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = |child: &Child| RealPid(child.id().cast_signed());
+        let (mut one, mut other) = (sleep(), sleep());
+        std::thread::spawn(|| ()).join().unwrap();
+        let undo = Undo::new(pid(&one));
+        let has = [undo.has_list(pid(&other)), undo.has_list(RealPid(std::process::id().cast_signed()))];
+        for child in [&mut one, &mut other] {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+        if kcmp::compare(RealPid(1), RealPid(1), kcmp::What::SysvSem).is_ok() {
+            assert_eq!(has, [false, true]);
+        }
+    }
 }

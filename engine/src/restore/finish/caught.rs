@@ -68,7 +68,7 @@ impl Caught {
     }
 
     /// Waits until it is there, and has it go in.
-    fn enter(&mut self) -> Result<()> {
+    pub fn enter(&mut self) -> Result<()> {
         self.next_call_stop()?;
         ptrace::syscall(self.tid, 0)
     }
@@ -112,15 +112,9 @@ impl Caught {
         self.end_unmap()
     }
 
-    /// The same in steps, so that many tasks can be at it at once: [`Caught::enter_unmap`] and [`Caught::end_unmap`]
-    /// follow.
+    /// The same in steps, so that many tasks can be at it at once: [`Caught::enter`] and [`Caught::end_unmap`] follow.
     pub fn begin_unmap(&self) -> Result<()> {
         self.set_out(libc::SYS_munmap, [self.hole, self.hole_len, 0, 0, 0, 0])
-    }
-
-    /// The second step.
-    pub fn enter_unmap(&mut self) -> Result<()> {
-        self.enter()
     }
 
     /// The last step.

@@ -262,7 +262,7 @@ impl<'a> Attached<'a> {
             tasks.push((group, image, caught.during(|| self.name(*leader))?));
         }
         for (group, _, caught) in &mut tasks {
-            caught.enter_unmap().during(|| self.name(group[0]))?;
+            caught.enter().during(|| self.name(group[0]))?;
         }
         for (group, image, mut caught) in tasks {
             caught.end_unmap().and_then(|()| caught.done()).during(|| self.name(group[0]))?;
