@@ -1,7 +1,8 @@
 //! Named points at which a test can make an operation fail.
 //!
 //! `RCRIU_FAULT=name` makes the point `name` return an error, `RCRIU_FAULT=name:kill` makes the process that
-//! comes to it end by SIGKILL: the two ways in which things go wrong.
+//! comes to it end by SIGKILL, `RCRIU_FAULT=name:abort` by SIGABRT, which a tracer sees first: the ways in which
+//! things go wrong.
 
 use crate::error::{Error, Result, SysContext};
 
@@ -40,6 +41,7 @@ pub fn point(name: &'static str) -> Result<()> {
         Some(":kill") => {
             nix::sys::signal::kill(nix::unistd::Pid::this(), nix::sys::signal::Signal::SIGKILL).call("kill")
         }
+        Some(":abort") => std::process::abort(),
         _ => Ok(()),
     }
 }

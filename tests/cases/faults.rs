@@ -54,6 +54,22 @@ fn in_restore(point: &'static str, fault: &str) -> Result<()> {
     program.verify()
 }
 
+/// A task that crashes while it is rebuilt stands still before its tracer: the restore fails, and says what it was.
+fn crash() -> Result<()> {
+    let program = start()?;
+    let (images, cycle) = (Images::new()?, Cycle::new()?);
+    cycle.dump(&program, &images)?;
+    let args = ["restore", "-d", "-D", images.as_str()?, "-v4", "-o", "restore.log"];
+    let mut command = Engine::rcriu()?.command(&args);
+    command.env(FAULT, "restore-task-files:abort");
+    let finished = Engine::rcriu()?.finish(command)?;
+    ensure!(finished.code == Some(1), "a crash of a task ended the restore with {:?}", finished.code);
+    finished.says(&["task", "signal 6", "while it was being restored"])?;
+    nothing_left("the failed restore")?;
+    cycle.restore(&images)?;
+    program.verify()
+}
+
 pub fn cases() -> Vec<Case> {
     let both = |point: &'static str| {
         [("", "an error"), (":kill", "a kill")].map(|(how, words)| {
@@ -63,5 +79,6 @@ pub fn cases() -> Vec<Case> {
             })
         })
     };
-    POINTS.iter().flat_map(|point| both(point)).collect()
+    let crash = Case::new("faults: a task that crashes while it is rebuilt fails the restore", crash);
+    POINTS.iter().flat_map(|point| both(point)).chain([crash]).collect()
 }

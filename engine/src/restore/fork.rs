@@ -22,6 +22,7 @@ use crate::pstree::{RealPid, VirtPid};
 use crate::restore::read::TaskIx;
 use crate::restore::stages::Area;
 use crate::restore::tree::{Make, Node};
+use crate::sys::arena;
 use crate::sys::clone3::{Side, clone3};
 use crate::sys::errno;
 
@@ -46,8 +47,9 @@ pub fn fork_node(make: &Make, node: &Node, area: &Area, kernel: &Kernel) -> Resu
         flags |= if on { flag as u64 } else { 0 };
     }
     let side = fork(flags, node.pid, area, node.parent, kernel)?;
-    if let Side::Parent(real) = side {
-        area.slot(make.task)?.pid.store(real.0, Ordering::Release);
+    match side {
+        Side::Parent(real) => area.slot(make.task)?.pid.store(real.0, Ordering::Release),
+        Side::Child => arena::own_room(),
     }
     Ok(side)
 }

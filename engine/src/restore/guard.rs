@@ -50,17 +50,21 @@ impl<'a> Forked<'a> {
         self.keep = true;
     }
 
-    /// Whether all tasks that ought to live do so. To be asked while waiting for them.
+    /// Whether all tasks that ought to live do so. To be asked while waiting for them, when none that is attached has a
+    /// reason to stand still.
     pub fn watch(&self) -> Result<()> {
         for (ix, image) in self.snapshot.alive() {
             let Some(pid) = self.real(ix)? else { continue };
-            if let Some(how) = preflight::death(pid)? {
-                return Err(match how {
-                    Some(status) => Error::host(format!("it {} while it was being restored", ended(status))),
-                    None => Error::host("it vanished while it was being restored"),
-                }
-                .during(image.name()));
-            }
+            let how = match preflight::death(pid)? {
+                Some(Some(status)) => ended(status),
+                Some(None) => "vanished".into(),
+                // One that is attached stands still before a signal ends it.
+                None => match wait::signal_before(pid)? {
+                    Some(signal) => format!("got signal {signal}"),
+                    None => continue,
+                },
+            };
+            return Err(Error::host(format!("it {how} while it was being restored")).during(image.name()));
         }
         Ok(())
     }

@@ -93,6 +93,7 @@ pub fn dry_run(opts: &RestoreOptions, kernel: &Kernel) -> Result<Preflight> {
 /// Nothing is left behind, except after the network was unlocked: the message says so then.
 pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     faults::point("restore-read")?;
+    heap::take_large_too();
     let images = opts.common.images_dir.images()?;
     // Nothing is made of images that are not as they were written.
     sums::verify(&images)?;

@@ -19,6 +19,13 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::errno;
 use crate::error::{Error, Result, SysContext};
 
+/// From here on large allocations come out of the heap too, up to the largest that the library allows (32 MiB), so that
+/// [`view_of_file`] covers them: mallopt(3).
+pub(crate) fn take_large_too() {
+    // SAFETY: a setting of the allocator, which takes its own lock; refused, it changes nothing.
+    unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20) };
+}
+
 /// Makes the heap such a view if it has at least `least` bytes; tells whether it is one now. What is allocated later, or
 /// written, is as before.
 ///

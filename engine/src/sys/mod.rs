@@ -3,6 +3,7 @@
 pub(crate) mod aio;
 pub(crate) mod alarm;
 pub(crate) mod anon;
+pub mod arena;
 pub mod attributes;
 pub(crate) mod bystander;
 pub(crate) mod cached;

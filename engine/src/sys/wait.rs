@@ -64,6 +64,28 @@ impl Status {
     }
 }
 
+/// The signal before which the tracee `tid` stands still, if it does, and if nobody has asked for that stop yet; it is
+/// left to be asked for. `None` for a process that is no tracee or child of ours.
+///
+/// # Errors
+/// Those of waitid(2).
+pub fn signal_before(tid: RealPid) -> Result<Option<i32>> {
+    // SAFETY: all fields are integers, for which zero bytes are a value.
+    let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+    let how = libc::WSTOPPED | libc::WNOHANG | libc::WNOWAIT | libc::__WALL;
+    // SAFETY: info is a local of the right type.
+    if unsafe { libc::waitid(libc::P_PID, tid.0.cast_unsigned(), &raw mut info, how) } < 0 {
+        return match errno::last() {
+            libc::ECHILD | libc::EINTR => Ok(None),
+            e => Err(Error::sys("waitid", e)),
+        };
+    }
+    // SAFETY: waitid fills these in, or leaves zeroes where there is nothing to tell.
+    let (code, status) = unsafe { (info.si_code, info.si_status()) };
+    // Stops for events and calls have more bits than the number of a signal.
+    Ok((code == libc::CLD_TRAPPED && (1..=64).contains(&status)).then_some(status))
+}
+
 /// The next change of state of `tid` if there is one already.
 ///
 /// # Errors

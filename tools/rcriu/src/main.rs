@@ -14,6 +14,9 @@ use std::process::ExitCode;
 /// The version of CRIU whose command line, images and RPC are spoken. Other programs parse and compare it.
 pub const CRIU_VERSION: &str = "4.2";
 
+#[global_allocator]
+static MEMORY: rcriu_engine::sys::arena::Arena = rcriu_engine::sys::arena::Arena;
+
 fn main() -> ExitCode {
     log::start();
     std::panic::set_hook(Box::new(|info| {
