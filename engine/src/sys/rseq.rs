@@ -67,19 +67,35 @@ pub unsafe fn set(area: u64, len: u32, signature: u32, unregister: bool) -> Resu
     errno::check(ret, "rseq").map(drop)
 }
 
+// Where glibc (2.35 and later) tells of the area it registers for each thread; null with others. Weak references are
+// what serves programs linked statically as well, in which dlsym(3) finds nothing.
+std::arch::global_asm!(
+    ".weak __rseq_offset",
+    ".weak __rseq_size",
+    ".pushsection .data.rel.ro.rcriu_own_rseq, \"aw\"",
+    ".balign 8",
+    ".globl rcriu_own_rseq",
+    ".hidden rcriu_own_rseq",
+    "rcriu_own_rseq: .quad __rseq_offset, __rseq_size",
+    ".popsection",
+);
+
+unsafe extern "C" {
+    #[link_name = "rcriu_own_rseq"]
+    static OWN: [*const libc::c_void; 2];
+}
+
 /// Gives up the area that glibc (2.35 and later) registered for the calling thread, if it did. Its length is
 /// not told by all versions, so those in use are tried: a wrong one changes nothing.
 pub fn unregister_own() -> Result<()> {
     const SIGNATURE: u32 = 0x5305_3053;
-    // SAFETY: both names are C strings; the symbols, where they exist, are a ptrdiff_t and an unsigned int.
-    let (offset, size) = unsafe {
-        let offset = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_offset".as_ptr()).cast::<isize>();
-        let size = libc::dlsym(libc::RTLD_DEFAULT, c"__rseq_size".as_ptr()).cast::<u32>();
-        if offset.is_null() || size.is_null() {
-            return Ok(());
-        }
-        (offset.read(), size.read())
+    // SAFETY: the two addresses stand in the assembly above, filled in by the linker; where they are not null, a
+    // ptrdiff_t and an unsigned int are there.
+    let told = unsafe {
+        let [offset, size] = OWN;
+        offset.cast::<isize>().as_ref().copied().zip(size.cast::<u32>().as_ref().copied())
     };
+    let Some((offset, size)) = told else { return Ok(()) };
     if size == 0 {
         return Ok(());
     }
