@@ -1,6 +1,7 @@
 //! Chores of the project: `cargo xtask NAME`.
 
 mod bench;
+mod dist;
 mod prepush;
 mod unsafe_map;
 
@@ -26,6 +27,8 @@ enum Chore {
     },
     /// List the files with unsafe code; fail on one outside its places or without its reasons
     UnsafeMap,
+    /// Build the binary to install, linked statically, and print where it is
+    Dist(dist::Options),
     /// Measure dump and restore, and another binary beside them
     Bench(bench::Options),
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let done = match Arguments::parse().chore {
         Chore::Prepush { quick } => prepush::run(quick),
         Chore::UnsafeMap => unsafe_map::run(),
+        Chore::Dist(options) => dist::build(&options).map(|path| println!("{}", path.display())),
         Chore::Bench(options) => bench::run(&options),
     };
     match done {

@@ -28,8 +28,12 @@ use rcriu_tests::Engine;
 use self::measure::Round;
 use self::rows::{ROWS, Row};
 use self::table::Line;
+use crate::dist;
 use crate::prepush::cargo;
 use crate::root;
+
+/// What is measured, unless RCRIU_BIN names another.
+const INSTALLED: dist::Options = dist::Options { dev: false };
 
 #[derive(clap::Args)]
 pub struct Options {
@@ -72,9 +76,10 @@ impl Options {
     }
 }
 
-/// Builds the release binaries and starts over as one of them.
+/// Builds the binary to install and what measures it, and starts over as that.
 fn build() -> Result<()> {
-    let packages = ["--package", "rcriu", "--package", "rcriu-tests", "--package", "xtask"];
+    dist::build(&INSTALLED)?;
+    let packages = ["--package", "rcriu-tests", "--package", "xtask"];
     cargo(&[&["build", "--release", "--quiet"][..], &packages].concat())?;
     let target = std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), PathBuf::from);
     let error =
@@ -91,7 +96,8 @@ pub fn run(options: &Options) -> Result<()> {
     }
     watch::watched()?;
     nix::sys::prctl::set_child_subreaper(true).context("PR_SET_CHILD_SUBREAPER")?;
-    let ours = Engine::rcriu()?;
+    let other = std::env::var_os("RCRIU_BIN").map(PathBuf::from);
+    let ours = Engine::at(&other.unwrap_or_else(|| dist::path(&INSTALLED)))?;
     let peer = options.peer.as_deref().map(Engine::at).transpose()?;
     println!("{}", table::head(options.rounds));
     let mut lines: Vec<Line> = Vec::new();
