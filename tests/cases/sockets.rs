@@ -19,6 +19,7 @@ pub const KINDS: &[Kind] = &[
     kind("listeners and datagram sockets keep their names", "sockets", &[]),
     kind("netlink sockets keep names, groups, options", "netlink", &[]).beyond_criu(),
     kind("packet sockets keep devices and options", "packet-sockets", &[]),
+    kind("frames still arrive in the mapped ring of a packet socket", "packet-ring", &[]),
     kind("raw sockets keep filters and options", "raw-sockets", &[]),
     kind("a socket for pings keeps its number", "ping-socket", &[]).beyond_criu(),
     Kind { options: ESTABLISHED, ..kind("connections inside the tree keep their data", "tcp", &[]) },
@@ -187,5 +188,9 @@ pub fn interchange() -> Vec<Case> {
 pub fn cases() -> Vec<Case> {
     let mut cases = all("sockets", KINDS);
     cases.extend(outside());
+    cases.push(Case::new("sockets: a mapped ring whose socket is closed is refused by name", || {
+        let program = Program::start("closed-ring", &[])?;
+        refused(&program, &[], &["socket:[", "descriptor"])
+    }));
     cases
 }

@@ -134,6 +134,8 @@ const KINDS: &[(&str, Kind)] = &[
     ("netlink", other_sockets::netlink),
     ("outside-socket", outside::run),
     ("packet-sockets", other_sockets::packet),
+    ("packet-ring", other_sockets::ring),
+    ("closed-ring", other_sockets::closed_ring),
     ("page-path", page_path::run),
     ("pending-signals", signals::run),
     ("personality", identity::personality),

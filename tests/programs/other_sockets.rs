@@ -190,6 +190,90 @@ pub fn packet(_: &[String]) -> Check {
     Ok(())
 }
 
+const PACKET_RX_RING: (i32, i32) = (libc::SOL_PACKET, libc::PACKET_RX_RING);
+const BLOCK: usize = 4096;
+const BLOCKS: usize = 16;
+/// Bytes of a frame: its head, and 2 KiB to copy at most.
+const FRAME: usize = 2048;
+/// `TP_STATUS_USER`.
+const TAKEN: u32 = 1;
+
+/// `struct tpacket_req`.
+fn ring_size() -> [u32; 4] {
+    [BLOCK as u32, BLOCKS as u32, FRAME as u32, (BLOCK * BLOCKS / FRAME) as u32]
+}
+
+/// Memory shared with the kernel, into which frames go without a call.
+struct Ring(*mut u8);
+
+impl Ring {
+    fn map(socket: &OwnedFd) -> anyhow::Result<Ring> {
+        let (prot, len) = (libc::PROT_READ | libc::PROT_WRITE, BLOCK * BLOCKS);
+        // SAFETY: a new mapping, anywhere.
+        let at =
+            unsafe { libc::mmap(std::ptr::null_mut(), len, prot, libc::MAP_SHARED, socket.as_raw_fd(), 0) };
+        ensure!(at != libc::MAP_FAILED, "mmap: {}", std::io::Error::last_os_error());
+        Ok(Ring(at.cast()))
+    }
+
+    /// Takes all frames that are there; tells whether one of them ends with `text`.
+    fn take(&self, text: &[u8]) -> bool {
+        let mut found = false;
+        for at in (0..BLOCK * BLOCKS).step_by(FRAME) {
+            // SAFETY: inside the ring, where each frame begins with a `tpacket2_hdr`: status, length, captured
+            // length, offset of the frame.
+            unsafe {
+                let head: *mut u32 = self.0.add(at).cast();
+                let status = head.read_volatile();
+                if status & TAKEN == 0 {
+                    continue;
+                }
+                let (len, from) =
+                    (head.add(2).read_volatile() as usize, head.add(3).cast::<u16>().read_volatile());
+                let frame =
+                    std::slice::from_raw_parts(self.0.add(at + usize::from(from)), len.min(FRAME / 2));
+                found |= frame.ends_with(text);
+                head.write_volatile(0);
+            }
+        }
+        found
+    }
+}
+
+/// A packet socket whose ring is mapped: frames still arrive there.
+pub fn ring(_: &[String]) -> Check {
+    let all = i32::from(ETH_P_IP.to_be());
+    let socket = socket(libc::AF_PACKET, libc::SOCK_RAW, all)?;
+    set(&socket, PACKET_VERSION, &1)?;
+    set(&socket, PACKET_RX_RING, &ring_size())?;
+    let ring = Ring::map(&socket)?;
+    let text = format!("seen in the ring of {}", number()?);
+    let receiver = UdpSocket::bind("127.0.0.1:0").context("bind")?;
+    let arrives = || -> Check {
+        let enough = Instant::now() + PATIENCE;
+        loop {
+            receiver.send_to(text.as_bytes(), receiver.local_addr()?).context("send")?;
+            if ring.take(text.as_bytes()) {
+                return Ok(());
+            }
+            ensure!(Instant::now() < enough, "no such frame in the ring");
+            std::thread::yield_now();
+        }
+    };
+    arrives()?;
+    rest()?;
+    arrives()
+}
+
+/// A mapped ring whose socket was closed, which nobody could map again.
+pub fn closed_ring(_: &[String]) -> Check {
+    let socket = socket(libc::AF_PACKET, libc::SOCK_RAW, 0)?;
+    set(&socket, PACKET_RX_RING, &ring_size())?;
+    let _ring = Ring::map(&socket)?;
+    drop(socket);
+    rest()
+}
+
 const SOL_RAW: i32 = 255;
 const ICMP_FILTER: (i32, i32) = (SOL_RAW, 1);
 const IP_HDRINCL: (i32, i32) = (libc::IPPROTO_IP, libc::IP_HDRINCL);

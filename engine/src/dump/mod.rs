@@ -24,6 +24,7 @@ mod listed;
 mod namespaces;
 pub mod predump;
 pub(crate) mod refuse;
+mod rings;
 pub mod seize;
 mod sums;
 mod task;

@@ -120,7 +120,7 @@ fn whole<'a>(
     cx.undo.warn(task.pid, stopped.threads().len());
     let apart = protected.is_none() && walk.is_none() && begun.is_none() && later::suits(cx, &maps);
     // That walks all page tables, which can wait.
-    let vmas = match protected.is_some() || apart {
+    let mut vmas = match protected.is_some() || apart {
         true => vmas,
         false => with_guards(vmas, walk.as_ref(), dir, cx)?,
     };
@@ -139,6 +139,7 @@ fn whole<'a>(
     };
     let infected = Infected::asking(stopped, cx.kernel, &mut question)?;
     let mut asked = ask(task, &infected, &vmas, &statuses, &mut track, cx)?;
+    super::rings::number(&mut vmas, dir, &cx.files)?;
     // Its memory as it is now, to be read when the task runs again.
     let adopts = asked.task.child_subreaper > 0;
     let copy = match protected {

@@ -297,6 +297,11 @@ impl<'a> FilesOut<'a> {
         self.memfds.knows(self.host.shmem_dev, ino)
     }
 
+    /// The number of the packet socket with inode `ino`, if it was met.
+    pub fn packet_socket(&self, ino: u64) -> Option<FileId> {
+        self.sockets.packet(ino)
+    }
+
     /// A number for an entry that exists in images only.
     pub(super) fn fresh_id(&mut self) -> Result<FileId> {
         self.ids.fresh()

@@ -108,6 +108,8 @@ pub enum Backing {
     AioRing,
     /// System V shared memory, by its number.
     Segment(i32),
+    /// Rings of a packet socket, by its inode.
+    Socket(u64),
 }
 
 /// What opening the file of a mapping told.
@@ -174,6 +176,11 @@ pub fn classify(
             shmid = id.cast_unsigned().into();
         }
         Some(Backing::AioRing) => status = st::AIO_RING,
+        Some(Backing::Socket(ino)) => {
+            status |= st::SOCKET;
+            // Of the file, once descriptors have numbers: see `dump::rings`.
+            shmid = ino;
+        }
         Some(Backing::File(id)) => {
             status |= if map.shared { st::FILE_SHARED } else { st::FILE_PRIVATE };
             shmid = u64::from(id.0);

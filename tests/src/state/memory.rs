@@ -27,6 +27,8 @@ pub(super) fn lines(smaps: &str) -> String {
             let inode = words.next()?;
             let path = line.splitn(6, ' ').nth(5).unwrap_or("").trim_start();
             let path = path.strip_prefix(inode).unwrap_or(path).trim();
+            // A socket has another number when it is made again.
+            let path = if path.starts_with("socket:[") { "socket" } else { path };
             Some(Area {
                 start: u64::from_str_radix(start, 16).ok()?,
                 end: u64::from_str_radix(end, 16).ok()?,

@@ -92,6 +92,8 @@ pub(super) struct SocketsOut {
     connections: Connections,
     netlink: Option<HashMap<u32, sock_diag::NetlinkSocket>>,
     packet: Option<HashMap<u32, sock_diag::PacketSocket>>,
+    /// Numbers of packet sockets, by inode.
+    packet_ids: HashMap<u64, FileId>,
 }
 
 impl SocketsOut {
@@ -106,7 +108,13 @@ impl SocketsOut {
             connections: Connections::new(opts.network_lock),
             netlink: None,
             packet: None,
+            packet_ids: HashMap::new(),
         }
+    }
+
+    /// The packet socket with this inode, if a task had it open so far.
+    pub(in crate::files) fn packet(&self, ino: u64) -> Option<FileId> {
+        self.packet_ids.get(&ino).copied()
     }
 
     /// Takes note of a task that has the socket.

@@ -61,6 +61,7 @@ impl FileKind for Packet {
         let socket = fd.file.as_fd();
         refuse_elsewhere(socket)?;
         let ino = fd.probe.stat.st_ino as u32;
+        out.sockets.packet_ids.insert(fd.probe.stat.st_ino, id);
         let all = match &mut out.sockets.packet {
             Some(all) => all,
             none => none.insert(sock_diag::packet_sockets()?),

@@ -30,6 +30,8 @@ pub enum Class {
     AioRing,
     /// System V shared memory number `shmid`.
     Segment,
+    /// Rings of the packet socket number `shmid`.
+    Socket,
     /// Left to the kernel.
     Kernel,
 }
@@ -59,7 +61,7 @@ pub fn classify(vma: &pb::VmaEntry) -> Result<Class> {
         return Ok(Class::Segment);
     }
     if has(st::SOCKET) {
-        return refuse("the ring of a packet socket");
+        return Ok(Class::Socket);
     }
     if has(st::SHADOW_STACK) {
         return refuse("a user shadow stack");

@@ -1,6 +1,8 @@
 //! The last things done to memory before the restorer takes over: what children must not inherit, and what
 //! would be in the way while pages are filled.
 
+use std::os::fd::AsFd;
+
 use rcriu_images::{pagemap::PageReader, pb};
 use restorer::args::{Move, Span};
 
@@ -8,7 +10,10 @@ use super::{Class, HIDDEN, Placed, Prepared, Range, Ranges, TABLE, entry, vmas};
 use crate::error::{Context, Error, Result};
 use crate::mm::{aio, more, status as st};
 use crate::restore::TaskImage;
-use crate::sys::{attributes, map::Region};
+use crate::sys::{
+    attributes, fd,
+    map::{Mapping, Region},
+};
 
 /// `MADV_GUARD_INSTALL` (Linux 6.13).
 const MADV_GUARD_INSTALL: i32 = 102;
@@ -58,8 +63,13 @@ fn settle(at: &mut Placed, told: Option<&pb::RcriuMappingEntry>, merge_any: bool
 impl Prepared {
     /// Gives every mapping its protection, advice, guard pages and lock.
     ///
-    /// Precondition: all children are forked and all pages filled.
-    pub fn settle(&mut self, task: &TaskImage, pages: Option<&PageReader>) -> Result<()> {
+    /// Precondition: all children are forked, all pages filled, all descriptors (`fds`) there.
+    pub fn settle(
+        &mut self,
+        task: &TaskImage,
+        fds: &[pb::FdinfoEntry],
+        pages: Option<&PageReader>,
+    ) -> Result<()> {
         let told = more::Told::new(task.more.as_deref());
         let merge_any = task.more.as_ref().is_some_and(|more| more.merge_any());
         if merge_any {
@@ -70,7 +80,32 @@ impl Prepared {
             settle(at, of, merge_any).during(|| entry::name(&at.vma))?;
         }
         self.guards(task)?;
-        self.rings(task, pages)
+        self.rings(task, pages)?;
+        self.sockets(task, fds)
+    }
+
+    /// Rings of packet sockets, which the sockets have got already.
+    fn sockets(&mut self, task: &TaskImage, fds: &[pb::FdinfoEntry]) -> Result<()> {
+        let before = self.placed.len();
+        for vma in vmas(task).iter().filter(|v| v.status & st::SOCKET != 0) {
+            let packet = pb::FdTypes::Packetsk as i32;
+            let open = fds.iter().find(|fd| u64::from(fd.id) == vma.shmid && fd.r#type == packet);
+            let placed = (|| -> Result<Placed> {
+                let number = open.ok_or_else(|| {
+                    Error::image(format!("the task has no descriptor of a packet socket {}", vma.shmid))
+                })?;
+                let file = fd::duplicate(number.fd.cast_signed())?;
+                let (prot, flags) = (vma.prot, entry::map_flags(vma));
+                let what = Mapping { prot, flags, file: Some((file.as_fd(), vma.pgoff)) };
+                let region = self.room.map(vma.start, vma.end - vma.start, what)?;
+                Ok(Placed { vma: *vma, region, prot, policy: false })
+            })();
+            self.placed.push(placed.during(|| entry::name(vma))?);
+        }
+        if self.placed.len() > before {
+            self.placed.sort_unstable_by_key(|p| p.vma.start);
+        }
+        Ok(())
     }
 
     /// Contexts for asynchronous I/O, with their rings.

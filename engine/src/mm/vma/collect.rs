@@ -185,12 +185,14 @@ fn open_file(
     }
     match stat.st_mode & libc::S_IFMT {
         libc::S_IFREG => {}
+        libc::S_IFSOCK => {
+            return Ok(Opened { backing: Some(Backing::Socket(stat.st_ino)), size_bits: 0 });
+        }
         libc::S_IFCHR if stat.st_rdev == nix::sys::stat::makedev(1, 5) => {}
         kind => {
             let link = readlinkat(&map_files, range).unwrap_or_default();
             let what = match kind {
                 libc::S_IFCHR => "device",
-                libc::S_IFSOCK => "socket",
                 libc::S_IFBLK => "block device",
                 _ => "kernel object",
             };
