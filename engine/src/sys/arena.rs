@@ -37,7 +37,7 @@ static READY: AtomicUsize = AtomicUsize::new(0);
 /// Where rooms begin, its own and those inherited; the last one is that in use.
 static ROOMS: [AtomicUsize; 8] = [const { AtomicUsize::new(0) }; 8];
 
-/// To be the `#[global_allocator]`; before [`own_room`] it is the library's.
+/// To be the `#[global_allocator]`; but for tasks being rebuilt it is the library's.
 #[derive(Debug)]
 pub struct Arena;
 
