@@ -224,8 +224,10 @@ mod tests {
         assert!(entries.add(1, true, None).unwrap_err().contains("longer than any file"));
     }
 
-    /// Entries: pages, whether aligned, and the list: pages in a block and what each takes of 5.
-    fn some() -> impl Strategy<Value = Vec<(u64, bool, Option<(u32, Vec<u32>)>)>> {
+    /// An entry: pages, whether aligned, and the list: pages in a block, and quarters of them that each takes.
+    type Made = (u64, bool, Option<(u32, Vec<u32>)>);
+
+    fn some() -> impl Strategy<Value = Vec<Made>> {
         let list = prop::option::of((1u32..70, prop::collection::vec(0u32..5, 400)));
         prop::collection::vec((1u64..400, any::<bool>(), list), 1..8)
     }

@@ -317,3 +317,32 @@ fn entries_without_blocks_begin_where_they_say() {
         assert_eq!(packed.surplus().unwrap(), 0);
     }
 }
+
+#[test]
+fn pagemaps_that_changed_do_no_harm() {
+    for (layout, per) in [(Layout::Blocks, 3), (Layout::Regions, 3), (Layout::Unpacked, 1)] {
+        let (set, want) = set(&[9, 4]);
+        rewrite(set.tmp.path(), layout, per);
+        let path = set.tmp.path().join("pagemap-10.img");
+        let whole = fs::read(&path).unwrap();
+        let (mut refused, mut read) = (0, 0);
+        for bit in 0..whole.len() * 8 {
+            let mut bytes = whole.clone();
+            bytes[bit / 8] ^= 1 << (bit % 8);
+            fs::write(&path, &bytes).unwrap();
+            let image = EntryReader::new(&bytes[..], "pagemap-10.img", Some(bytes.len() as u64));
+            let style = crate::json::Style { pretty: true, no_payload: false };
+            let _ = crate::json::decode(&mut { image }, &mut std::io::sink(), style);
+            match PageReader::open(&set.dir, ImageKind::Pagemap, 10) {
+                Ok(Some(reader)) => {
+                    read += 1;
+                    for (at, bytes) in &want {
+                        let _ = reader.read(*at, bytes.len() as u64);
+                    }
+                }
+                _ => refused += 1,
+            }
+        }
+        assert!(refused > read / 4, "{layout:?}: {refused} refused, {read} read");
+    }
+}
