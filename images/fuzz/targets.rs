@@ -6,7 +6,7 @@ use rcriu_images::{
     catalog::{CATALOG, Head},
     frame::{EntryReader, header_bytes},
     json::{self, Style},
-    packed::{Blocks, Unpacker},
+    packed::{Blocks, Method, Unpacker},
     pagemap::Pagemap,
     pb,
     sums::{Sums, seal},
@@ -103,6 +103,10 @@ pub fn pagemap(data: &[u8]) {
     for region in map.regions.iter().take(8) {
         assert_eq!(map.find(region.vaddr), Some(region));
     }
+    if let Some(all) = &map.blocks {
+        assert_eq!(all.len(), map.stored * 4096);
+        blocks(all);
+    }
 }
 
 /// A list of blocks behind its header, then one packed block; the first byte says how long the list is.
@@ -112,16 +116,24 @@ pub fn packed(data: &[u8]) {
     if let Ok(entry) = reader(list, true).one::<pb::RcriuBlocksEntry>()
         && let Ok(blocks) = Blocks::new(&entry)
     {
-        for at in 0..blocks.count().min(8) {
-            let pages = blocks.pages(at);
-            assert!(pages.start < pages.end && pages.end <= blocks.len());
-        }
-        let all = blocks.pages_of(&(0..blocks.packed().max(1)));
-        assert!(all.end <= blocks.len());
+        self::blocks(&blocks);
     }
-    let mut out = vec![0; 4 * 4096];
-    let unpacked = Unpacker::new().expect("room for an unpacker").unpack(block, &mut out);
-    assert!(unpacked.is_err() || !block.is_empty() || out.iter().all(|b| *b == 0));
+    for method in [Method::Zstd, Method::Lz4] {
+        let mut out = vec![0; 4 * 4096];
+        let unpacked = Unpacker::new().unpack(method, block, &mut out);
+        assert!(unpacked.is_err() || !block.is_empty() || out.iter().all(|b| *b == 0));
+    }
+}
+
+/// Blocks are inside of the pages and of the file.
+fn blocks(blocks: &Blocks) {
+    for at in 0..blocks.count().min(8) {
+        let pages = blocks.pages(at);
+        assert!(pages.start < pages.end && pages.end <= blocks.len());
+        assert!(blocks.stop(pages.start, 1 << 18) > pages.start);
+    }
+    let all = blocks.pages_of(&(0..blocks.packed().max(1)));
+    assert!(all.end <= blocks.len());
 }
 
 /// Sums of a set behind the header, as they are and with a right sum of their own.

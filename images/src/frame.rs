@@ -121,6 +121,14 @@ impl<R: Read> EntryReader<R> {
         if self.next_bytes()?.is_none() {
             return Ok(None);
         }
+        self.current().map(Some)
+    }
+
+    /// The entry whose bytes [`EntryReader::next_bytes`] gave last, as a message of this type.
+    ///
+    /// # Errors
+    /// As those of [`EntryReader::next`].
+    pub fn current<M: Entry>(&mut self) -> Result<M> {
         let message_type = match self.required {
             Some(known) if known.name == M::NAME => known,
             _ => required::of(M::NAME)
@@ -142,7 +150,7 @@ impl<R: Read> EntryReader<R> {
                 log::warn!("{}: {unknown}: what it says is not restored", self.image);
             }
         }
-        Ok(Some(message))
+        Ok(message)
     }
 
     /// The next entry, which must be there.

@@ -11,7 +11,9 @@ pub const IMG_SERVICE: u32 = 0x55105940;
 pub const IMAGES_V1: u32 = 1;
 /// `inventory_entry.img_version` of sets with it; what is written today.
 pub const IMAGES_V1_1: u32 = 2;
-/// The same of sets some of whose pages, or their parents' pages, are compressed: other readers must refuse them.
+/// The same of sets of versions after 4.2 some of whose pages, or their parents' pages, are compressed.
+pub const IMAGES_V1_2: u32 = 3;
+/// The same of sets written here some of whose pages, or their parents' pages, are compressed: other readers must refuse them.
 pub const IMAGES_PACKED: u32 = 0x5243_0001;
 
 pub const INVENTORY: u32 = 0x58313116;

@@ -65,6 +65,8 @@ impl Unknown {
         const LAYOUTS: &[&str] = &[
             "pagemap_head",
             "pagemap_entry",
+            "pagemap_region_entry",
+            "pagemap_blocks",
             "ghost_file_entry",
             "ghost_chunk_entry",
             "pipe_data_entry",

@@ -52,6 +52,8 @@ pub struct Field {
     pub name: String,
     pub ty: Type,
     pub repeated: bool,
+    /// A list that is encoded without a tag before each value.
+    pub packed: bool,
     /// One bit of [`Shape::required`], or 0.
     pub required: u64,
     pub hints: Hints,
@@ -126,6 +128,7 @@ impl Shape {
                 name: field.name().into(),
                 ty: Type::of(&field, index),
                 repeated: field.is_list(),
+                packed: field.is_packed(),
                 required,
                 hints: hints.of(&field),
             });

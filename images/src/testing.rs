@@ -1,5 +1,7 @@
 //! A small set that holds together, for tests to break in one place.
 
+pub mod later;
+
 use prost::Message;
 
 use crate::{

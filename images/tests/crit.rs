@@ -80,7 +80,7 @@ fn prints_and_reads_what_crit_does() {
         for seed in 0..3 {
             fs::create_dir_all(made.path().join(seed.to_string())).unwrap();
             let path = made.path().join(seed.to_string()).join(row.kind.file_name(1));
-            let mut random = common::Random::new(u64::from(row.magic) + seed);
+            let mut random = common::Random::plain(u64::from(row.magic) + seed);
             fs::write(&path, common::image(row.kind, 6, &mut random)).unwrap();
             images.push(path);
         }

@@ -14,6 +14,7 @@ mod files;
 mod incremental;
 mod interop;
 mod kinds;
+mod later;
 mod log_format;
 mod memory;
 mod options;
@@ -44,6 +45,7 @@ fn main() -> ExitCode {
         incremental::cases,
         sums::cases,
         compressed::cases,
+        later::cases,
         sockets::cases,
         pages::cases,
         cgroups::cases,

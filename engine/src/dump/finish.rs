@@ -93,9 +93,11 @@ pub fn whole_tree(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<Ready> {
 pub fn seal(pages: &PageStore, mut inventory: pb::InventoryEntry, opts: &DumpOptions) -> Result<()> {
     let images = &pages.images;
     images.check_written()?;
-    if opts.compress.is_some() || on_packed(images)? {
-        // Who knows nothing of compressed pages must not take the set for one without content.
+    // Who knows nothing of compressed pages must not take the set for one without content.
+    if opts.compress.is_some() {
         inventory.img_version = magic::IMAGES_PACKED;
+    } else if let Some(version) = on_packed(images)? {
+        inventory.img_version = version;
     }
     if opts.checksum {
         sums::write(images, &mut inventory, &pages.known())?;
@@ -104,11 +106,12 @@ pub fn seal(pages: &PageStore, mut inventory: pb::InventoryEntry, opts: &DumpOpt
     Ok(images.check_written()?)
 }
 
-/// Whether the parent images, or theirs, have compressed pages.
-fn on_packed(images: &ImageDir) -> Result<bool> {
-    let Some(parent) = images.parent()? else { return Ok(false) };
+/// If the parent images, or theirs, have compressed pages, the version of a set on them.
+fn on_packed(images: &ImageDir) -> Result<Option<u32>> {
+    let Some(parent) = images.parent()? else { return Ok(None) };
     let inventory: Option<pb::InventoryEntry> = parent.read_opt(ImageKind::Inventory, 0)?;
-    Ok(inventory.is_some_and(|i| i.img_version == magic::IMAGES_PACKED))
+    let version = inventory.map(|inventory| inventory.img_version);
+    Ok(version.filter(|version| matches!(*version, magic::IMAGES_PACKED | magic::IMAGES_V1_2)))
 }
 
 /// Clocks of the tree at the time of the dump: a restore makes them go on from here. `timens-0.img` for a tree

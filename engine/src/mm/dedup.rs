@@ -8,7 +8,7 @@ use std::{fs::File, ops::Range};
 use nix::fcntl::{FallocateFlags, fallocate};
 use rcriu_images::{
     ImageDir, ImageKind,
-    pagemap::{PAGE_SIZE, PageReader, Pagemap, Place, Run, Source},
+    pagemap::{PAGE_SIZE, PageReader, Pagemap, Place, Run, Source, Stored},
     sums::Sums,
 };
 
@@ -71,7 +71,7 @@ pub fn parents(images: &ImageDir) -> Result<u64> {
 /// Fails if pages of the images or their parents are compressed.
 pub fn check(images: &ImageDir) -> Result<()> {
     for dir in images.chain()? {
-        if dir.images()?.iter().any(|(kind, _)| *kind == ImageKind::RcriuPages) {
+        if any_packed(&dir)? {
             let path = dir.path().display();
             return Err(Error::unsupported(format!(
                 "pages in {path} are compressed: single ones cannot be freed"
@@ -80,6 +80,20 @@ pub fn check(images: &ImageDir) -> Result<()> {
         }
     }
     Ok(())
+}
+
+fn any_packed(dir: &ImageDir) -> Result<bool> {
+    let images = dir.images()?;
+    if images.iter().any(|(kind, _)| *kind == ImageKind::RcriuPages) {
+        return Ok(true);
+    }
+    let is_pagemap = |kind| matches!(kind, ImageKind::Pagemap | ImageKind::ShmemPagemap);
+    for (kind, id) in images.into_iter().filter(|(kind, _)| is_pagemap(*kind)) {
+        if Pagemap::read(dir, kind, id)?.is_some_and(|map| map.blocks.is_some()) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Calls `found(which parent, its pagemap, from, to)` for each range of bytes in a pages file of a parent that
@@ -164,6 +178,9 @@ impl Restored {
     pub fn open(dir: &ImageDir, pages: &PageReader) -> Result<Restored> {
         let mut levels = Vec::new();
         for (level, dir) in dir.chain()?.iter().enumerate().take(pages.levels()) {
+            if matches!(pages.stored(level), Some(Stored::Packed(_))) {
+                return Err(Error::bug("single pages of compressed ones cannot be freed"));
+            }
             let id = pages.pagemap(level).map_or(0, |map| map.pages_id);
             levels.push(dir.open_raw_rw(ImageKind::Pages, id.into())?);
         }

@@ -3,10 +3,10 @@
 use rcriu_images::packed::{Packed, Unpacker};
 use rcriu_images::pagemap::{PageReader, Run, Source, Stored};
 
-use crate::error::{Error, Result, SysContext};
+use crate::error::{Error, Result};
 use crate::sys::map::Region;
 
-/// Bytes unpacked at a time: a block as they are written here.
+/// Bytes unpacked at a time at most: a block as they are written here.
 const STEP: u64 = 256 << 10;
 
 /// The stored content of a run.
@@ -42,7 +42,7 @@ impl Content<'_> {
         let offset = self.offset + from;
         match self.pages.stored(self.level) {
             Some(Stored::Packed(packed)) => {
-                Unpacking::new(packed)?.read(region, offset, &[(at, len)]).map(drop)
+                Unpacking::new(packed).read(region, offset, &[(at, len)]).map(drop)
             }
             Some(Stored::Plain(file)) if region.read_file(file, offset, &[(at, len)])? == len => Ok(()),
             _ => Err(Error::image("its file of pages is too short")),
@@ -58,9 +58,8 @@ pub(crate) struct Unpacking<'a> {
 }
 
 impl<'a> Unpacking<'a> {
-    pub fn new(packed: &'a Packed) -> Result<Self> {
-        let with = Unpacker::new().call("ZSTD_createDCtx")?;
-        Ok(Unpacking { packed, with, buf: vec![0; STEP as usize] })
+    pub fn new(packed: &'a Packed) -> Self {
+        Unpacking { packed, with: Unpacker::new(), buf: vec![0; STEP as usize] }
     }
 
     /// Reads the pages at `offset` of the pages file they stand for into `pieces` (address and length) of `region`,
@@ -70,8 +69,8 @@ impl<'a> Unpacking<'a> {
         for &(mut at, mut len) in pieces {
             while len > 0 {
                 crate::interrupt::check()?;
-                // A whole block at a time, where there is one.
-                let part = (STEP - offset % STEP).min(len);
+                // Whole blocks, where there are some.
+                let part = self.packed.blocks.stop(offset, STEP.min(len)) - offset;
                 let bytes = &mut self.buf[..part as usize];
                 self.packed.read_with(&mut self.with, bytes, offset)?;
                 region.write(at, bytes)?;

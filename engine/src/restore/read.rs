@@ -358,11 +358,10 @@ fn check_pages(dir: &ImageDir, pid: VirtPid) -> Result<()> {
     };
     for level in 0..pages.levels() {
         let Some(map) = pages.pagemap(level).filter(|map| map.stored > 0) else { continue };
-        let kind = match pages.stored(level) {
-            Some(Stored::Packed(_)) => ImageKind::RcriuPages,
-            _ => ImageKind::Pages,
+        let name = || match pages.stored(level) {
+            Some(Stored::Packed(packed)) => packed.name().to_owned(),
+            _ => ImageKind::Pages.file_name(map.pages_id.into()),
         };
-        let name = || kind.file_name(map.pages_id.into());
         let stored = pages.stored(level).ok_or_else(|| Error::image(format!("{} is missing", name())))?;
         let len = stored.size().call("fstat").during(name)?;
         let want = map.stored.saturating_mul(PAGE_SIZE);

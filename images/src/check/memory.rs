@@ -129,6 +129,10 @@ impl Check<'_> {
             let text = format!("{} refers to {want} bytes of pages, there are {have}", kind.file_name(id));
             self.found.push(Finding::error(packed.name(), text));
         }
+        if let Some(more @ 1..) = self.note(packed.surplus()) {
+            let text = format!("{more} bytes that {} does not refer to", kind.file_name(id));
+            self.found.push(Finding::warning(packed.name(), text));
+        }
         for (pages, why) in packed.damaged() {
             let place = sums::places(&self.set.dir, packed.id(), &pages);
             let text = place.map_or(why.clone(), |place| format!("{place}: {why}"));

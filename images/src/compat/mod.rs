@@ -21,6 +21,8 @@ use crate::{
     catalog::ImageKind,
     dir::ImageDir,
     error::{Error, Result},
+    magic,
+    pagemap::later,
     pb,
 };
 
@@ -119,13 +121,16 @@ pub fn remaps(dir: &ImageDir) -> Result<Vec<pb::RemapFilePathEntry>> {
 /// The inventory, whose layout must be one that can be read.
 ///
 /// # Errors
-/// A version from the future, or descriptor tables in files per task (before CRIU 1.0).
+/// A version from the future, a way of compression from there, or descriptor tables in files per task (before CRIU 1.0).
 pub fn inventory(dir: &ImageDir) -> Result<pb::InventoryEntry> {
     let inventory: pb::InventoryEntry = dir.read_one(ImageKind::Inventory, 0)?;
     let refuse = |why: String| Err(Error::invalid(ImageKind::Inventory.file_name(0), why));
     match inventory.img_version {
-        crate::magic::IMAGES_V1 | crate::magic::IMAGES_V1_1 | crate::magic::IMAGES_PACKED => {}
-        other => return refuse(format!("image version {other} is not known; 1 and 2 are")),
+        magic::IMAGES_V1 | magic::IMAGES_V1_1 | magic::IMAGES_V1_2 | magic::IMAGES_PACKED => {}
+        other => return refuse(format!("image version {other} is not known; 1 to 3 are")),
+    }
+    if let Err(why) = later::check_mode(&inventory) {
+        return refuse(why);
     }
     if !inventory.fdinfo_per_id() {
         return refuse("descriptor tables are stored per task: images this old cannot be read".into());

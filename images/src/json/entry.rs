@@ -14,23 +14,35 @@ use crate::{
     catalog::{Extra, ImageKind},
     error::{Cause, Error, Result},
     frame::EntryReader,
+    pagemap::later,
     required,
     schema::{self, Shape},
 };
 
-/// The message type of the entry `at`, given the first entry.
-fn shape_of(kind: ImageKind, at: usize, chunks: bool) -> &'static Shape {
+/// Fields that only the first form of entries with compressed pages has.
+const FIRST_FORM: &[&str] = &["compressed_size", "total_compressed_size", "region_pages"];
+
+/// The message type of the entry `at`, given the first entry; `first` tells whether one of a pagemap is of the first
+/// form that those with compressed pages had.
+fn shape_of(kind: ImageKind, at: usize, chunks: bool, first: impl Fn() -> bool) -> &'static Shape {
     let name = match (kind, at) {
         (ImageKind::Pagemap | ImageKind::ShmemPagemap, 0) => "pagemap_head",
+        (ImageKind::Pagemap | ImageKind::ShmemPagemap, _) if first() => "pagemap_region_entry",
         (ImageKind::GhostFile, 1..) if chunks => "ghost_chunk_entry",
         _ => kind.row().message,
     };
     schema::shape(name).expect("a test looks up every message of the catalogue")
 }
 
-/// Reads the next message.
-fn next<R: Read>(reader: &mut EntryReader<R>, shape: &'static Shape) -> Result<Option<(Node, Vec<u8>)>> {
+/// Reads the next message, the entry `at`.
+fn next<R: Read>(
+    reader: &mut EntryReader<R>,
+    kind: ImageKind,
+    at: usize,
+    chunks: bool,
+) -> Result<Option<(Node, Vec<u8>)>> {
     let Some(bytes) = reader.next_bytes()? else { return Ok(None) };
+    let shape = shape_of(kind, at, chunks, || later::is_first_form(bytes));
     let bytes = bytes.to_vec();
     let node = Node::decode(shape, &bytes).map_err(|e| reader.bad(e.to_string()))?;
     match required::missing_of(&shape.name, &bytes) {
@@ -48,7 +60,7 @@ pub(super) fn show_all<R: Read, W: Write>(
     let failed = |e| Error::sys("output", "write", e);
     let mut chunks = false;
     for at in 0.. {
-        let Some((node, bytes)) = next(reader, shape_of(kind, at, chunks))? else { break };
+        let Some((node, bytes)) = next(reader, kind, at, chunks)? else { break };
         chunks |= at == 0 && node.flag("chunks");
         p.item().map_err(failed)?;
         p.begin('{').map_err(failed)?;
@@ -63,7 +75,7 @@ pub(super) fn show_all<R: Read, W: Write>(
 pub(super) fn count<R: Read>(reader: &mut EntryReader<R>, kind: ImageKind) -> Result<usize> {
     let mut chunks = false;
     for at in 0.. {
-        let Some((node, _)) = next(reader, shape_of(kind, at, chunks))? else {
+        let Some((node, _)) = next(reader, kind, at, chunks)? else {
             return Ok(at);
         };
         chunks |= at == 0 && node.flag("chunks");
@@ -79,7 +91,8 @@ pub(super) fn count<R: Read>(reader: &mut EntryReader<R>, kind: ImageKind) -> Re
 pub(super) fn read_all<W: Write>(kind: ImageKind, entries: &[Json], name: &str, out: &mut W) -> Result<()> {
     let mut chunks = false;
     for (at, json) in entries.iter().enumerate() {
-        let shape = shape_of(kind, at, chunks);
+        let first = || FIRST_FORM.iter().any(|key| json.get(key).is_some());
+        let shape = shape_of(kind, at, chunks, first);
         let wrong = |w: Wrong| Error::invalid(name, w.within(&format!("entries[{at}]")).to_string());
         let node = read::message(shape, json).map_err(wrong)?;
         let bytes = read::wire(&node, json).unwrap_or_else(|| node.encode());

@@ -139,6 +139,12 @@ impl Node {
             while let Some((_, raw)) = unknown.next_if(|(number, _)| *number < field.number) {
                 out.extend_from_slice(raw);
             }
+            if field.packed {
+                let mut list = Vec::new();
+                values.iter().for_each(|value| bare(field, value, &mut list));
+                delimited(field, &list, out);
+                continue;
+            }
             values.iter().for_each(|value| encode_value(field, value, out));
         }
         unknown.for_each(|(_, raw)| out.extend_from_slice(raw));
@@ -226,31 +232,34 @@ fn fixed64(raw: u64, signed: bool) -> Value {
 }
 
 fn encode_value(field: &Field, value: &Value, out: &mut Vec<u8>) {
+    match value {
+        Value::Bytes(bytes) => return delimited(field, bytes, out),
+        Value::Message(node) => return delimited(field, &node.encode(), out),
+        _ => {}
+    }
+    let wire_type = match field.ty {
+        Type::Fixed { bits: 32, .. } => 5,
+        Type::Fixed { .. } => 1,
+        _ => 0,
+    };
+    tag(field, wire_type, out);
+    bare(field, value, out);
+}
+
+/// A number without its tag, as it stands in a packed list.
+fn bare(field: &Field, value: &Value, out: &mut Vec<u8>) {
     let raw = match value {
         Value::Uint(raw) => *raw,
         Value::Int(raw) => raw.cast_unsigned(),
         Value::Bool(raw) => u64::from(*raw),
         Value::Enum(raw) => i64::from(*raw).cast_unsigned(),
-        Value::Bytes(bytes) => return delimited(field, bytes, out),
-        Value::Message(node) => return delimited(field, &node.encode(), out),
+        Value::Bytes(_) | Value::Message(_) => return,
     };
     match field.ty {
-        Type::Fixed { bits: 32, .. } => {
-            tag(field, 5, out);
-            out.extend((raw as u32).to_le_bytes());
-        }
-        Type::Fixed { .. } => {
-            tag(field, 1, out);
-            out.extend(raw.to_le_bytes());
-        }
-        Type::ZigZag { .. } => {
-            tag(field, 0, out);
-            varint((raw << 1) ^ (raw.cast_signed() >> 63).cast_unsigned(), out);
-        }
-        _ => {
-            tag(field, 0, out);
-            varint(raw, out);
-        }
+        Type::Fixed { bits: 32, .. } => out.extend((raw as u32).to_le_bytes()),
+        Type::Fixed { .. } => out.extend(raw.to_le_bytes()),
+        Type::ZigZag { .. } => varint((raw << 1) ^ (raw.cast_signed() >> 63).cast_unsigned(), out),
+        _ => varint(raw, out),
     }
 }
 

@@ -12,14 +12,20 @@
 //! smaller stand there as they are, blocks of zeros take no room.
 //!
 //! The version in the inventory of such a set is one that other readers refuse.
+//!
+//! Sets of CRIU after 4.2 have blocks too, packed by LZ4, in the pages file itself and listed by the pagemap: see
+//! [`pagemap`](crate::pagemap). They are read in the same way, and not written.
 
+mod blocks;
 mod crew;
+pub(crate) mod entries;
 mod packer;
 mod reader;
 mod writer;
 
 pub use self::{
-    reader::{Blocks, Packed, Unpacker},
+    blocks::{Blocks, Method},
+    reader::{Packed, Unpacker},
     writer::PackedWriter,
 };
 

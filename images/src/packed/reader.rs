@@ -6,149 +6,30 @@ use std::{
     ops::Range,
     os::unix::fs::FileExt,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     thread,
 };
 
-use super::{MAX_BLOCK_PAGES, ZSTD};
+use super::{
+    BLOCK,
+    blocks::{Blocks, Method},
+};
 use crate::{
     catalog::ImageKind,
     dir::ImageDir,
     error::{Cause, Error, Result},
-    pagemap::PAGE_SIZE,
     pb,
 };
 
-/// Where the blocks of a file are.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Blocks {
-    /// Bytes of a whole block when unpacked.
-    block: u64,
-    /// Bytes of all pages.
-    len: u64,
-    /// Where each block begins, and where the last one ends.
-    starts: Vec<u64>,
-    /// The same in bytes when unpacked, where not all but the last are whole.
-    firsts: Option<Vec<u64>>,
-}
-
-impl Blocks {
-    /// Takes what an image says, if it makes sense.
-    pub fn new(entry: &pb::RcriuBlocksEntry) -> Result<Self, String> {
-        if entry.method != ZSTD {
-            return Err(format!("method {} of packing is not known", entry.method));
-        }
-        if entry.block == 0 || entry.block > MAX_BLOCK_PAGES {
-            return Err(format!("blocks of {} pages: 1 to {MAX_BLOCK_PAGES} can be read", entry.block));
-        }
-        let firsts = firsts(entry)?;
-        // No more than the blocks that are listed: cannot overflow.
-        let (block, len) = (u64::from(entry.block) * PAGE_SIZE, entry.pages * PAGE_SIZE);
-        let mut blocks = Self { block, len, starts: Vec::with_capacity(entry.length.len() + 1), firsts };
-        let mut at = 0u64;
-        for (n, &length) in entry.length.iter().enumerate() {
-            blocks.starts.push(at);
-            let pages = blocks.pages(n as u64);
-            let whole = pages.end - pages.start;
-            if u64::from(length) > whole {
-                return Err(format!("block {n} of {whole} bytes takes {length}"));
-            }
-            at += u64::from(length);
-        }
-        blocks.starts.push(at);
-        Ok(blocks)
-    }
-
-    /// How many there are.
-    pub fn count(&self) -> u64 {
-        self.starts.len() as u64 - 1
-    }
-
-    /// Bytes of all pages.
-    pub fn len(&self) -> u64 {
-        self.len
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(&self) -> bool {
-        self.len == 0
-    }
-
-    /// Bytes that all blocks take.
-    pub fn packed(&self) -> u64 {
-        self.starts.last().copied().unwrap_or(0)
-    }
-
-    /// Which pages a block has, as bytes of the pages file it stands for.
-    pub fn pages(&self, block: u64) -> Range<u64> {
-        if let Some(firsts) = &self.firsts {
-            return firsts[block as usize]..firsts[block as usize + 1];
-        }
-        let start = (block * self.block).min(self.len);
-        start..(start + self.block).min(self.len)
-    }
-
-    /// The block that has the byte at `at`, which must be before the end.
-    fn with(&self, at: u64) -> u64 {
-        match &self.firsts {
-            Some(firsts) => firsts.partition_point(|first| *first <= at) as u64 - 1,
-            None => at / self.block,
-        }
-    }
-
-    /// The bytes it takes.
-    fn bytes(&self, block: u64) -> Range<u64> {
-        self.starts[block as usize]..self.starts[block as usize + 1]
-    }
-
-    /// Which pages the given bytes of the file of blocks are needed for. Blocks of zeroes take no bytes: several may
-    /// begin at one place, also behind the last byte.
-    pub fn pages_of(&self, bytes: &Range<u64>) -> Range<u64> {
-        let Some(end) = self.count().checked_sub(1) else { return 0..0 };
-        let first = (self.starts.partition_point(|s| *s <= bytes.start).saturating_sub(1) as u64).min(end);
-        let last =
-            (self.starts.partition_point(|s| *s < bytes.end).saturating_sub(1) as u64).clamp(first, end);
-        self.pages(first).start..self.pages(last).end
-    }
-}
-
-/// Where each block begins when unpacked, and where the last one ends; `None` if all but the last are whole.
-fn firsts(entry: &pb::RcriuBlocksEntry) -> Result<Option<Vec<u64>>, String> {
-    let listed = entry.length.len() as u64;
-    if entry.count.is_empty() {
-        let blocks = entry.pages.div_ceil(entry.block.into());
-        return match blocks == listed {
-            true => Ok(None),
-            false => Err(format!("{} pages take {blocks} blocks, there are {listed}", entry.pages)),
-        };
-    }
-    if entry.count.len() as u64 != listed {
-        return Err(format!("{listed} blocks, and pages of {} blocks", entry.count.len()));
-    }
-    let mut firsts = Vec::with_capacity(entry.count.len() + 1);
-    let mut at = 0;
-    for (n, &pages) in entry.count.iter().enumerate() {
-        if pages == 0 || pages > entry.block {
-            return Err(format!("block {n} has {pages} pages: 1 to {} can be in it", entry.block));
-        }
-        firsts.push(at);
-        at += u64::from(pages) * PAGE_SIZE;
-    }
-    firsts.push(at);
-    if entry.count.iter().all(|pages| *pages < entry.block) {
-        return Err(format!("no block has {} pages, which the largest should have", entry.block));
-    }
-    if at / PAGE_SIZE != entry.pages {
-        return Err(format!("the blocks have {} pages instead of {}", at / PAGE_SIZE, entry.pages));
-    }
-    Ok(Some(firsts))
-}
+/// Packed bytes that are read at once: those of several blocks, where they are small.
+const GATHERED: u64 = BLOCK as u64;
 
 /// What unpacking needs; each thread has its own.
+#[derive(Default)]
 pub struct Unpacker {
-    zstd: zstd::bulk::Decompressor<'static>,
+    zstd: Option<zstd::bulk::Decompressor<'static>>,
     packed: Vec<u8>,
     /// The last block of which only a part was wanted.
     block: Vec<u8>,
@@ -162,23 +43,37 @@ impl std::fmt::Debug for Unpacker {
 }
 
 impl Unpacker {
-    pub fn new() -> std::io::Result<Self> {
-        let zstd = zstd::bulk::Decompressor::new()?;
-        Ok(Self { zstd, packed: Vec::new(), block: Vec::new(), which: None })
+    pub fn new() -> Self {
+        Self::default()
     }
 
     /// Unpacks a block, which must fill `out`.
-    pub fn unpack(&mut self, packed: &[u8], out: &mut [u8]) -> Result<(), String> {
-        match packed.len() {
-            0 => out.fill(0),
-            n if n == out.len() => out.copy_from_slice(packed),
-            _ => match self.zstd.decompress_to_buffer(packed, out) {
-                Ok(n) if n == out.len() => {}
-                Ok(n) => return Err(format!("it unpacks to {n} bytes instead of {}", out.len())),
-                Err(e) => return Err(format!("it cannot be unpacked: {e}")),
-            },
+    pub fn unpack(&mut self, method: Method, packed: &[u8], out: &mut [u8]) -> Result<(), String> {
+        let unpacked = match (packed.len(), method) {
+            (0, _) => {
+                out.fill(0);
+                Ok(out.len())
+            }
+            (n, _) if n == out.len() => {
+                out.copy_from_slice(packed);
+                Ok(n)
+            }
+            (_, Method::Zstd) => self.zstd(packed, out).map_err(|e| e.to_string()),
+            (_, Method::Lz4) => lz4_flex::block::decompress_into(packed, out).map_err(|e| e.to_string()),
+        };
+        match unpacked {
+            Ok(n) if n == out.len() => Ok(()),
+            Ok(n) => Err(format!("it unpacks to {n} bytes instead of {}", out.len())),
+            Err(e) => Err(format!("it cannot be unpacked: {e}")),
         }
-        Ok(())
+    }
+
+    fn zstd(&mut self, packed: &[u8], out: &mut [u8]) -> std::io::Result<usize> {
+        let zstd = match &mut self.zstd {
+            Some(zstd) => zstd,
+            none => none.insert(zstd::bulk::Decompressor::new()?),
+        };
+        zstd.decompress_to_buffer(packed, out)
     }
 }
 
@@ -188,7 +83,7 @@ pub struct Packed {
     id: u64,
     file: File,
     name: String,
-    pub blocks: Blocks,
+    pub blocks: Arc<Blocks>,
     unpacker: Mutex<Unpacker>,
 }
 
@@ -201,19 +96,42 @@ impl Packed {
         let Some(mut reader) = dir.reader(ImageKind::RcriuBlocks, id)? else { return Ok(None) };
         let entry: pb::RcriuBlocksEntry = reader.one()?;
         let blocks = Blocks::new(&entry).map_err(|why| reader.bad(why))?;
-        let name = ImageKind::RcriuPages.file_name(id);
-        let Some(file) = dir.open_raw(ImageKind::RcriuPages, id)? else {
-            return Err(Error::new(name, Cause::Missing));
+        let kind = ImageKind::RcriuPages;
+        let Some(packed) = Self::with(dir, kind, id, Arc::new(blocks))? else {
+            return Err(Error::new(kind.file_name(id), Cause::Missing));
         };
-        let size = file.metadata().map_err(|e| Error::sys(&name, "fstat", e))?.len();
-        if size < blocks.packed() {
-            return Err(Error::new(name, Cause::Truncated { want: blocks.packed(), left: size }));
+        match packed.surplus()? {
+            0 => Ok(Some(packed)),
+            more => Err(Error::invalid(packed.name, format!("{more} bytes belong to no block"))),
         }
-        if size > blocks.packed() {
-            return Err(Error::invalid(name, format!("{} bytes belong to no block", size - blocks.packed())));
+    }
+
+    /// Opens `pages-ID`, which holds these blocks; `None` if there is no such file.
+    ///
+    /// # Errors
+    /// One that ends before all of them.
+    pub(crate) fn of_pages(dir: &ImageDir, id: u64, blocks: Arc<Blocks>) -> Result<Option<Self>> {
+        Self::with(dir, ImageKind::Pages, id, blocks)
+    }
+
+    fn with(dir: &ImageDir, kind: ImageKind, id: u64, blocks: Arc<Blocks>) -> Result<Option<Self>> {
+        let name = kind.file_name(id);
+        let Some(file) = dir.open_raw(kind, id)? else { return Ok(None) };
+        let left = file.metadata().map_err(|e| Error::sys(&name, "fstat", e))?.len();
+        let want = blocks.packed();
+        if left < want {
+            return Err(Error::new(name, Cause::Truncated { want, left }));
         }
-        let unpacker = Unpacker::new().map_err(|e| Error::sys(&name, "ZSTD_createDCtx", e))?;
-        Ok(Some(Self { id, file, name, blocks, unpacker: Mutex::new(unpacker) }))
+        Ok(Some(Self { id, file, name, blocks, unpacker: Mutex::default() }))
+    }
+
+    /// Bytes of the file that belong to no block.
+    ///
+    /// # Errors
+    /// The length of the file cannot be told.
+    pub fn surplus(&self) -> Result<u64> {
+        let size = self.file.metadata().map_err(|e| Error::sys(&self.name, "fstat", e))?.len();
+        Ok(size.saturating_sub(self.blocks.packed()))
     }
 
     /// Number of the pages file that they stand for.
@@ -226,7 +144,7 @@ impl Packed {
         let next = AtomicU64::new(0);
         let run = || {
             let mut found = Vec::new();
-            let (Ok(mut with), mut out) = (Unpacker::new(), Vec::new()) else { return found };
+            let (mut with, mut out) = (Unpacker::new(), Vec::new());
             loop {
                 let block = next.fetch_add(1, Ordering::Relaxed);
                 if block >= self.blocks.count() {
@@ -267,7 +185,7 @@ impl Packed {
 
     /// The same with an unpacker of the caller's, for several threads at once.
     pub fn read_with(&self, with: &mut Unpacker, buf: &mut [u8], offset: u64) -> Result<()> {
-        let left = self.blocks.len.saturating_sub(offset);
+        let left = self.blocks.len().saturating_sub(offset);
         if (buf.len() as u64) > left {
             return Err(Error::new(&self.name, Cause::Truncated { want: buf.len() as u64, left }));
         }
@@ -276,29 +194,46 @@ impl Packed {
             let block = self.blocks.with(at);
             let pages = self.blocks.pages(block);
             let len = (pages.end - at).min(rest.len() as u64);
-            let (this, others) = rest.split_at_mut(len as usize);
             if len == pages.end - pages.start {
-                self.unpack(with, block, this)?;
-            } else {
-                if with.which != Some(block) {
-                    let mut whole = std::mem::take(&mut with.block);
-                    whole.resize((pages.end - pages.start) as usize, 0);
-                    with.which = None;
-                    let done = self.unpack(with, block, &mut whole);
-                    with.block = whole;
-                    done?;
-                    with.which = Some(block);
-                }
-                this.copy_from_slice(&with.block[(at - pages.start) as usize..][..len as usize]);
+                let done = self.unpack_some(with, block, rest)?;
+                (at, rest) = (at + done as u64, &mut rest[done..]);
+                continue;
             }
-            at += len;
-            rest = others;
+            if with.which != Some(block) {
+                let mut whole = std::mem::take(&mut with.block);
+                whole.resize((pages.end - pages.start) as usize, 0);
+                with.which = None;
+                let done = self.unpack(with, block, &mut whole);
+                with.block = whole;
+                done?;
+                with.which = Some(block);
+            }
+            let (this, others) = rest.split_at_mut(len as usize);
+            this.copy_from_slice(&with.block[(at - pages.start) as usize..][..len as usize]);
+            (at, rest) = (at + len, others);
         }
         Ok(())
     }
 
     fn unpack(&self, with: &mut Unpacker, block: u64, out: &mut [u8]) -> Result<()> {
-        let bytes = self.blocks.bytes(block);
+        self.unpack_some(with, block, out).map(drop)
+    }
+
+    /// Unpacks a block, which `out` has room for, and whole ones behind it as far as there is room and their bytes
+    /// follow each other in the file; gives the number of bytes in `out`.
+    fn unpack_some(&self, with: &mut Unpacker, block: u64, out: &mut [u8]) -> Result<usize> {
+        let mut bytes = self.blocks.bytes(block);
+        let mut ends = vec![(self.blocks.pages(block), bytes.clone())];
+        let first = ends[0].0.start;
+        for next in block + 1..self.blocks.count() {
+            let (pages, theirs) = (self.blocks.pages(next), self.blocks.bytes(next));
+            let fits = pages.end - first <= out.len() as u64 && theirs.end - bytes.start <= GATHERED;
+            if !fits || theirs.start != bytes.end {
+                break;
+            }
+            bytes.end = theirs.end;
+            ends.push((pages, theirs));
+        }
         let mut packed = std::mem::take(&mut with.packed);
         packed.resize((bytes.end - bytes.start) as usize, 0);
         let read = self.file.read_exact_at(&mut packed, bytes.start).map_err(|e| match e.kind() {
@@ -306,9 +241,16 @@ impl Packed {
             _ => Error::sys(&self.name, "pread", e),
         });
         let done = read.and_then(|()| {
-            with.unpack(&packed, out).map_err(|why| {
-                Error::invalid(&self.name, format!("block {block} at {:#x}: {why}", bytes.start))
-            })
+            for (n, (pages, theirs)) in ends.iter().enumerate() {
+                let packed =
+                    &packed[(theirs.start - bytes.start) as usize..(theirs.end - bytes.start) as usize];
+                let out = &mut out[(pages.start - first) as usize..(pages.end - first) as usize];
+                with.unpack(self.blocks.method(), packed, out).map_err(|why| {
+                    let block = block + n as u64;
+                    Error::invalid(&self.name, format!("block {block} at {:#x}: {why}", theirs.start))
+                })?;
+            }
+            Ok(ends.last().map_or(0, |(pages, _)| (pages.end - first) as usize))
         });
         with.packed = packed;
         done

@@ -147,6 +147,8 @@ fn blocks_of_any_size_are_listed_by_their_pages() {
     let pages = |range: std::ops::Range<u64>| range.start * PAGE_SIZE..range.end * PAGE_SIZE;
     assert_eq!([0, 1, 2, 3].map(|n| blocks.pages(n)), [0..4, 4..5, 5..7, 7..8].map(pages));
     assert_eq!(blocks.pages_of(&(8..10)), pages(0..5));
+    let stop = |offset, most| blocks.stop(offset * PAGE_SIZE, most * PAGE_SIZE) / PAGE_SIZE;
+    assert_eq!([stop(0, 4), stop(0, 6), stop(1, 2), stop(3, 3), stop(5, 9)], [4, 5, 3, 5, 14]);
     // Blocks that take no bytes, and bytes behind the last one.
     assert_eq!(entry(5, &[0, 0], &[4, 1]).unwrap().pages_of(&(0..1)), pages(4..5));
     assert_eq!(entry(5, &[9, 0], &[4, 1]).unwrap().pages_of(&(9..20)), pages(4..5));

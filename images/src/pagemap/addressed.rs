@@ -39,7 +39,7 @@ pub(super) fn read(dir: &ImageDir, kind: ImageKind, id: u64) -> Result<Option<(P
         let (pages, rest) = (body / record, body % record);
         return Err(Error::invalid(name, format!("truncated: {rest} bytes follow {pages} whole pages")));
     }
-    let mut map = Pagemap { pages_id: 0, regions: Vec::new(), stored: body / record };
+    let mut map = Pagemap { pages_id: 0, regions: Vec::new(), stored: body / record, blocks: None };
     for page in 0..map.stored {
         let mut address = [0; ADDRESS as usize];
         file.read_exact_at(&mut address, head + page * record).map_err(|e| Error::sys(&name, "pread", e))?;

@@ -8,18 +8,26 @@
 //! ```
 //! Regions ascend; each present one takes the next pages of the pages file. What no region covers is
 //! not in the images at all: never touched, or to be mapped from its file.
+//!
+//! CRIU after 4.2 may have packed the pages: see `later.rs`. A page then has the number, and the offset, that it would
+//! have in a plain pages file.
 
 mod addressed;
+pub(crate) mod later;
 mod reader;
 
-use std::io::Read;
+use std::{io::Read, sync::Arc};
 
-pub use self::reader::{PageReader, Run, Source, Stored};
+pub use self::{
+    later::PE_PAYLOAD_ALIGNED,
+    reader::{PageReader, Run, Source, Stored},
+};
 use crate::{
     catalog::ImageKind,
     dir::{ImageDir, ImageWriter},
     error::{Error, Result},
     frame::EntryReader,
+    packed::{Blocks, entries::Entries},
     pb,
 };
 
@@ -86,6 +94,13 @@ impl Region {
         }
         let flags = entry.flags.unwrap_or(if entry.in_parent() { 0 } else { PE_PRESENT });
         let flags = if entry.in_parent() { flags | PE_PARENT } else { flags };
+        let unknown = flags & !(PE_PARENT | PE_LAZY | PE_PRESENT | PE_PAYLOAD_ALIGNED);
+        if unknown != 0 {
+            return Err(format!(
+                "flags {unknown:#x} of the pages at {vaddr:#x} are not known; they may change where these are: restore \
+                 with the program that wrote it"
+            ));
+        }
         let place = match (flags & PE_PARENT != 0, flags & PE_PRESENT != 0) {
             (true, false) => Place::Parent,
             (false, true) => Place::Present { first },
@@ -108,6 +123,7 @@ impl Region {
             in_parent: None,
             flags: Some(place | if self.lazy { PE_LAZY } else { 0 }),
             nr_pages: Some(self.pages),
+            blocks: None,
         }
     }
 }
@@ -121,6 +137,8 @@ pub struct Pagemap {
     pub regions: Vec<Region>,
     /// Pages the pages file must hold.
     pub stored: u64,
+    /// Where they are in it, if some of them are compressed there.
+    pub blocks: Option<Arc<Blocks>>,
 }
 
 impl Pagemap {
@@ -128,7 +146,7 @@ impl Pagemap {
     ///
     /// # Errors
     /// Besides framing: regions out of order, overlapping, past the end of the address space, or
-    /// without a place.
+    /// without a place; blocks that make no sense.
     pub fn read(dir: &ImageDir, kind: ImageKind, id: u64) -> Result<Option<Self>> {
         dir.reader(kind, id)?.map(|mut reader| Self::read_from(&mut reader)).transpose()
     }
@@ -136,9 +154,11 @@ impl Pagemap {
     /// Reads from behind the header.
     pub fn read_from<R: Read>(reader: &mut EntryReader<R>) -> Result<Self> {
         let head: pb::PagemapHead = reader.one()?;
-        let mut map = Self { pages_id: head.pages_id, regions: Vec::new(), stored: 0 };
+        let mut map = Self { pages_id: head.pages_id, regions: Vec::new(), stored: 0, blocks: None };
         let mut end = 0;
-        while let Some(entry) = reader.next::<pb::PagemapEntry>()? {
+        // From the first entry on that has blocks: before it pages stand where they always do.
+        let mut entries: Option<Entries> = None;
+        while let Some((entry, sizes)) = later::next(reader)? {
             let region = Region::from_entry(&entry, map.stored).map_err(|why| reader.bad(why))?;
             if region.vaddr < end {
                 return Err(reader.bad(format!(
@@ -150,12 +170,28 @@ impl Pagemap {
                 continue;
             }
             end = region.end();
+            let aligned = entry.flags() & PE_PAYLOAD_ALIGNED != 0;
             if let Place::Present { .. } = region.place {
+                if entries.is_some() || sizes.is_some() {
+                    let mut all = entries.take().unwrap_or_default();
+                    let before = if all.count() == 0 { map.stored } else { 0 };
+                    let added =
+                        all.add(before, false, None).and_then(|()| all.add(region.pages, aligned, sizes));
+                    added.map_err(|why| reader.bad(why))?;
+                    entries = Some(all);
+                }
                 // Regions do not overlap, so the sum stays below the size of the address space.
                 map.stored += region.pages;
+            } else if aligned || sizes.is_some() {
+                let text = format!(
+                    "pages at {:#x} are not stored here, and said to be so in a special way",
+                    region.vaddr
+                );
+                return Err(reader.bad(text));
             }
             map.regions.push(region);
         }
+        map.blocks = entries.map(|all| Arc::new(Blocks::of_entries(all)));
         Ok(map)
     }
 

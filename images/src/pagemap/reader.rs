@@ -2,7 +2,7 @@
 
 use std::{fs::File, os::unix::fs::FileExt};
 
-use super::{PAGE_SIZE, Pagemap, Place, addressed, addressed::ADDRESS};
+use super::{PAGE_SIZE, Pagemap, Place, addressed, addressed::ADDRESS, later};
 use crate::{
     catalog::ImageKind,
     dir::ImageDir,
@@ -59,12 +59,23 @@ pub enum Stored {
 }
 
 impl Stored {
-    /// Opens what there is of `pages-ID`.
-    pub fn open(dir: &ImageDir, id: u64) -> Result<Option<Self>> {
-        match dir.open_raw(ImageKind::Pages, id)? {
-            Some(file) => Ok(Some(Stored::Plain(file))),
-            None => Ok(Packed::open(dir, id)?.map(Box::new).map(Stored::Packed)),
-        }
+    /// Opens what there is of the pages that a pagemap of this folder speaks of.
+    ///
+    /// # Errors
+    /// Compressed pages that are not all there, or that the inventory knows nothing of.
+    pub fn open(dir: &ImageDir, map: &Pagemap) -> Result<Option<Self>> {
+        let id = map.pages_id.into();
+        let packed = match &map.blocks {
+            Some(blocks) => {
+                later::check_inventory(dir)?;
+                Packed::of_pages(dir, id, blocks.clone())?
+            }
+            None => match dir.open_raw(ImageKind::Pages, id)? {
+                Some(file) => return Ok(Some(Stored::Plain(file))),
+                None => Packed::open(dir, id)?,
+            },
+        };
+        Ok(packed.map(Box::new).map(Stored::Packed))
     }
 
     /// Bytes of all pages.
@@ -102,14 +113,9 @@ impl PageReader {
         let mut levels = Vec::new();
         for dir in dir.chain()? {
             if let Some(map) = Pagemap::read(&dir, kind, id)? {
-                let pages_id = map.pages_id.into();
-                let pages = Stored::open(&dir, pages_id)?;
-                levels.push(Level {
-                    map,
-                    pages,
-                    name: ImageKind::Pages.file_name(pages_id),
-                    layout: Layout::Plain,
-                });
+                let pages = Stored::open(&dir, &map)?;
+                let name = ImageKind::Pages.file_name(map.pages_id.into());
+                levels.push(Level { map, pages, name, layout: Layout::Plain });
             } else if let Some((map, pages, head)) = addressed::read(&dir, kind, id)? {
                 let name = addressed::kind_of(kind).file_name(id);
                 let (pages, layout) = (Some(Stored::Plain(pages)), Layout::Addressed { head });

@@ -30,15 +30,15 @@ pub struct Census {
 /// Reads all pages files of this set, parents not included, if they hold no more than `limit` bytes.
 pub fn census(set: &ImageSet, limit: u64) -> Result<Option<Census>> {
     let files = pages_files(set)?;
-    if files.iter().fold(0u64, |sum, (_, pages)| sum.saturating_add(bytes(*pages))) > limit {
+    if files.values().fold(0u64, |sum, map| sum.saturating_add(bytes(map.stored))) > limit {
         return Ok(None);
     }
     let mut census = Census::default();
     let mut seen = HashSet::new();
     let mut buf = vec![0; STEP as usize];
-    for (id, _) in files {
+    for (id, map) in files {
         let name = ImageKind::Pages.file_name(id.into());
-        let Some(pages) = Stored::open(&set.dir, id.into())? else { continue };
+        let Some(pages) = Stored::open(&set.dir, &map)? else { continue };
         let len = pages.size().map_err(|e| Error::sys(&name, "fstat", e))?;
         for at in (0..len).step_by(buf.len()) {
             let part = &mut buf[..STEP.min(len - at) as usize];

@@ -1,6 +1,6 @@
 //! How much memory a set holds, and where it is.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use super::{ImageSet, Task};
 use crate::{
@@ -82,14 +82,14 @@ pub fn memory(set: &ImageSet) -> Result<MemoryTotals> {
     Ok(totals)
 }
 
-/// Numbers of the pages files that hold pages of this set, with the pages each must have.
-pub(super) fn pages_files(set: &ImageSet) -> Result<BTreeSet<(u32, u64)>> {
-    let mut files = BTreeSet::new();
+/// Pagemaps that tell of the pages files of this set, one for each, by their numbers. Their regions are left out.
+pub(super) fn pages_files(set: &ImageSet) -> Result<BTreeMap<u32, Pagemap>> {
+    let mut files = BTreeMap::new();
     for (kind, id) in set.dir.images()? {
         if matches!(kind, ImageKind::Pagemap | ImageKind::ShmemPagemap)
-            && let Some(Pagemap { pages_id, stored, .. }) = Pagemap::read(&set.dir, kind, id)?
+            && let Some(map) = Pagemap::read(&set.dir, kind, id)?
         {
-            files.insert((pages_id, stored));
+            files.insert(map.pages_id, Pagemap { regions: Vec::new(), ..map });
         }
     }
     Ok(files)

@@ -174,15 +174,21 @@ const NAMED: usize = 64;
 
 /// What ranges of bytes of a file with pages are to whom: `task 12, 7f0000000000-7f0000000fff`.
 fn name_places(dir: &ImageDir, file: &str, bad: Vec<Range<u64>>) -> Vec<(Range<u64>, Option<String>)> {
-    let (maps, packed) = match ImageKind::from_file_name(file) {
+    let (maps, blocks) = match ImageKind::from_file_name(file) {
         _ if bad.is_empty() => (Vec::new(), None),
-        Some((ImageKind::Pages, id)) => (pagemaps(dir, id), None),
-        Some((ImageKind::RcriuPages, id)) => (pagemaps(dir, id), Packed::open(dir, id).ok().flatten()),
+        Some((ImageKind::Pages, id)) => {
+            let maps = pagemaps(dir, id);
+            let blocks = maps.iter().find_map(|(_, map)| map.blocks.clone());
+            (maps, blocks)
+        }
+        Some((ImageKind::RcriuPages, id)) => {
+            (pagemaps(dir, id), Packed::open(dir, id).ok().flatten().map(|packed| packed.blocks))
+        }
         _ => (Vec::new(), None),
     };
     let mut named = Vec::new();
     for bytes in bad.iter().take(NAMED).cloned() {
-        let pages = packed.as_ref().map_or(bytes.clone(), |packed| packed.blocks.pages_of(&bytes));
+        let pages = blocks.as_ref().map_or(bytes.clone(), |blocks| blocks.pages_of(&bytes));
         named.push((bytes, owners(&maps, &pages)));
     }
     if let (Some(first), Some(last)) = (bad.get(NAMED), bad.last()) {

@@ -10,18 +10,33 @@ use rcriu_images::{
 };
 
 /// A small generator of our own: the same seed gives the same images on every machine.
-pub struct Random(u64);
+pub struct Random {
+    state: u64,
+    /// Fields that CRIU 4.2 does not have are left out.
+    plain: bool,
+}
+
+/// Fields that CRIU 4.2 does not have.
+const LATER: &[(&str, &[&str])] = &[
+    ("inventory_entry", &["compress", "compress_block_size", "rcriu_sums"]),
+    ("pagemap_entry", &["blocks"]),
+];
 
 impl Random {
     pub fn new(seed: u64) -> Self {
-        Self(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
+        Self { state: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1, plain: false }
+    }
+
+    /// The same without fields that CRIU 4.2 does not have.
+    pub fn plain(seed: u64) -> Self {
+        Self { plain: true, ..Self::new(seed) }
     }
 
     pub fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0.wrapping_mul(0x2545_f491_4f6c_dd1d)
+        self.state ^= self.state << 13;
+        self.state ^= self.state >> 7;
+        self.state ^= self.state << 17;
+        self.state.wrapping_mul(0x2545_f491_4f6c_dd1d)
     }
 
     pub fn below(&mut self, n: u64) -> u64 {
@@ -75,7 +90,8 @@ fn push(node: &Node, out: &mut Vec<u8>) {
 
 pub fn message(shape: &'static Shape, random: &mut Random, depth: u32) -> Node {
     let mut node = Node::new(shape);
-    for field in &shape.fields {
+    let later = LATER.iter().find(|(name, _)| random.plain && *name == shape.name).map_or(&[][..], |l| l.1);
+    for field in shape.fields.iter().filter(|field| !later.contains(&&field.name[..])) {
         let count = match field {
             f if f.required != 0 => 1,
             f if f.hints.ipadd => [0, 1, 4][random.below(3) as usize],
@@ -93,6 +109,10 @@ pub fn message(shape: &'static Shape, random: &mut Random, depth: u32) -> Node {
 fn value(field: &'static Field, random: &mut Random, depth: u32) -> Value {
     match &field.ty {
         Type::Uint { .. } if field.name == "proto" && random.below(2) == 0 => Value::Uint(6),
+        // Without the name that versions after 4.2 have.
+        Type::Uint { bits } if random.plain && field.hints.flags == "pmap.flags" => {
+            Value::Uint(random.number(*bits) & !8)
+        }
         Type::Uint { bits } | Type::Fixed { bits, signed: false } => Value::Uint(random.number(*bits)),
         Type::Int { bits } | Type::ZigZag { bits } | Type::Fixed { bits, .. } => {
             let number = random.number(bits - 1).cast_signed();

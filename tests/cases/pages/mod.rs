@@ -77,7 +77,7 @@ impl Drop for Server {
 }
 
 /// A port that is free now.
-fn free_port() -> Result<String> {
+pub fn free_port() -> Result<String> {
     Ok(TcpListener::bind("127.0.0.1:0")?.local_addr()?.port().to_string())
 }
 

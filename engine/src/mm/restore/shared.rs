@@ -68,7 +68,7 @@ fn make(snapshot: &Snapshot, shmid: u64, size: u64, room: &mut Room) -> Result<R
                 let got = match pages.stored(level) {
                     Some(Stored::Plain(file)) => object.read_file(file, offset, &[(at, run.len)])?,
                     Some(Stored::Packed(packed)) => {
-                        Unpacking::new(packed)?.read(&object, offset, &[(at, run.len)])?
+                        Unpacking::new(packed).read(&object, offset, &[(at, run.len)])?
                     }
                     None => 0,
                 };

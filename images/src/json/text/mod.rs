@@ -120,7 +120,7 @@ pub fn flag_table(name: &str) -> Option<FlagTable> {
             ("O_NOATIME", 0o1000000),
             ("O_CLOEXEC", 0o2000000),
         ],
-        "pmap.flags" => &[("PE_PARENT", 1), ("PE_LAZY", 2), ("PE_PRESENT", 4)],
+        "pmap.flags" => &[("PE_PARENT", 1), ("PE_LAZY", 2), ("PE_PRESENT", 4), ("PE_PAYLOAD_ALIGNED", 8)],
         "seals.flags" => &[
             ("F_SEAL_SEAL", 1),
             ("F_SEAL_SHRINK", 2),

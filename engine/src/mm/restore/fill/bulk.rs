@@ -341,7 +341,7 @@ fn read(region: &Region, stored: &Stored, unit: &Unit, small: &[(u64, u64)]) -> 
     let mut gathered: Vec<(u64, u64)> = Vec::new();
     let mut from = match stored {
         Stored::Plain(file) => From::File(file),
-        Stored::Packed(packed) => From::Packed(Unpacking::new(packed)?),
+        Stored::Packed(packed) => From::Packed(Unpacking::new(packed)),
     };
     let mut next = |pieces: &[(u64, u64)]| -> Result<bool> {
         let offset = unit.offset + done;
