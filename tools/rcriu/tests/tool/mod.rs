@@ -85,9 +85,14 @@ pub fn sleeper() -> Child {
     command.args(["sleep", "1000"]).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     let child = command.spawn().unwrap();
-    // It is its final self when its command line is.
-    let cmdline = format!("/proc/{}/cmdline", child.id());
-    while !fs::read_to_string(&cmdline).unwrap().starts_with("sleep") {
+    // It is its final self when it sleeps: its libraries are there, and their descriptors closed again.
+    let file = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", child.id())).unwrap();
+    let sleeps = || {
+        let call = file("syscall");
+        let number = call.split_whitespace().next().and_then(|n| n.parse::<i64>().ok());
+        number.is_some_and(|n| [libc::SYS_nanosleep, libc::SYS_clock_nanosleep].contains(&n))
+    };
+    while !(file("cmdline").starts_with("sleep") && sleeps()) {
         std::thread::yield_now();
     }
     child
