@@ -162,7 +162,8 @@ mod tests {
         assert_eq!(class(st::VSYSCALL | st::ANON_PRIVATE), Ok(Class::Kernel));
         assert_eq!(class(st::AIO_RING), Ok(Class::AioRing));
         assert_eq!(class(st::REGULAR | st::SYSVIPC | st::ANON_SHARED), Ok(Class::Segment));
-        assert!(class(st::REGULAR | st::SOCKET).unwrap_err().contains("packet socket"));
+        assert_eq!(class(st::REGULAR | st::SOCKET), Ok(Class::Socket));
+        assert!(class(st::REGULAR | st::SHADOW_STACK).unwrap_err().contains("shadow stack"));
         assert!(class(st::REGULAR | st::ANON_PRIVATE | st::FILE_SHARED).is_err());
         assert!(class(0).is_err());
     }
