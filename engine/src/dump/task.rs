@@ -342,7 +342,7 @@ fn pages(
     let served = copier.served();
     if let Some(late) = &mut cx.late {
         cx.stats.pages_lazy += served.iter().map(|(start, end)| (end - start) / PAGE_SIZE).sum::<u64>();
-        late.add(id(task), task.dir.pid(), served)?;
+        late.add(id(task), &task.dir, served)?;
     }
     let Written { written, in_parent } = out.finish()?;
     cx.stats.memdump.stop();

@@ -41,9 +41,9 @@ use rcriu_images::{
     sums::Known,
 };
 
-pub use self::copier::Copier;
 use self::fetched::Later;
 use self::uncached::Uncached;
+pub use self::{copier::Copier, source::Source};
 use super::{sink::Sink, xfer::Link};
 use crate::error::{Result, SysContext};
 

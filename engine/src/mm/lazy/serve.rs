@@ -29,6 +29,7 @@ use super::{
 use crate::{
     error::{Context, Error, Result, SysContext},
     interrupt,
+    mm::xfer::room,
     process::take_descriptor,
     pstree::VirtPid,
     restore::Snapshot,
@@ -38,8 +39,8 @@ use crate::{
 const CLUSTER: u64 = 16 * PAGE_SIZE;
 /// Bytes filled at once in between: a thread that faults meanwhile waits this long.
 const STRETCH: u64 = 256 << 10;
-/// Stretches that a page server is asked for ahead.
-const AHEAD: usize = 4;
+/// Bytes that a page server is asked for ahead: a thread that faults waits for these too.
+const AHEAD: u64 = 4 * STRETCH;
 
 /// Keys in the epoll set; spaces count up from there.
 const CLIENT: u64 = 0;
@@ -192,6 +193,9 @@ impl Server {
                     return Ok(());
                 }
             }
+            if let Some(remote) = &mut self.source.remote {
+                remote.flush()?;
+            }
             let timeout = if self.has_work() { EpollTimeout::ZERO } else { EpollTimeout::from(1000u16) };
             let n = match self.epoll.wait(&mut ready, timeout) {
                 Ok(n) => n,
@@ -205,7 +209,7 @@ impl Server {
                     space => self.listen(space)?,
                 }
             }
-            while self.source.remote.as_mut().is_some_and(|r| r.waiting() > 0 && r.holds_data()) {
+            while self.source.remote.as_mut().is_some_and(|r| r.waits() && r.holds_data()) {
                 self.take_answer()?;
             }
             // Faults that could not be answered because the space was changing.
@@ -213,7 +217,7 @@ impl Server {
             for key in waiting.collect::<Vec<_>>() {
                 self.listen(key)?;
             }
-            if n == 0 && self.running {
+            if self.running && (n == 0 || self.source.remote.is_some()) {
                 self.fill()?;
             }
         }
@@ -221,9 +225,13 @@ impl Server {
 
     /// Whether there is something to do without anybody saying anything.
     fn has_work(&mut self) -> bool {
-        let ahead = self.source.remote.as_ref().map_or(0, |r| r.waiting());
         let waits = self.spaces.values().any(|s| !s.faults.is_empty());
-        waits || (self.running && ahead < AHEAD && self.spaces.values().any(|s| !s.missing.is_empty()))
+        waits || (self.running && self.may_fill() && self.spaces.values().any(|s| !s.missing.is_empty()))
+    }
+
+    /// Whether one more stretch may be filled, or asked for.
+    fn may_fill(&self) -> bool {
+        self.source.remote.as_ref().is_none_or(|r| r.in_flight() + STRETCH <= AHEAD)
     }
 
     /// Address spaces that have everything are left alone.
@@ -293,7 +301,7 @@ impl Server {
 
     /// Fills a stretch of the space whose turn it is.
     fn fill(&mut self) -> Result<()> {
-        if self.source.remote.as_ref().is_some_and(|r| r.waiting() >= AHEAD) {
+        if !self.may_fill() {
             return Ok(());
         }
         let lacks = |(_, s): &(&u64, &Space)| !s.missing.is_empty();
@@ -319,17 +327,17 @@ impl Server {
     /// Places what the page server has sent.
     fn take_answer(&mut self) -> Result<()> {
         let Some(remote) = &mut self.source.remote else { return Ok(()) };
-        let asked = remote.answer(&mut self.buf)?;
+        let (asked, pages) = remote.answer(&mut self.buf)?;
         // The process may have ended meanwhile.
         let Some(space) = self.spaces.get_mut(&asked.space) else { return Ok(()) };
-        let got = self.buf.len() as u64;
+        let got = pages.len() as u64;
         for piece in space.flight.take_images(asked.image, asked.image + asked.len) {
             let from = piece.image - asked.image;
             let have = got.saturating_sub(from).min(piece.len());
             let (now, later) = (piece.start + have, piece.end);
             space.missing.insert(Piece { start: now, end: later, image: piece.image + have });
             if have > 0 {
-                let data = &self.buf[from as usize..(from + have) as usize];
+                let data = &pages[from as usize..(from + have) as usize];
                 let piece = Piece { end: now, ..piece };
                 if let Placed::Busy(rest) = space.place(piece, data)? {
                     space.missing.insert(rest);
@@ -351,7 +359,7 @@ fn bring(source: &mut Source, buf: &mut Vec<u8>, key: u64, space: &mut Space, pi
         remote.ask(asked)?;
         return Ok(true);
     }
-    buf.resize(piece.len() as usize, 0);
+    let buf = room(buf, piece.len());
     if let Err(e) = source.read(space.task, piece.image, buf) {
         space.missing.insert(piece);
         return Err(e);

@@ -9,7 +9,7 @@ use rcriu_images::{
 
 use crate::{
     error::{Error, Result},
-    mm::xfer::{Command, Conn, MESSAGE_LEN, Message, Pages, strange},
+    mm::xfer::{Command, Conn, MESSAGE_LEN, Message, Pages, room, strange},
 };
 
 /// Pages of all tasks.
@@ -24,7 +24,7 @@ pub struct Source {
 impl Source {
     /// From images, and a page server where there is one.
     pub fn new(images: ImageDir, server: Option<Conn>) -> Source {
-        let remote = server.map(|conn| Remote { conn, asked: VecDeque::new() });
+        let remote = server.map(|conn| Remote { conn, asked: VecDeque::new(), in_flight: 0 });
         Source { images, readers: HashMap::new(), remote }
     }
 
@@ -74,6 +74,8 @@ impl Pages for Source {
 pub struct Remote {
     conn: Conn,
     asked: VecDeque<Asked>,
+    /// Bytes of all that it was asked for.
+    in_flight: u64,
 }
 
 /// Pages that a page server was asked for.
@@ -90,18 +92,29 @@ pub struct Asked {
 }
 
 impl Remote {
-    /// Asks for pages.
+    /// Asks for pages, once [`Remote::flush`] is called.
     pub fn ask(&mut self, asked: Asked) -> Result<()> {
         let Asked { task, image, len, .. } = asked;
         let get = Message { command: Command::Get, pages: len / PAGE_SIZE, vaddr: image, object: task };
-        self.conn.send(&get.encode())?;
+        self.conn.queue(&get.encode())?;
+        self.in_flight += len;
         self.asked.push_back(asked);
         Ok(())
     }
 
-    /// How many answers are to come.
-    pub fn waiting(&self) -> usize {
-        self.asked.len()
+    /// Sends what was asked for since the last time. To be called before an answer is waited for.
+    pub fn flush(&mut self) -> Result<()> {
+        self.conn.flush()
+    }
+
+    /// Whether answers are to come.
+    pub fn waits(&self) -> bool {
+        !self.asked.is_empty()
+    }
+
+    /// Bytes that are to come at most.
+    pub fn in_flight(&self) -> u64 {
+        self.in_flight
     }
 
     /// Whether an answer has come, as far as can be seen without polling.
@@ -114,11 +127,11 @@ impl Remote {
         &self.conn
     }
 
-    /// Takes the next answer: what was asked for, and its first pages in `buf`.
+    /// Takes the next answer: what was asked for, and its first pages, which are in `buf`.
     ///
     /// # Errors
     /// The server went away, or answers something else.
-    pub fn answer(&mut self, buf: &mut Vec<u8>) -> Result<Asked> {
+    pub fn answer<'a>(&mut self, buf: &'a mut Vec<u8>) -> Result<(Asked, &'a [u8])> {
         let mut bytes = [0; MESSAGE_LEN];
         self.conn.expect(&mut bytes)?;
         let message = Message::decode(&bytes)?;
@@ -128,21 +141,14 @@ impl Remote {
         if !present || (message.vaddr, message.object) != (asked.image, asked.task) || len > asked.len {
             return Err(strange(format!("{message:x?} in answer to {asked:x?}")));
         }
-        buf.resize(len as usize, 0);
-        self.conn.expect(buf)?;
-        Ok(asked)
+        self.in_flight -= asked.len;
+        let pages = room(buf, len);
+        self.conn.expect(pages)?;
+        Ok((asked, pages))
     }
 
     /// Everything has come: the server may end.
-    pub fn finish(mut self) -> Result<()> {
-        let command = if self.conn.is_given() { Command::ForceClose } else { Command::Close };
-        self.conn.send(&Message::about(command, 0).encode())?;
-        let mut status = [0; 4];
-        self.conn.expect(&mut status)?;
-        self.conn.leave();
-        match i32::from_le_bytes(status) {
-            0 => Ok(()),
-            status => Err(strange(format!("the status {status}"))),
-        }
+    pub fn finish(self) -> Result<()> {
+        self.conn.conclude()
     }
 }

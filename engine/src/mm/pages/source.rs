@@ -1,9 +1,10 @@
 //! Reading pages of one task from outside.
 //!
 //! process_vm_readv(2) pins pages, and since Linux 5.19 pinning gives the task its own copy of a page that it
-//! shares with parent or child since a fork. Those go through `/proc/PID/mem`.
+//! shares with parent or child since a fork. Those go through `/proc/PID/mem`, which copies each page twice.
 
 use nix::sys::uio::RemoteIoVec;
+use rcriu_images::pagemap::PAGE_SIZE;
 
 use super::copier::{Piece, Road};
 use crate::{
@@ -14,9 +15,12 @@ use crate::{
     sys::vm::{self, MemFile},
 };
 
+/// Bytes from which on it is worth asking who else maps a page.
+const WORTH_ASKING: u64 = 16 * PAGE_SIZE;
+
 /// The memory of a task, seen from outside.
 #[derive(Debug)]
-pub(super) struct Source {
+pub struct Source {
     tid: RealPid,
     words: Words,
     mem: Option<MemFile>,
@@ -28,8 +32,28 @@ impl Source {
         Ok(Source { tid: dir.pid(), words: Words::open(dir)?, mem: None })
     }
 
+    /// Reads consecutive memory, whatever its protection; the task stands still.
+    pub fn read_all(&mut self, start: u64, buf: &mut [u8]) -> Result<()> {
+        let len = buf.len() as u64;
+        if len < WORTH_ASKING {
+            return self.memory()?.read(start, buf);
+        }
+        let mut parts = Vec::new();
+        self.roads(&Piece { start, len, lazy: false, skip_zero: false, road: Road::Own }, &mut parts)?;
+        let mut rest = buf;
+        for part in parts {
+            let (this, others) = rest.split_at_mut(part.len as usize);
+            // What it may not read itself process_vm_readv(2) does not either.
+            if part.road == Road::Mem || vm::read(self.tid, part.start, this).is_err() {
+                self.memory()?.read(part.start, this)?;
+            }
+            rest = others;
+        }
+        Ok(())
+    }
+
     /// Appends what `piece` consists of, each part with the road on which it can be read.
-    pub fn roads(&mut self, piece: &Piece, parts: &mut Vec<Piece>) -> Result<()> {
+    pub(super) fn roads(&mut self, piece: &Piece, parts: &mut Vec<Piece>) -> Result<()> {
         self.words.sharing(piece.start, piece.start + piece.len, |start, end, exclusive| {
             let road = if exclusive { Road::Read } else { Road::Mem };
             parts.push(Piece { start, len: end - start, road, ..*piece });
@@ -38,7 +62,7 @@ impl Source {
     }
 
     /// Reads pieces of one road, one after the other.
-    pub fn read(&mut self, group: &[Piece], buf: &mut [u8]) -> Result<()> {
+    pub(super) fn read(&mut self, group: &[Piece], buf: &mut [u8]) -> Result<()> {
         if group.first().is_some_and(|piece| piece.road == Road::Read) {
             return read_pieces(self.tid, group, buf);
         }
@@ -52,7 +76,7 @@ impl Source {
     }
 
     /// Its memory as a file.
-    pub fn memory(&mut self) -> Result<&mut MemFile> {
+    pub(super) fn memory(&mut self) -> Result<&mut MemFile> {
         Ok(match &mut self.mem {
             Some(mem) => mem,
             none => none.insert(MemFile::open(self.tid)?),

@@ -3,89 +3,27 @@
 //! Calls block, but look once a second whether the operation must stop.
 
 use std::{
-    io::{self, Read, Write},
+    io,
     net::{SocketAddr, TcpListener, TcpStream, ToSocketAddrs},
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-    time::{Duration, Instant},
+    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
 };
 
-use nix::{
-    poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::{
-        socket::{MsgFlags, Shutdown, recv, send, setsockopt, shutdown, sockopt},
-        time::TimeVal,
-    },
+use nix::sys::{
+    socket::{setsockopt, sockopt},
+    time::TimeVal,
 };
 
-use super::tls::{self, Role};
+use super::{
+    ahead::Ahead,
+    socket::Socket,
+    tls::{self, Role},
+    wire::{Command, Message, strange},
+};
 use crate::{
     error::{Context, Error, Result, SysContext},
     interrupt,
     options::{PageServer, Tls},
 };
-
-/// How long the other side has to close after us.
-const FAREWELL: Duration = Duration::from_secs(2);
-
-/// A socket whose blocking calls notice that the operation must stop.
-#[derive(Debug)]
-pub(super) struct Socket(OwnedFd);
-
-impl Socket {
-    fn again(e: nix::errno::Errno) -> io::Result<()> {
-        match e {
-            nix::errno::Errno::EINTR | nix::errno::Errno::EAGAIN => {
-                interrupt::check().map_err(|e| io::Error::other(e.to_string()))
-            }
-            other => Err(other.into()),
-        }
-    }
-
-    /// Says that nothing more is sent, and waits a while until the other side closes. What it sends to the last,
-    /// under TLS its own farewell, would reset a connection that is closed here already, under all that it has
-    /// not read yet.
-    fn end(&mut self) {
-        let deadline = Instant::now() + FAREWELL;
-        if shutdown(self.0.as_raw_fd(), Shutdown::Write).is_err() {
-            return;
-        }
-        let mut buf = [0; 256];
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let timeout = PollTimeout::try_from(left).unwrap_or(PollTimeout::ZERO);
-            let mut fds = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
-            if !matches!(poll(&mut fds, timeout), Ok(1..)) || !matches!(self.read(&mut buf), Ok(1..)) {
-                return;
-            }
-        }
-    }
-}
-
-impl Read for Socket {
-    fn read(&mut self, buf: &mut [u8]) -> io::Result<usize> {
-        loop {
-            match recv(self.0.as_raw_fd(), buf, MsgFlags::empty()) {
-                Ok(n) => return Ok(n),
-                Err(e) => Socket::again(e)?,
-            }
-        }
-    }
-}
-
-impl Write for Socket {
-    fn write(&mut self, buf: &[u8]) -> io::Result<usize> {
-        loop {
-            match send(self.0.as_raw_fd(), buf, MsgFlags::MSG_NOSIGNAL) {
-                Ok(n) => return Ok(n),
-                Err(e) => Socket::again(e)?,
-            }
-        }
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
 
 #[derive(Debug)]
 enum Line {
@@ -101,13 +39,14 @@ pub struct Conn {
     given: bool,
     /// To be sent with what follows.
     out: Vec<u8>,
-    /// Received ahead, from `taken` on. Not used under TLS, which has a buffer of its own.
-    ahead: Vec<u8>,
-    taken: usize,
+    /// Not used under TLS, which has a buffer of its own.
+    ahead: Ahead,
 }
 
-/// Bytes gathered before they are sent, and received ahead.
+/// Bytes gathered before they are sent.
 const GATHER: usize = 256 << 10;
+/// So many bytes at once are not copied to what is gathered, but sent with it.
+const LARGE: usize = 16 << 10;
 
 impl Conn {
     /// Takes a connected socket; under TLS the handshake is made now.
@@ -118,13 +57,13 @@ impl Conn {
         // A peer that vanished without a word is noticed at last. Neither is for sockets that are not TCP.
         let _ = setsockopt(&socket, sockopt::KeepAlive, &true);
         let _ = setsockopt(&socket, sockopt::TcpNoDelay, &true);
-        let socket = Socket(socket);
+        let socket = Socket::new(socket);
         let line = if tls.enabled {
             Line::Tls(Box::new(tls::Session::start(socket, role, tls).map_err(stopped)?))
         } else {
             Line::Plain(socket)
         };
-        Ok(Conn { line, given, out: Vec::new(), ahead: Vec::new(), taken: 0 })
+        Ok(Conn { line, given, out: Vec::new(), ahead: Ahead::default() })
     }
 
     /// Connects to the page server of the options.
@@ -158,42 +97,40 @@ impl Conn {
         Err(failed.during(during()).remedy("start it first, with the command page-server"))
     }
 
-    /// Whether the socket came from outside.
-    pub fn is_given(&self) -> bool {
-        self.given
-    }
-
-    /// Sends all of `bytes`, at the latest with the next [`Conn::send`] or when something is to be received.
+    /// Sends all of `bytes`, at the latest when something is waited for in [`Conn::receive`]; whoever waits in
+    /// another way must [`Conn::flush`] before. What is small goes together with what comes before and after it.
     pub fn queue(&mut self, bytes: &[u8]) -> Result<()> {
-        // Under TLS commands and pages are records of their own.
-        if matches!(self.line, Line::Tls(_)) || bytes.len() >= GATHER {
-            return self.send(bytes);
-        }
-        self.out.extend_from_slice(bytes);
-        if self.out.len() >= GATHER { self.flush() } else { Ok(()) }
-    }
-
-    fn flush(&mut self) -> Result<()> {
-        if self.out.is_empty() {
-            return Ok(());
-        }
-        let mut out = std::mem::take(&mut self.out);
-        let sent = self.send_now(&out);
-        out.clear();
-        self.out = out;
-        sent
-    }
-
-    /// Sends all of `bytes`.
-    pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
-        self.flush()?;
-        self.send_now(bytes)
-    }
-
-    fn send_now(&mut self, bytes: &[u8]) -> Result<()> {
         match &mut self.line {
-            Line::Plain(socket) => socket.write_all(bytes),
-            Line::Tls(session) => session.send(bytes),
+            Line::Tls(session) => session.queue(bytes).map_err(|e| stopped(lost("send", &e))),
+            Line::Plain(_) if bytes.len() >= LARGE => self.send_with(bytes),
+            Line::Plain(_) => {
+                self.out.extend_from_slice(bytes);
+                if self.out.len() >= GATHER { self.flush() } else { Ok(()) }
+            }
+        }
+    }
+
+    /// Sends what is queued.
+    pub fn flush(&mut self) -> Result<()> {
+        self.send_with(&[])
+    }
+
+    /// Sends all of `bytes`, behind what is queued.
+    pub fn send(&mut self, bytes: &[u8]) -> Result<()> {
+        self.queue(bytes)?;
+        self.flush()
+    }
+
+    /// Sends what is queued and `bytes`, in one call where the kernel takes them in one: the other side then finds a
+    /// command with its pages, and need not be woken for each.
+    fn send_with(&mut self, bytes: &[u8]) -> Result<()> {
+        match &mut self.line {
+            Line::Plain(socket) => {
+                let sent = socket.send(&self.out, bytes);
+                self.out.clear();
+                sent
+            }
+            Line::Tls(session) => session.queue(bytes).and_then(|()| session.flush()),
         }
         .map_err(|e| stopped(lost("send", &e)))
     }
@@ -203,31 +140,15 @@ impl Conn {
     /// # Errors
     /// It ended in the middle.
     pub fn receive(&mut self, buf: &mut [u8]) -> Result<bool> {
-        self.flush()?;
-        let mut got = 0;
+        let mut got = self.ahead.take(buf);
         while got < buf.len() {
+            if !self.holds_data() {
+                self.flush()?;
+            }
+            let rest = &mut buf[got..];
             let n = match &mut self.line {
-                Line::Plain(socket) => {
-                    if self.taken == self.ahead.len() && buf.len() - got < GATHER {
-                        self.ahead.resize(GATHER, 0);
-                        self.taken = 0;
-                        let read = socket.read(&mut self.ahead);
-                        self.ahead.truncate(*read.as_ref().unwrap_or(&0));
-                        if let Err(e) = read {
-                            return Err(stopped(lost("recv", &e)));
-                        }
-                    }
-                    let held = &self.ahead[self.taken..];
-                    if held.is_empty() && buf.len() - got >= GATHER {
-                        socket.read(&mut buf[got..])
-                    } else {
-                        let n = held.len().min(buf.len() - got);
-                        buf[got..got + n].copy_from_slice(&held[..n]);
-                        self.taken += n;
-                        Ok(n)
-                    }
-                }
-                Line::Tls(session) => session.receive(&mut buf[got..]),
+                Line::Plain(socket) => self.ahead.read(socket, rest),
+                Line::Tls(session) => session.receive(rest),
             };
             match n {
                 Ok(0) if got == 0 => return Ok(false),
@@ -247,7 +168,7 @@ impl Conn {
     /// Whether something that came is held here already: polling the socket would not show it.
     pub fn holds_data(&mut self) -> bool {
         match &mut self.line {
-            Line::Plain(_) => self.taken < self.ahead.len(),
+            Line::Plain(_) => self.ahead.holds_data(),
             Line::Tls(session) => session.holds_data(),
         }
     }
@@ -255,10 +176,9 @@ impl Conn {
     /// Says that nothing more comes from us, and waits until the other side has ended too, so that the port is
     /// free at once.
     pub fn end(mut self) {
-        let given = self.is_given();
         if let Line::Tls(session) = &mut self.line {
             session.bye();
-            if !given {
+            if !self.given {
                 session.socket_mut().end();
             }
         }
@@ -268,14 +188,31 @@ impl Conn {
         }
     }
 
-    /// As the one who leaves first.
-    pub fn leave(mut self) {
-        let given = self.is_given();
+    /// As the one who leaves first: says so, and waits until the other side confirms that it has all, or has given
+    /// all.
+    ///
+    /// # Errors
+    /// It does not confirm.
+    pub fn conclude(mut self) -> Result<()> {
+        let command = if self.given { Command::ForceClose } else { Command::Close };
+        self.send(&Message::about(command, 0).encode())?;
+        if let Line::Plain(socket) = &self.line
+            && !self.given
+        {
+            // A CRIU that has given pages holds its answer back for a fifth of a second unless it closes.
+            socket.half_close();
+        }
+        let mut status = [0; 4];
+        self.expect(&mut status)?;
         if let Line::Tls(session) = &mut self.line {
             session.bye();
-            if !given {
+            if !self.given {
                 session.socket_mut().end();
             }
+        }
+        match i32::from_le_bytes(status) {
+            0 => Ok(()),
+            status => Err(strange(format!("the status {status}"))),
         }
     }
 }
@@ -283,8 +220,8 @@ impl Conn {
 impl AsFd for Conn {
     fn as_fd(&self) -> BorrowedFd<'_> {
         match &self.line {
-            Line::Plain(socket) => socket.0.as_fd(),
-            Line::Tls(session) => session.socket().0.as_fd(),
+            Line::Plain(socket) => socket.as_fd(),
+            Line::Tls(session) => session.socket().as_fd(),
         }
     }
 }
@@ -310,6 +247,16 @@ fn stopped(e: Error) -> Error {
 /// The socket that whoever started us left open as `fd`.
 fn given(fd: RawFd) -> Result<OwnedFd> {
     crate::process::duplicate_descriptor(fd).during(|| format!("--ps-socket {fd}"))
+}
+
+/// The first `len` bytes of `buf`, which grows to the longest that is asked for: what is filled with zeroes each time
+/// costs more than receiving it.
+pub fn room(buf: &mut Vec<u8>, len: u64) -> &mut [u8] {
+    let len = len as usize;
+    if buf.len() < len {
+        buf.resize(len, 0);
+    }
+    &mut buf[..len]
 }
 
 /// Where connections come from.

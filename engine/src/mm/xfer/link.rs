@@ -4,7 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::{
     conn::Conn,
-    wire::{Command, Message, Object, strange},
+    wire::{Command, Message, Object},
 };
 use crate::{
     error::{Error, Result},
@@ -72,22 +72,14 @@ impl Link {
         }
         let conn = state.conn()?;
         conn.queue(&Message { command: Command::Add { flags }, pages, vaddr, object }.encode())?;
-        if bytes.is_empty() { Ok(()) } else { conn.queue(bytes) }
+        conn.queue(bytes)
     }
 
     /// Everything was sent: waits until the server has it all.
     pub fn finish(&self) -> Result<()> {
         let mut state = self.state();
-        let Some(mut conn) = state.conn.take() else { return Ok(()) };
+        let Some(conn) = state.conn.take() else { return Ok(()) };
         log::info!("Disconnect from the page server");
-        let command = if conn.is_given() { Command::ForceClose } else { Command::Close };
-        conn.send(&Message::about(command, 0).encode())?;
-        let mut status = [0; 4];
-        conn.expect(&mut status)?;
-        conn.leave();
-        match i32::from_le_bytes(status) {
-            0 => Ok(()),
-            status => Err(strange(format!("the status {status}"))),
-        }
+        conn.conclude()
     }
 }

@@ -6,7 +6,7 @@ use rcriu_images::{
 };
 
 use super::{
-    conn::Conn,
+    conn::{Conn, room},
     wire::{self, Command, Message, Object},
 };
 use crate::{
@@ -118,9 +118,9 @@ impl Server<'_> {
         let mut at = message.vaddr;
         while at < end {
             let len = (end - at).min(CHUNK);
-            self.buf.resize(len as usize, 0);
-            conn.expect(&mut self.buf).during(during)?;
-            out.add(at, &self.buf, lazy).during(during)?;
+            let buf = room(&mut self.buf, len);
+            conn.expect(buf).during(during)?;
+            out.add(at, buf, lazy).during(during)?;
             at += len;
         }
         Ok(())

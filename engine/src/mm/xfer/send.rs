@@ -5,14 +5,14 @@ use std::collections::HashMap;
 use rcriu_images::pagemap::{PAGE_SIZE, PE_PRESENT};
 
 use super::{
-    conn::Conn,
+    conn::{Conn, room},
     wire::{self, Command, Message, strange},
 };
 use crate::{
     error::{Error, Result},
     interrupt,
-    pstree::RealPid,
-    sys::vm::MemFile,
+    mm::pages::Source,
+    procfs::ProcDir,
 };
 
 /// Most bytes of one answer; who wants more asks again.
@@ -41,11 +41,12 @@ pub fn send(mut conn: Conn, pages: &mut dyn Pages) -> Result<u64> {
         match message.command {
             Command::Get => {
                 let wanted = (message.end()? - message.vaddr).min(MOST);
-                buf.resize(wanted as usize, 0);
-                let len = pages.read(message.object, message.vaddr, &mut buf)?;
+                let buf = room(&mut buf, wanted);
+                let len = pages.read(message.object, message.vaddr, buf)?;
                 let command = Command::Add { flags: PE_PRESENT };
+                // Goes at once unless the next request is here already.
                 conn.queue(&Message { command, pages: len / PAGE_SIZE, ..message }.encode())?;
-                conn.send(&buf[..len as usize])?;
+                conn.queue(&buf[..len as usize])?;
                 sent += len / PAGE_SIZE;
             }
             Command::Close | Command::ForceClose => {
@@ -66,15 +67,16 @@ pub struct Frozen(HashMap<u64, Task>);
 
 #[derive(Debug)]
 struct Task {
-    mem: MemFile,
+    memory: Source,
     /// In ascending order, not overlapping.
     ranges: Vec<(u64, u64)>,
 }
 
 impl Frozen {
-    /// Adds the ranges of the task with this number in the images, read through its live thread `tid`.
-    pub fn add(&mut self, task: u64, tid: RealPid, ranges: Vec<(u64, u64)>) -> Result<()> {
-        self.0.insert(task, Task { mem: MemFile::open(tid)?, ranges });
+    /// Adds the ranges of the task with this number in the images, read through the live thread
+    /// whose folder `dir` is.
+    pub fn add(&mut self, task: u64, dir: &ProcDir, ranges: Vec<(u64, u64)>) -> Result<()> {
+        self.0.insert(task, Task { memory: Source::new(dir)?, ranges });
         Ok(())
     }
 
@@ -86,7 +88,7 @@ impl Frozen {
 
 impl Pages for Frozen {
     fn read(&mut self, task: u64, at: u64, buf: &mut [u8]) -> Result<u64> {
-        let Some(of) = self.0.get(&task) else {
+        let Some(of) = self.0.get_mut(&task) else {
             return Err(strange(format!("a request for the unknown task {task}")));
         };
         let next = of.ranges.partition_point(|range| range.1 <= at);
@@ -96,7 +98,7 @@ impl Pages for Frozen {
             )));
         };
         let len = (end - at).min(buf.len() as u64);
-        of.mem.read(at, &mut buf[..len as usize])?;
+        of.memory.read_all(at, &mut buf[..len as usize])?;
         Ok(len)
     }
 }

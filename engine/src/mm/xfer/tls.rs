@@ -24,7 +24,7 @@ use rustls::{
     server::WebPkiClientVerifier,
 };
 
-use super::conn::Socket;
+use super::socket::Socket;
 use crate::{
     error::{Context, Error, Result},
     options::Tls,
@@ -36,6 +36,8 @@ const CERT: &str = "/etc/pki/criu/cert.pem";
 const KEY: &str = "/etc/pki/criu/private/key.pem";
 /// A record holds no more. Peers that pass pages on by the record need records that end where a page does.
 const RECORD: usize = 16 << 10;
+/// Bytes in records that are sent at once.
+const GATHER: usize = 128 << 10;
 
 /// Which side we are.
 #[derive(Debug, Clone, Copy)]
@@ -51,6 +53,8 @@ pub enum Role<'a> {
 pub struct Session {
     socket: Socket,
     tls: Connection,
+    /// Bytes in records that are not sent yet.
+    queued: usize,
 }
 
 impl Session {
@@ -71,19 +75,26 @@ impl Session {
             tls.complete_io(&mut socket).map_err(handshake)?;
         }
         log::info!("TLS handshake completed");
-        Ok(Session { socket, tls })
+        // We do that ourselves.
+        tls.set_buffer_limit(None);
+        Ok(Session { socket, tls, queued: 0 })
     }
 
-    /// Sends all of `bytes`, in records that begin with them.
-    pub fn send(&mut self, bytes: &[u8]) -> io::Result<()> {
+    /// Sends all of `bytes` with the next [`Session::flush`] at the latest, in records that begin with them.
+    pub fn queue(&mut self, bytes: &[u8]) -> io::Result<()> {
         for record in bytes.chunks(RECORD) {
             self.tls.writer().write_all(record)?;
-            self.flush()?;
+            self.queued += record.len();
+            if self.queued >= GATHER {
+                self.flush()?;
+            }
         }
         Ok(())
     }
 
-    fn flush(&mut self) -> io::Result<()> {
+    /// Sends what is queued.
+    pub fn flush(&mut self) -> io::Result<()> {
+        self.queued = 0;
         while self.tls.wants_write() {
             self.tls.write_tls(&mut self.socket)?;
         }
