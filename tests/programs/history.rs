@@ -338,6 +338,11 @@ fn swapped(crew: &mut Crew) -> Check {
     same("group of 5", group(5)?, crew.living[&4])
 }
 
+/// A leader with a child in the session of its parent.
+fn above(crew: &mut Crew) -> Check {
+    play(crew, &[(0, Step::Fork), (1, Step::Fork), (1, Step::Setsid)])
+}
+
 /// Lives through steps none of which may be refused.
 fn play(crew: &mut Crew, steps: &[(usize, Step)]) -> Check {
     for (id, step) in steps {
@@ -354,6 +359,7 @@ pub fn run(args: &[String]) -> Check {
     let written = match args.first().map(String::as_str) {
         Some("between") => between,
         Some("swapped") => swapped,
+        Some("above") => above,
         _ => return lived(number(args, 0, 1)?, number(args, 1, 150)?)?.hold(),
     };
     let mut crew = Crew::new()?;

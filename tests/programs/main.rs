@@ -157,6 +157,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("shared-memory-as-file", shared_memory::as_file),
     ("sharing", sharing::run),
     ("shared-folders", sharing::folders),
+    ("shared-with-grandchild", sharing::grandchild),
     ("sigactions", sigactions::run),
     ("signalfd", signalfd::run),
     ("sleeper", sleeper),
