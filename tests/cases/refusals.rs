@@ -2,6 +2,7 @@
 
 use anyhow::{Context, Result};
 use rcriu_tests::cycle::compare;
+use rcriu_tests::state::{descendants, processes};
 use rcriu_tests::{Case, Cycle, Images, Program};
 
 /// What the program holds, and a word the message must say besides the task and the descriptor.
@@ -34,5 +35,26 @@ pub fn cases() -> Vec<Case> {
             refused(&program, &[], &[word, &format!("{}", program.pid())])
         })
     });
-    kinds.collect()
+    let mut cases: Vec<Case> = kinds.collect();
+    cases.push(Case::new("refusals: a task in a session from outside of the tree", led_outside));
+    cases.push(Case::new("refusals: a table of descriptors that nobody can pass on again", || {
+        let program = Program::start("shared-with-grandchild", &[])?;
+        refused(&program, &[], &["CLONE_FILES", &format!("{}", program.pid())])
+    }));
+    cases
+}
+
+/// Its leader lives, so no restore could have the number. With `--shell-job` the dump is made all the same.
+fn led_outside() -> Result<()> {
+    let program = Program::start("history", &["above"])?;
+    let below = descendants(&processes()?, program.pid());
+    let (root, member) = (below[0], below[1]);
+    let before = program.state()?;
+    let images = Images::new()?;
+    let words = ["session", &program.pid().to_string(), &member.to_string(), "--shell-job"];
+    Cycle::new()?.try_dump(root, &images, &[])?.refused()?.says(&words)?;
+    compare(&before, &program.state()?).context("the refused dump changed the tree")?;
+    let images = Images::new()?;
+    Cycle::new()?.try_dump(root, &images, &["--shell-job", "--leave-running"])?.ok()?;
+    program.verify()
 }

@@ -1,6 +1,7 @@
 //! Tasks and threads: trees, identity, signals, timers, registers.
 
-use rcriu_tests::Case;
+use anyhow::{Context, Result};
+use rcriu_tests::{Case, Cycle, Program};
 
 use crate::kinds::{Kind, all, kind};
 
@@ -12,6 +13,9 @@ pub const KINDS: &[Kind] = &[
     kind("a group and a session without leader stay", "sessions", &["leaderless"]).beyond_criu(),
     kind("a member of a session led from below stays", "sessions", &["adopted"]).beyond_criu(),
     kind("a member of a session whose leader moved up stays", "sessions", &["moved"]).beyond_criu(),
+    kind("leaders born in the sessions of their children stay", "history", &["between"]).beyond_criu(),
+    kind("groups whose leaders have swapped places stay", "history", &["swapped"]).beyond_criu(),
+    kind("a tree with a long history stays", "history", &["1", "300"]).beyond_criu(),
     kind("zombies keep their status", "zombies", &[]),
     kind("threads keep what is theirs", "threads", &["12"]),
     kind("every register is as it was", "registers", &[]),
@@ -53,5 +57,27 @@ pub const KINDS: &[Kind] = &[
 ];
 
 pub fn cases() -> Vec<Case> {
-    all("tasks", KINDS)
+    let mut cases = all("tasks", KINDS);
+    cases.push(Case::new("tasks: trees with random histories come back", histories));
+    cases
+}
+
+/// `RCRIU_HISTORIES=FROM-TO` tries others.
+fn histories() -> Result<()> {
+    let wanted = std::env::var("RCRIU_HISTORIES").ok();
+    let range = wanted.as_deref().and_then(|range| range.split_once('-'));
+    let (from, to) = match range {
+        Some((from, to)) => (from.parse()?, to.parse()?),
+        None => (100, 108),
+    };
+    for seed in from..to {
+        let steps = 60 + seed % 5 * 80;
+        let turn = || {
+            let program = Program::start("history", &[&seed.to_string(), &steps.to_string()])?;
+            Cycle::new()?.turn(&program)?;
+            program.verify()
+        };
+        turn().with_context(|| format!("history {seed} {steps}"))?;
+    }
+    Ok(())
 }

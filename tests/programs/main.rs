@@ -21,6 +21,7 @@ mod eventfd;
 mod fifos;
 mod file_locks;
 mod file_memory;
+mod history;
 mod huge_memory;
 mod identity;
 mod kept;
@@ -124,6 +125,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("file-locks", file_locks::run),
     ("file-memory", file_memory::run),
     ("fanotify", watches::fanotify),
+    ("history", history::run),
     ("huge-memory", huge_memory::run),
     ("identity", identity::run),
     ("inotify", watches::inotify),
@@ -157,6 +159,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("shared-memory-as-file", shared_memory::as_file),
     ("sharing", sharing::run),
     ("shared-folders", sharing::folders),
+    ("shared-with-grandchild", sharing::grandchild),
     ("sigactions", sigactions::run),
     ("signalfd", signalfd::run),
     ("sleeper", sleeper),

@@ -17,10 +17,15 @@ use crate::kit::{Check, rest, same, sys, wait_term, write};
 
 /// A member made by clone(2) with these flags; it waits for SIGTERM, runs `after`, and ends.
 fn sharing(flags: i32, after: impl FnOnce() -> Check) -> anyhow::Result<Pid> {
+    living(flags, || wait_term().and_then(|()| after()))
+}
+
+/// A member made by clone(2) with these flags, that ends after `life`.
+fn living(flags: i32, life: impl FnOnce() -> Check) -> anyhow::Result<Pid> {
     // SAFETY: one thread, own copy of the memory; the child ends by _exit.
     let pid = unsafe { libc::syscall(libc::SYS_clone, flags | libc::SIGCHLD, 0, 0, 0, 0) };
     if sys("clone", pid)? == 0 {
-        let ok = wait_term().and_then(|()| after());
+        let ok = life();
         if let Err(e) = &ok {
             println!("FAIL in pid {}: {e:#}", Pid::this());
         }
@@ -70,6 +75,21 @@ pub fn run(_: &[String]) -> Check {
     sys("fcntl", unsafe { libc::fcntl(77, libc::F_GETFD) })
         .context("descriptor opened in the shared table")?;
     finish(alone)
+}
+
+/// A descriptor table shared with a child of a child, which itself has one of its own by now.
+pub fn grandchild(_: &[String]) -> Check {
+    let (from, to) = nix::unistd::pipe().context("pipe")?;
+    let between = living(libc::CLONE_FILES, || {
+        let below = sharing(libc::CLONE_FILES, || Ok(()))?;
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_FILES).context("unshare")?;
+        nix::unistd::write(&to, b"x").context("write")?;
+        wait_term()?;
+        finish(below)
+    })?;
+    nix::unistd::read(&from, &mut [0]).context("read")?;
+    rest()?;
+    finish(between)
 }
 
 /// Working folder, root and umask shared by CLONE_FS.

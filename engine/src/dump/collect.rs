@@ -2,7 +2,7 @@
 
 use rcriu_images::pb;
 
-use super::{identity::KcmpTree, namespaces::NsIds, refuse, seize::Frozen};
+use super::{again, identity::KcmpTree, namespaces::NsIds, refuse, seize::Frozen};
 use crate::{
     error::{Error, Result},
     infect::StoppedTask,
@@ -116,6 +116,7 @@ pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstre
         ))
         .remedy("Consider using --shell-job option"));
     }
+    again::check(&tasks, shell_job)?;
     Ok(Pstree { tasks, own })
 }
 

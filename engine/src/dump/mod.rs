@@ -10,6 +10,7 @@
 //! Until the last line everything is undone by guards: tasks are cured and let go as they were found, files
 //! created so far are removed.
 
+mod again;
 mod anonymous;
 mod background;
 pub mod collect;

@@ -1,6 +1,6 @@
 //! What a restore will do, decided before the first fork; tasks inherit it by fork and never change it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 
 use crate::error::{Error, Result, SysContext};
 use crate::files::{FilesPlan, PlanFiles, Table};
@@ -9,7 +9,7 @@ use crate::options::RestoreOptions;
 use crate::pstree::VirtPid;
 use crate::restore::preflight;
 use crate::restore::read::{Snapshot, TaskImage, TaskIx};
-use crate::restore::tree::{Member, Node, Outside, Tree};
+use crate::restore::tree::{Member, Node, Outside, Role, Tree};
 
 /// The whole restore, immutable.
 #[derive(Debug)]
@@ -54,6 +54,14 @@ impl Plan {
     }
 
     fn log(&self) {
+        let passing: HashSet<TaskIx> = self.tree.rounds.iter().map(|r| r.helper).collect();
+        for (i, node) in self.tree.nodes.iter().enumerate().filter(|(_, n)| n.role == Role::Helper) {
+            let (what, number) = match node.leads_session() || passing.contains(&TaskIx(i as u32)) {
+                true => ("SID", node.sid),
+                false => ("PGID", node.pgid),
+            };
+            log::info!("Add a helper {} for restoring {what} {number}", node.pid);
+        }
         if log::log_enabled!(log::Level::Debug) {
             for node in &self.tree.nodes {
                 log::debug!("Plan: {node:?}");

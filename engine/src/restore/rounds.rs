@@ -2,18 +2,17 @@
 //!
 //! ```text
 //! turn 3n      the reaper of round n becomes one
-//!      3n + 1  the helper's parent has it end, and reaps it: its child has come to the reaper by then
+//!      3n + 1  the helper's parent has it end, and reaps it: its children have come to the reaper by then
 //!      3n + 2  the reaper is none any more
 //! ```
 //!
 //! Whoever has had a turn wakes the next one only, so a round costs the same in a tree of any size.
 
-use crate::error::{Context, Result, SysContext};
+use crate::error::{Context, Result};
 use crate::restore::fork;
 use crate::restore::stages::Area;
-use crate::restore::task::TaskCx;
+use crate::restore::task::{self, TaskCx};
 use crate::restore::tree::Round;
-use nix::sys::prctl::set_child_subreaper;
 
 /// Takes the task's turns, and waits until nobody has one left. A helper of a round ends here.
 ///
@@ -33,10 +32,10 @@ pub fn take_turns(cx: &TaskCx<'_>) -> Result<()> {
             if turn > 0 {
                 area.wait_turn(me, turn)?;
             }
-            set_child_subreaper(true).call("prctl(PR_SET_CHILD_SUBREAPER)")?;
+            task::adopt_orphans(true)?;
             area.give_turn(round.parent, turn + 1)?;
             area.wait_turn(me, turn + 2)?;
-            set_child_subreaper(false).call("prctl(PR_SET_CHILD_SUBREAPER)")?;
+            task::adopt_orphans(false)?;
             match rounds.get(at + 1) {
                 Some(next) => area.give_turn(next.reaper, turn + 3)?,
                 None => area.turns_over()?,

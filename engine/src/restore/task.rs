@@ -160,8 +160,9 @@ fn live(cx: &TaskCx<'_>, inherited: Begun) -> Result<(Make, Begun)> {
         // Passes on what it has got: the children it forks may share it with their parent.
         Role::Zombie | Role::Helper => inherited,
     };
-    if node.reaper {
-        nix::sys::prctl::set_child_subreaper(true).call("prctl(PR_SET_CHILD_SUBREAPER)")?;
+    let adopts = node.reaper || adopts_in_the_end(cx)?;
+    if adopts {
+        adopt_orphans(true)?;
     }
     for make in node.makes.iter().filter(|m| m.before_setsid) {
         begun = match fork_child(cx, make, begun)? {
@@ -185,9 +186,9 @@ fn live(cx: &TaskCx<'_>, inherited: Begun) -> Result<(Make, Begun)> {
     }
     check_session(node)?;
     join_group(cx)?;
-    if node.reaper && !cx.plan.tree.rounds.is_empty() {
-        // Only in its rounds.
-        nix::sys::prctl::set_child_subreaper(false).call("prctl(PR_SET_CHILD_SUBREAPER)")?;
+    if adopts {
+        // Again in its rounds only, and in the end by the restorer.
+        adopt_orphans(false)?;
     }
     cx.area.reach(Stage::Forking);
     cx.area.wait_end()?;
@@ -204,13 +205,20 @@ fn live(cx: &TaskCx<'_>, inherited: Begun) -> Result<(Make, Begun)> {
         Role::Alive => {}
     }
     cx.area.wait_open(Stage::Restore)?;
-    if node.reaper {
-        // All orphans have come. Whether it stays one is the restorer's to set.
-        nix::sys::prctl::set_child_subreaper(false).call("prctl(PR_SET_CHILD_SUBREAPER)")?;
-    }
     // The last one that may come has been dropped unseen; from now on it would disturb.
     fork::block_all_signals()?;
     match finish(cx, begun)? {}
+}
+
+/// Whether the task is a subreaper once it runs. Kernels before 4.12 look for one only above processes that were
+/// forked below one.
+fn adopts_in_the_end(cx: &TaskCx<'_>) -> Result<bool> {
+    Ok(cx.node().role == Role::Alive && cx.image()?.tc.child_subreaper.unwrap_or(false))
+}
+
+/// Makes this process a subreaper, or none.
+pub(super) fn adopt_orphans(on: bool) -> Result<()> {
+    nix::sys::prctl::set_child_subreaper(on).call("prctl(PR_SET_CHILD_SUBREAPER)")
 }
 
 fn be_born(cx: &TaskCx<'_>) -> Result<()> {
@@ -307,7 +315,7 @@ fn join_group(cx: &TaskCx<'_>) -> Result<()> {
             join(node.pid)?;
             cx.area.group_made(cx.task)?;
             cx.area.wait_joined(cx.task, joiners)?;
-            join_that_of(to)
+            to.map_or_else(|| join(node.pgid), join_that_of)
         }
     }
 }

@@ -1,6 +1,6 @@
 //! Process groups: any task may join one that exists in its session, so somebody must make it first.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap, HashSet};
 
 use super::{Build, Group};
 use crate::error::{Error, Result};
@@ -17,7 +17,8 @@ impl Build<'_> {
                 continue;
             }
             let (pgid, sid) = (self.nodes[i].pgid, self.nodes[i].sid);
-            if *sessions.entry(pgid).or_insert(sid) != sid {
+            let leader = self.by_pid.get(&pgid).map(|leader| self.node(*leader).sid);
+            if *sessions.entry(pgid).or_insert(sid) != sid || leader.is_some_and(|of| of != sid) {
                 return Err(Error::image(format!("pstree.img: group {pgid} is in two sessions")));
             }
             self.nodes[i].group = self.group_of(TaskIx(i as u32))?;
@@ -32,39 +33,45 @@ impl Build<'_> {
             return Ok(if sid == pid { Group::Born } else { Group::Own });
         }
         if let Some(leader) = self.by_pid.get(&pgid).copied() {
-            if self.is_helper(ix) && self.node(ix).parent == Some(leader) {
-                return Ok(Group::Born);
-            }
             return Ok(Group::Of(leader));
         }
-        if sid == self.outside.sid && (pgid == self.outside.pgid || pgid == self.outside.sid) {
+        if self.is_outside(sid) && (pgid == self.outside.pgid || pgid == self.outside.sid) {
             return Ok(Group::Outside);
         }
-        log::info!("Add a helper {pgid} for restoring PGID {pgid}");
         let helper = self.add_helper(pgid, ix, sid, pgid)?;
         self.nodes[helper.at()].group = Group::Own;
         Ok(Group::Of(helper))
     }
 
-    /// A task whose number is that of a group it has left makes the group, then goes.
+    /// A task whose number is that of a group it has left makes the group, and goes once somebody is in it who
+    /// stays: a helper, where all who are in it have left groups of their own and might wait for each other.
     fn let_leaders_leave(&mut self) -> Result<()> {
-        let mut joiners: HashMap<TaskIx, u32> = HashMap::new();
-        for node in &self.nodes {
-            if let Group::Of(leader) = node.group {
-                *joiners.entry(leader).or_default() += 1;
-            }
+        let of: Vec<Option<TaskIx>> = self.nodes.iter().map(|n| joined(n.group)).collect();
+        let mut leave: BTreeMap<TaskIx, u32> = of.iter().flatten().map(|leader| (*leader, 0)).collect();
+        leave.retain(|leader, _| self.node(*leader).pgid != self.node(*leader).pid);
+        let stays = (0..of.len()).filter(|i| !leave.contains_key(&TaskIx(*i as u32)));
+        for leader in stays.filter_map(|i| of[i]).collect::<Vec<_>>() {
+            leave.entry(leader).and_modify(|joiners| *joiners += 1);
         }
-        for (leader, joiners) in joiners {
-            let Group::Of(to) = self.node(leader).group else { continue };
-            if !matches!(self.node(to).group, Group::Own | Group::Born) {
-                return Err(Error::unsupported(format!(
-                    "tasks {} and {} both left the process groups of their own numbers, and others stayed in them",
-                    self.node(leader).pid,
-                    self.node(to).pid
-                )));
+        let used: HashSet<VirtPid> = self.nodes.iter().flat_map(|n| [n.pid, n.sid, n.pgid]).collect();
+        let mut free = self.free_numbers(used);
+        for (leader, joiners) in leave {
+            if joiners == 0 {
+                let pid = free.next().ok_or_else(|| Error::host("there is no free pid for a helper"))?;
+                let (pgid, sid) = (self.node(leader).pid, self.node(leader).sid);
+                let helper = self.add_helper(pid, leader, sid, pgid)?;
+                self.nodes[helper.at()].group = Group::Of(leader);
             }
-            self.nodes[leader.at()].group = Group::Leave { joiners, to };
+            self.nodes[leader.at()].group = Group::Leave { joiners: joiners.max(1), to: of[leader.at()] };
         }
         Ok(())
+    }
+}
+
+/// Whose group it joins.
+fn joined(group: Group) -> Option<TaskIx> {
+    match group {
+        Group::Of(leader) => Some(leader),
+        _ => None,
     }
 }

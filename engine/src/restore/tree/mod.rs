@@ -2,29 +2,30 @@
 //!
 //! A task's session is that of its maker at the moment of the fork, or its own after setsid(2); nothing else
 //! can be chosen. Images only tell what the tree looked like at the end, when leaders of sessions and groups
-//! may be gone and orphans may hang below a reaper. So [`Tree::build`] finds for every task a maker:
+//! may be gone and orphans may hang below a reaper. So [`Tree::build`] finds for every task who must have been
+//! above it when it was born ([`births`]), and of that a maker:
 //!
 //! | the task's session is | it is made by |
 //! |---|---|
 //! | its parent's | its parent |
 //! | one its parent left by setsid | its parent, before that setsid |
 //! | led by a sibling | that sibling, with CLONE_PARENT |
-//! | led by nobody any more | a helper that leads it, a sibling, with CLONE_PARENT |
-//! | led by somebody deeper below its parent, a reaper | a helper below that leader; its end makes an orphan |
+//! | led by nobody any more | a helper that leads it, a sibling if that does, with CLONE_PARENT |
+//! | any other | a helper below a member of the session; its end makes an orphan, in a [`Round`] |
 //!
-//! Helpers live until everybody has his session and group, then exit and are reaped. Where the table does not do,
-//! tasks are born deeper than they belong and move up in [`Round`]s, one after the other.
+//! Other helpers live until everybody has his session and group, then exit and are reaped.
 
+mod births;
 mod groups;
+mod outside;
 mod rounds;
-mod sessions;
 mod sharing;
 
 use std::collections::{HashMap, HashSet};
 
 pub use rounds::Round;
 
-use crate::error::{Error, Kind, Result};
+use crate::error::{Error, Result};
 use crate::pstree::VirtPid;
 use crate::restore::read::{Snapshot, TaskIx};
 
@@ -50,8 +51,9 @@ pub enum Group {
     Of(TaskIx),
     /// It joins a group that lives outside the tree.
     Outside,
-    /// It makes one of its own number, waits until `joiners` have joined it, then joins another node's.
-    Leave { joiners: u32, to: TaskIx },
+    /// It makes one of its own number, waits until `joiners` have joined it, then joins another node's, or one
+    /// that lives outside the tree.
+    Leave { joiners: u32, to: Option<TaskIx> },
 }
 
 /// One process to make.
@@ -71,7 +73,7 @@ pub struct Node {
     pub group: Group,
     /// Forks to do before setsid, then those after it, in order.
     pub makes: Vec<Make>,
-    /// Orphans of helpers must become its children: it is a subreaper until they are.
+    /// Orphans are to become its children: it is a subreaper while it forks and in its rounds.
     pub reaper: bool,
     /// Helpers among its own children, to be reaped.
     pub helpers: Vec<TaskIx>,
@@ -166,7 +168,7 @@ impl Member {
 /// Work in progress.
 struct Build<'a> {
     nodes: Vec<Node>,
-    /// Session each node is born in, where that matters.
+    /// Session each node is born in: where that matters, for leaders only once [`Build::find_makers`] is done.
     born: Vec<Option<VirtPid>>,
     /// Who makes each node (the root: itself) and how.
     made: Vec<Make>,
@@ -174,6 +176,8 @@ struct Build<'a> {
     by_pid: HashMap<VirtPid, TaskIx>,
     tids: HashSet<VirtPid>,
     outside: Outside,
+    /// Whether somebody is in the session that the restore runs in.
+    from_outside: bool,
     /// Helpers that only make orphans: no group matters to them.
     passing: HashSet<TaskIx>,
     rounds: Vec<Round>,
@@ -188,23 +192,12 @@ impl Tree {
     /// # Errors
     /// A tree that cannot be made (with the tasks concerned), a session outside without `--shell-job`.
     pub fn build(members: &[Member], outside: Outside, is_free: &dyn Fn(VirtPid) -> bool) -> Result<Tree> {
-        let attempt = |in_rounds: bool| {
-            let mut build = Build::new(members, outside, is_free);
-            build.adopt_outside(members)?;
-            if in_rounds {
-                build.find_rounds()?
-            } else {
-                build.find_makers()?
-            }
-            build.find_groups()?;
-            build.share(members)?;
-            build.finish()
-        };
-        match attempt(false) {
-            // The first way's error is the one that names the tasks.
-            Err(e) if matches!(e.kind(), Kind::Unsupported(_)) => attempt(true).map_err(|_| e),
-            done => done,
-        }
+        let mut build = Build::new(members, outside, is_free);
+        build.adopt_outside()?;
+        build.find_makers()?;
+        build.find_groups()?;
+        build.share(members)?;
+        build.finish()
     }
 
     /// A node.
@@ -233,6 +226,7 @@ impl<'a> Build<'a> {
             by_pid: HashMap::new(),
             tids: members.iter().flat_map(|m| m.other_tids.iter().copied()).collect(),
             outside,
+            from_outside: false,
             passing: HashSet::new(),
             rounds: Vec::new(),
             is_free,
@@ -264,7 +258,7 @@ impl<'a> Build<'a> {
             reaper: false,
             helpers: Vec::new(),
         });
-        self.born.push((sid != pid).then_some(sid));
+        self.born.push(None);
         self.makers.push(parent.unwrap_or(ix));
         self.made.push(Make {
             task: ix,
@@ -279,18 +273,6 @@ impl<'a> Build<'a> {
 
     fn node(&self, ix: TaskIx) -> &Node {
         &self.nodes[ix.at()]
-    }
-
-    /// Whether `deep` is `high` or hangs below it.
-    fn is_below(&self, deep: TaskIx, high: TaskIx) -> bool {
-        let mut at = Some(deep);
-        while let Some(ix) = at {
-            if ix == high {
-                return true;
-            }
-            at = self.node(ix).parent;
-        }
-        false
     }
 
     /// Adds a helper with the given number, which must belong to no thread.
