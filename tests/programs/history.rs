@@ -125,6 +125,9 @@ fn seen(pid: i32) -> Result<(char, i32, i32, i32)> {
     Ok((state, number(1)?, number(2)?, number(3)?))
 }
 
+/// State, parent, group and session of a process, and whether it is a reaper.
+type Seen = ((char, i32, i32, i32), bool);
+
 /// The first process, which knows all others.
 struct Crew {
     slots: Slots,
@@ -203,7 +206,7 @@ impl Crew {
     }
 
     /// What is to stay: for each its state, parent, group, session, and whether it is a reaper.
-    fn all(&self) -> Result<BTreeMap<usize, ((char, i32, i32, i32), bool)>> {
+    fn all(&self) -> Result<BTreeMap<usize, Seen>> {
         let reaps = |id: usize| id > 0 && self.living.contains_key(&id) && self.ask(id, 7, 0) == 1;
         self.living
             .iter()
@@ -278,7 +281,7 @@ fn lived(seed: usize, steps: usize) -> Result<Crew> {
                 }
                 None => continue,
             },
-            _ => Step::Reap(what % 2 == 0),
+            _ => Step::Reap(what.is_multiple_of(2)),
         };
         let first_may = matches!(step, Step::Fork);
         if id != 0 || first_may {
