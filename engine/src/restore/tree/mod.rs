@@ -3,7 +3,7 @@
 //! A task's session is that of its maker at the moment of the fork, or its own after setsid(2); nothing else
 //! can be chosen. Images only tell what the tree looked like at the end, when leaders of sessions and groups
 //! may be gone and orphans may hang below a reaper. So [`Tree::build`] finds for every task who must have been
-//! above it when it was born ([`births`]), and of that a maker:
+//! above it when it was born (`births`), and of that a maker:
 //!
 //! | the task's session is | it is made by |
 //! |---|---|
