@@ -1,5 +1,6 @@
 //! Namespaces: which of them a tree has for itself, one kind per file.
 
+pub mod enter;
 pub mod time;
 
 use rcriu_images::pb;
