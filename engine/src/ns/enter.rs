@@ -28,11 +28,7 @@ const ENTERED: [(CloneFlags, &str); 5] = [
 ///
 /// # Errors
 /// A namespace that cannot be entered: EPERM without CAP_SYS_ADMIN in it; what `act` returns.
-pub fn inside<T: Send>(
-    pid: RealPid,
-    kinds: CloneFlags,
-    act: impl FnOnce() -> Result<T> + Send,
-) -> Result<T> {
+pub fn inside<T: Send>(pid: RealPid, kinds: CloneFlags, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
     let dir = ProcDir::open(pid)?;
     let wanted = ENTERED.iter().filter(|(flag, _)| kinds.contains(*flag));
     let files = wanted
