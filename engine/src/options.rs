@@ -123,6 +123,9 @@ pub struct CommonOptions {
     pub root: Option<PathBuf>,
     /// `-j`: session and process group may lead outside the tree, the terminal comes from outside.
     pub shell_job: bool,
+    /// RPC only: the master of the tree's terminal may stay outside on dump; a restore makes another and hands it to the
+    /// client.
+    pub orphan_pts_master: bool,
     /// `-l`: save and restore file locks; without it a held lock is refused.
     pub file_locks: bool,
     /// `--link-remap`: an unlinked file that still has other links may be given a name on the file system.
@@ -191,6 +194,7 @@ impl CommonOptions {
             images_dir,
             root: None,
             shell_job: false,
+            orphan_pts_master: false,
             file_locks: false,
             link_remap: false,
             evasive_devices: false,
@@ -318,8 +322,6 @@ pub struct RestoreOptions {
     pub mntns_compat_mode: bool,
     /// `--skip-file-rwx-check`: permissions of files may differ from the dump's.
     pub skip_file_rwx_check: bool,
-    /// RPC only: hand the master of an orphaned pty to the client.
-    pub orphan_pts_master: bool,
     /// `--background`: memory comes when the tasks run.
     pub background: bool,
     /// `--dry-run`: preflight only, nothing is created.
@@ -342,7 +344,6 @@ impl RestoreOptions {
             join_ns: Vec::new(),
             mntns_compat_mode: false,
             skip_file_rwx_check: false,
-            orphan_pts_master: false,
             background: false,
             dry_run: false,
             timeout: None,

@@ -1,6 +1,6 @@
 //! The process tree and the numbers in it, used by dump and restore alike.
 
-use std::fmt;
+use std::{collections::HashMap, fmt, sync::Arc};
 
 /// A pid as this engine's pid namespace sees it.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -26,6 +26,30 @@ macro_rules! pid {
 }
 pid!(RealPid);
 pid!(VirtPid);
+
+/// What numbers of tasks, threads, groups and sessions are inside of the tree's pid namespace.
+#[derive(Clone, Debug, Default)]
+pub struct Numbering(Option<Arc<HashMap<i32, i32>>>);
+
+impl Numbering {
+    /// Of a tree in a pid namespace of its own: pairs of our number and its own.
+    pub fn inner(pairs: impl IntoIterator<Item = (i32, i32)>) -> Numbering {
+        Numbering(Some(Arc::new(pairs.into_iter().collect())))
+    }
+
+    /// The number inside; 0, as the kernel has it, for one that nobody inside can see.
+    pub fn virt(&self, real: i32) -> i32 {
+        match &self.0 {
+            None => real,
+            Some(inner) => inner.get(&real).copied().unwrap_or(0),
+        }
+    }
+
+    /// The same of a thread of the tree.
+    pub fn of(&self, real: RealPid) -> VirtPid {
+        VirtPid(self.virt(real.0))
+    }
+}
 
 /// Number of an open file, unique in an image set (`file_entry.id`); 0 is never given out.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Debug)]

@@ -181,6 +181,7 @@ catalog! {
     StatsRestore "STATS" "stats-restore" No "" Service magic::STATS, "stats_entry" None;
     RcriuTracking "RCRIU_TRACKING" "rcriu-tracking" No "" Common magic::RCRIU_TRACKING, "rcriu_tracking_entry" None;
     RcriuSegments "RCRIU_SEGMENTS" "rcriu-segments" No "" Common magic::RCRIU_SEGMENTS, "rcriu_segment_entry" None;
+    RcriuNetns "RCRIU_NETNS" "rcriu-netns-" Dec "" Common magic::RCRIU_NETNS, "rcriu_netns_entry" None;
     RcriuFiles "RCRIU_FILES" "rcriu-files" No "" Common magic::RCRIU_FILES, "rcriu_file_entry" None;
     RcriuTasks "RCRIU_TASKS" "rcriu-tasks" No "" Common magic::RCRIU_TASKS, "rcriu_task_entry" None;
     RcriuSums "RCRIU_SUMS" "rcriu-sums" No "" Common magic::RCRIU_SUMS, "rcriu_sums_entry" None;

@@ -8,10 +8,12 @@ mod chain;
 mod clocks;
 mod compressed;
 mod damage;
+mod entered;
 mod failures;
 mod faults;
 mod files;
 mod incremental;
+mod inside;
 mod interop;
 mod kinds;
 mod later;
@@ -52,12 +54,14 @@ fn main() -> ExitCode {
         background::cases,
         options::cases,
         outside::cases,
+        entered::cases,
         log_format::cases,
         refusals::cases,
         failures::cases,
         faults::cases,
         damage::cases,
         real_programs::cases,
+        inside::cases,
         interop::cases,
     ];
     let cases = families.iter().flat_map(|family| family()).collect();

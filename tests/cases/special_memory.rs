@@ -8,7 +8,7 @@ use rcriu_tests::{Case, Cycle, Images, Program, runner::skip};
 use crate::kinds::{Kind, all, kind};
 use crate::refusals::refused;
 
-const KINDS: &[Kind] = &[
+pub const KINDS: &[Kind] = &[
     kind("rings of asynchronous I/O keep their events and go on", "aio", &[]),
     kind("System V shared memory keeps content, key and users", "sysv", &[]).beyond_criu(),
     kind("guard pages inside mappings stay", "guard-pages", &[]),

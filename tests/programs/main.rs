@@ -1,6 +1,6 @@
 //! Programs that set one kind of state up, say READY, and verify it when asked: one binary, many kinds.
 //!
-//! `rcriu-test-program KIND [ARGUMENT...]`. The last line printed is PASS, `FAIL why` or `SKIP why`. On its
+//! `rcriu-test-program [init] KIND [ARGUMENT...]`. The last line printed is PASS, `FAIL why` or `SKIP why`. On its
 //! own a program can be tried from a shell: start it, send it SIGTERM, read the verdict.
 //!
 //! # Safety
@@ -22,12 +22,16 @@ mod fifos;
 mod file_locks;
 mod file_memory;
 mod history;
+mod home;
 mod huge_memory;
 mod identity;
+mod init;
 mod kept;
 mod kit;
 mod late_memory;
 mod movers;
+mod namespace_files;
+mod nested;
 mod other_sockets;
 mod outside;
 mod page_path;
@@ -126,6 +130,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("file-memory", file_memory::run),
     ("fanotify", watches::fanotify),
     ("history", history::run),
+    ("home", home::run),
     ("huge-memory", huge_memory::run),
     ("identity", identity::run),
     ("inotify", watches::inotify),
@@ -133,7 +138,9 @@ const KINDS: &[(&str, Kind)] = &[
     ("limits", credentials::limits),
     ("many-descriptors", regular::many),
     ("many-mappings", private_memory::many),
+    ("nested", nested::run),
     ("netlink", other_sockets::netlink),
+    ("namespace-files", namespace_files::run),
     ("outside-socket", outside::run),
     ("packet-sockets", other_sockets::packet),
     ("packet-ring", other_sockets::ring),
@@ -197,6 +204,16 @@ fn sleeper(_: &[String]) -> Check {
 
 fn main() -> ExitCode {
     let args: Vec<String> = std::env::args().skip(1).collect();
+    if args.first().is_some_and(|first| first == "init") {
+        return init::run(|| program(&args[1..])).unwrap_or_else(|e| {
+            println!("FAIL in init: {e:#}");
+            ExitCode::FAILURE
+        });
+    }
+    program(&args)
+}
+
+fn program(args: &[String]) -> ExitCode {
     let name = args.first().map_or("", String::as_str);
     let Some((_, kind)) = KINDS.iter().find(|(known, _)| *known == name) else {
         println!("SKIP there is no program {name:?}");

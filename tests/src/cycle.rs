@@ -123,9 +123,29 @@ impl Cycle {
         self.check.map_or(Ok(()), |check| check(images))
     }
 
-    /// Restores what was dumped from `program`, under the same pids.
+    /// Restores what was dumped, under the same pids.
     pub fn restore(&self, images: &Images) -> Result<()> {
         self.try_restore(images, &[])?.ok().map(drop)
+    }
+
+    /// Restores what was dumped from `program`, which may have pids of its own.
+    pub fn bring_back(&self, program: &Program, images: &Images, more: &[&str]) -> Result<()> {
+        if !program.is_at_home() {
+            return self.try_restore(images, more)?.ok().map(drop);
+        }
+        let file = images.file("root.pid");
+        let _ = std::fs::remove_file(&file);
+        let name = file.to_str().context("the scratch folder's name is not text")?;
+        self.try_restore(images, &[&["--pidfile", name], more].concat())?.ok()?;
+        let pid = std::fs::read_to_string(&file).context("--pidfile")?;
+        program.moved(pid.trim().parse().context("--pidfile")?);
+        Ok(())
+    }
+
+    /// With what a program in namespaces of its own needs.
+    pub fn at_home(self, program: &Program) -> Cycle {
+        let options = program.options();
+        self.with(&options.iter().map(String::as_str).collect::<Vec<_>>())
     }
 
     /// One whole turn; the tree must look the same from outside before and after.
@@ -133,7 +153,7 @@ impl Cycle {
         let images = Images::new()?;
         let before = program.state()?;
         self.dump(program, &images)?;
-        self.restore(&images)?;
+        self.bring_back(program, &images, &[])?;
         if !self.restorer.is_criu() {
             return compare(&before, &settled(program, &before)?);
         }

@@ -97,7 +97,7 @@ fn terminals_of_its_own() {
 }
 
 /// Switches the loopback device of a new network namespace on.
-fn loopback_up() -> nix::Result<()> {
+pub(crate) fn loopback_up() -> nix::Result<()> {
     use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
     let through = socket(AddressFamily::Inet, SockType::Datagram, SockFlag::SOCK_CLOEXEC, None)?;
     // SAFETY: integers and characters, for which zero is a value.

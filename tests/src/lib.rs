@@ -4,6 +4,7 @@
 //! runner     one process per case; counts passes, failures, skips with reasons
 //! enclosure  the namespaces of a case, and what must be gone when it ends
 //! engine     the binaries under test: rcriu, and CRIU when CRIU_BIN names one
+//! home       namespaces of a program's own, made by a first process
 //! program    a program of tests/programs or any command, in its own session and scratch folder
 //! cycle      dump -> reap -> restore, with the state of the tree compared from outside
 //! state      what /proc shows of a tree, as keys and values that can be compared
@@ -23,12 +24,14 @@ pub mod cycle;
 pub mod enclosure;
 pub mod engine;
 pub mod events;
+pub mod home;
 pub mod program;
 pub mod runner;
 pub mod state;
 
 pub use cycle::{Cycle, Images};
 pub use engine::{Engine, Finished};
+pub use home::Home;
 pub use program::Program;
 pub use program::Scratch;
 pub use runner::{Case, skip};

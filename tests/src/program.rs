@@ -4,6 +4,7 @@
 //!
 //! pre_exec runs setsid(2) between fork and exec; nothing there allocates or locks.
 
+use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -15,13 +16,20 @@ use nix::unistd::Pid;
 
 use crate::engine::build_folder;
 use crate::events::{PATIENCE, PidFd, wait_file};
+use crate::home::Home;
 use crate::runner::skip;
 use crate::state::{State, descendants, processes};
 
 /// A started tree. Dropping it kills every process of it by pid and reaps them.
 pub struct Program {
-    pid: Pid,
+    /// Another after a restore if it has a pid namespace of its own.
+    pid: Cell<Pid>,
     scratch: Scratch,
+    /// Its working folder, if that is not the scratch folder.
+    dir: Option<PathBuf>,
+    /// The root of its mount namespace.
+    root: Option<PathBuf>,
+    home: Option<Home>,
     checks_itself: bool,
 }
 
@@ -119,15 +127,54 @@ impl Program {
             })
         };
         let child = command.spawn().with_context(|| format!("starting {:?}", command.get_program()))?;
-        Ok(Program { pid: Pid::from_raw(child.id() as i32), scratch, checks_itself: false })
+        let pid = Cell::new(Pid::from_raw(child.id() as i32));
+        Ok(Program { pid, scratch, dir: None, root: None, home: None, checks_itself: false })
+    }
+
+    /// Starts program `kind` in namespaces of its own.
+    pub fn start_inside(home: Home, kind: &str, args: &[&str]) -> Result<Program> {
+        let (scratch, program) = (Scratch::new()?, programs()?);
+        let root = home.lay(scratch.path(), &program)?;
+        let args = [&[kind], args].concat();
+        let pid = Cell::new(home.launch(scratch.path(), root.as_deref(), &program, &args)?);
+        let dir = root.as_ref().map(|root| root.join("work"));
+        let program = Program { pid, scratch, dir, root, home: Some(home), checks_itself: true };
+        program.wait_line("READY").with_context(|| format!("setting up {kind}"))?;
+        Ok(program)
     }
 
     pub fn pid(&self) -> i32 {
-        self.pid.as_raw()
+        self.pid.get().as_raw()
+    }
+
+    /// Whether it has namespaces of its own.
+    pub fn is_at_home(&self) -> bool {
+        self.home.is_some()
+    }
+
+    /// A restore has given its root task this pid.
+    pub fn moved(&self, pid: i32) {
+        self.pid.set(Pid::from_raw(pid));
+    }
+
+    /// The root of its mount namespace, if it has one of its own.
+    pub fn root(&self) -> Option<&Path> {
+        self.root.as_deref()
+    }
+
+    /// The folder that it has on `/outside`.
+    pub fn outside(&self) -> PathBuf {
+        self.scratch.path().join("outside")
+    }
+
+    /// What dump and restore must be told of its namespaces.
+    pub fn options(&self) -> Vec<String> {
+        let root = self.root.iter().flat_map(|root| ["--root".into(), root.to_string_lossy().into_owned()]);
+        root.collect()
     }
 
     pub fn dir(&self) -> &Path {
-        self.scratch.path()
+        self.dir.as_deref().unwrap_or(self.scratch.path())
     }
 
     /// Everything the program has printed.
@@ -141,7 +188,7 @@ impl Program {
 
     /// Waits until a line of the output starts with `start`. A program that says SKIP skips the case.
     pub fn wait_line(&self, start: &str) -> Result<()> {
-        let pidfd = PidFd::open(self.pid).context("pidfd_open of the program")?;
+        let pidfd = PidFd::open(self.pid.get()).context("pidfd_open of the program")?;
         let has = || self.output().lines().any(|l| l.starts_with(start));
         if wait_file(self.dir(), Some(&pidfd), PATIENCE, has)? {
             return Ok(());
@@ -161,7 +208,7 @@ impl Program {
 
     /// Has the program verify its state and end.
     pub fn verify(&self) -> Result<()> {
-        let pidfd = PidFd::open(self.pid).context("the program is gone before it could verify")?;
+        let pidfd = PidFd::open(self.pid.get()).context("the program is gone before it could verify")?;
         if !self.checks_itself {
             bail!("only programs of tests/programs verify themselves");
         }

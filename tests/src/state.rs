@@ -7,7 +7,9 @@
 //! memory into neighbours of equal kind (they are joined).
 
 mod descriptors;
+mod home;
 mod memory;
+mod numbers;
 
 use std::collections::{BTreeMap, HashMap};
 use std::fmt::Write as _;
@@ -16,6 +18,7 @@ use std::fs;
 use anyhow::{Context, Result};
 
 use descriptors::{Renumber, fdinfo_line};
+use numbers::Numbers;
 
 /// Fields of /proc/PID/stat that a restore keeps, by their number in proc_pid_stat(5).
 const STAT: [(usize, &str); 19] = [
@@ -125,13 +128,19 @@ impl State {
         let mut names = Renumber::default();
         let mut pids = vec![root];
         pids.extend(descendants(&processes()?, root));
+        let numbers = Numbers::of(root, &pids)?;
         for pid in &pids {
-            state.process(*pid, &mut names).with_context(|| format!("reading the state of pid {pid}"))?;
+            state
+                .process(*pid, &mut names, &numbers)
+                .with_context(|| format!("reading the state of pid {pid}"))?;
+        }
+        for (what, value) in home::of(root)? {
+            state.put(numbers.within(root), &what, value);
         }
         Ok(state)
     }
 
-    /// Pids of the tree, as /proc counts them.
+    /// Pids of the tree, as its own pid namespace counts them.
     pub fn pids(&self) -> Vec<i32> {
         let of_process = |k: &String| k.strip_suffix(" process").and_then(|p| p.parse().ok());
         self.0.keys().filter_map(of_process).collect()
@@ -196,20 +205,25 @@ impl State {
         self.0.insert(format!("{pid} {what}"), value.into());
     }
 
-    fn process(&mut self, pid: i32, names: &mut Renumber) -> Result<()> {
-        let stat = stat_fields(&format!("/proc/{pid}/stat")).context("no stat")?;
+    fn process(&mut self, real: i32, names: &mut Renumber, numbers: &Numbers) -> Result<()> {
+        let pid = numbers.within(real);
+        let stat = stat_fields(&format!("/proc/{real}/stat")).context("no stat")?;
         let zombie = stat[0] == "Z";
         self.put(pid, "process", if zombie { "zombie" } else { "alive" });
         for (number, name) in STAT {
             // A zombie has no memory left and its exit code is what matters.
             if if zombie { number < 8 || number == 52 } else { number != 52 } {
-                self.put(pid, name, &stat[number - 3]);
+                let value = &stat[number - 3];
+                match number {
+                    4..=6 => self.put(pid, name, numbers.in_text(value)),
+                    _ => self.put(pid, name, value),
+                }
             }
         }
         if zombie {
             return Ok(());
         }
-        let file = |name: &str| fs::read(format!("/proc/{pid}/{name}"));
+        let file = |name: &str| fs::read(format!("/proc/{real}/{name}"));
         for name in ["cmdline", "environ"] {
             let text = String::from_utf8_lossy(&file(name)?).replace('\0', " ");
             self.put(pid, name, text);
@@ -222,31 +236,38 @@ impl State {
         }
         for name in ["exe", "cwd", "root"] {
             let link =
-                fs::read_link(format!("/proc/{pid}/{name}")).with_context(|| format!("readlink {name}"))?;
+                fs::read_link(format!("/proc/{real}/{name}")).with_context(|| format!("readlink {name}"))?;
             self.put(pid, name, link.to_string_lossy());
         }
         for (name, value) in ["pid", "net", "mnt", "uts", "ipc", "user", "cgroup"]
             .iter()
-            .filter_map(|ns| Some((ns, fs::read_link(format!("/proc/{pid}/ns/{ns}")).ok()?)))
+            .filter_map(|ns| Some((ns, fs::read_link(format!("/proc/{real}/ns/{ns}")).ok()?)))
         {
-            self.put(pid, &format!("{name} namespace"), value.to_string_lossy());
+            let ours = fs::read_link(format!("/proc/self/ns/{name}")).is_ok_and(|ours| ours == value);
+            self.put(pid, &format!("{name} namespace"), if ours { "ours" } else { "its own" });
         }
-        for thread in sorted_numbers(&format!("/proc/{pid}/task"))? {
-            self.thread(pid, thread)?;
+        for thread in sorted_numbers(&format!("/proc/{real}/task"))? {
+            self.thread(real, thread, numbers)?;
         }
-        for fd in sorted_numbers(&format!("/proc/{pid}/fd"))? {
-            self.descriptor(pid, fd, names)?;
+        for fd in sorted_numbers(&format!("/proc/{real}/fd"))? {
+            self.descriptor(real, fd, names, numbers)?;
         }
-        self.put(pid, "memory", memory::lines(&fs::read_to_string(format!("/proc/{pid}/smaps"))?));
+        self.put(pid, "memory", memory::lines(&fs::read_to_string(format!("/proc/{real}/smaps"))?));
         Ok(())
     }
 
-    fn thread(&mut self, pid: i32, tid: i32) -> Result<()> {
-        let base = format!("/proc/{pid}/task/{tid}");
+    fn thread(&mut self, real: i32, thread: i32, numbers: &Numbers) -> Result<()> {
+        let (pid, tid) = (numbers.within(real), numbers.within(thread));
+        let base = format!("/proc/{real}/task/{thread}");
         let status = String::from_utf8_lossy(&fs::read(format!("{base}/status"))?).into_owned();
         for line in status.lines() {
             if let Some((name, value)) = line.split_once(':').filter(|(name, _)| STATUS.contains(name)) {
-                let value = if name == "SigBlk" { without_term(value.trim()) } else { value.trim().into() };
+                let value = match name {
+                    "SigBlk" => without_term(value.trim()),
+                    "Tgid" | "Pid" | "TracerPid" => numbers.in_text(value.trim()),
+                    _ if name.starts_with("NS") => numbers.innermost(value),
+                    _ => value.trim().into(),
+                };
                 self.put(pid, &format!("thread {tid} {name}"), value);
             }
         }
@@ -261,13 +282,15 @@ impl State {
         Ok(())
     }
 
-    fn descriptor(&mut self, pid: i32, fd: i32, names: &mut Renumber) -> Result<()> {
+    fn descriptor(&mut self, real: i32, fd: i32, names: &mut Renumber, numbers: &Numbers) -> Result<()> {
+        let pid = numbers.within(real);
         let link =
-            fs::read_link(format!("/proc/{pid}/fd/{fd}")).with_context(|| format!("readlink of fd {fd}"))?;
+            fs::read_link(format!("/proc/{real}/fd/{fd}")).with_context(|| format!("readlink of fd {fd}"))?;
         self.put(pid, &format!("fd {fd}"), names.of(&link.to_string_lossy()));
-        let info = fs::read_to_string(format!("/proc/{pid}/fdinfo/{fd}"))?;
+        let info = fs::read_to_string(format!("/proc/{real}/fdinfo/{fd}"))?;
         // Sorted, because the targets of an epoll are listed in the order of kernel addresses.
-        let mut kept: Vec<String> = info.lines().filter_map(fdinfo_line).collect();
+        let mut kept: Vec<String> =
+            info.lines().filter_map(fdinfo_line).map(|line| numbers.in_lock(&line)).collect();
         kept.sort();
         self.put(pid, &format!("fd {fd} info"), kept.join("\n"));
         Ok(())

@@ -35,7 +35,7 @@ fn member(task: &Task) -> Member {
         parent: task.parent.map(|at| TaskIx(at as u32)),
         pgid: task.pgid,
         sid: task.sid,
-        other_tids: task.threads.iter().skip(1).copied().collect(),
+        other_tids: task.threads.iter().skip(1).map(|(virt, _)| *virt).collect(),
         alive: task.state.is_alive(),
         files: task.ids.files_id,
         fs: task.ids.fs_id,
@@ -43,10 +43,11 @@ fn member(task: &Task) -> Member {
     }
 }
 
-/// While the leader lives nobody else can have its number.
+/// While the leader lives nobody else can have its number. It is looked for by the number that we know it by.
 fn led_inside(task: &Task, inside: &HashSet<VirtPid>) -> Result<()> {
-    for (what, number) in [("session", task.sid), ("process group", task.pgid)] {
-        let leader = RealPid(number.0);
+    let led = [("session", task.sid, task.stat.sid), ("process group", task.pgid, task.stat.pgid)];
+    for (what, number, leader) in led {
+        let leader = RealPid(leader);
         if inside.contains(&number) || number.0 == 0 || preflight::death(leader)?.is_some() {
             continue;
         }

@@ -1,14 +1,21 @@
 //! The tree as images describe it: who is whose child, in which group and session, and who shares what.
 
+use nix::sched::CloneFlags;
 use rcriu_images::pb;
 
-use super::{again, identity::KcmpTree, namespaces::NsIds, refuse, seize::Frozen};
+use super::{
+    again,
+    identity::KcmpTree,
+    namespaces::NsIds,
+    refuse,
+    seize::{Frozen, FrozenTask},
+};
 use crate::{
     error::{Error, Result},
     infect::StoppedTask,
     kernel::Kernel,
-    procfs::{ProcDir, stat::Stat},
-    pstree::{RealPid, TaskState, VirtPid},
+    procfs::{ProcDir, stat::Stat, status::Status},
+    pstree::{Numbering, RealPid, TaskState, VirtPid},
     sys::kcmp::What,
 };
 
@@ -18,6 +25,8 @@ pub struct Pstree {
     pub tasks: Vec<Task>,
     /// Numbers of this process's own objects, for the inventory.
     pub own: pb::TaskKobjIdsEntry,
+    /// Kinds of which the tree has a namespace of its own.
+    pub namespaces: CloneFlags,
 }
 
 /// One task.
@@ -32,8 +41,8 @@ pub struct Task {
     pub stop_signal: Option<i32>,
     pub pgid: VirtPid,
     pub sid: VirtPid,
-    /// Threads, the leader first.
-    pub threads: Vec<VirtPid>,
+    /// Threads, the leader first: as they see themselves, and as we do.
+    pub threads: Vec<(VirtPid, RealPid)>,
     /// Numbers of what it shares with others; all 0 for one that has ended.
     pub ids: pb::TaskKobjIdsEntry,
     /// Folder of a thread that lives: the leader's, unless that one has ended before the others.
@@ -62,11 +71,16 @@ struct Sharing {
 pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstree> {
     let mut sharing = Sharing::new(kernel);
     let own = sharing.own()?;
+    let namespaces = frozen.home()?.own();
+    let mut home = own;
     let mut tasks = Vec::with_capacity(frozen.tasks().len());
     for (at, from) in frozen.preorder() {
         let task = &frozen.tasks()[at];
         let live = task.stopped.as_ref().map_or(task.pid, StoppedTask::live);
         let dir = ProcDir::open(live)?;
+        if from.is_none() {
+            sharing.namespaces.fill(&dir, &mut home)?;
+        }
         let mut stat = Stat::read(&dir)?;
         let mut leader_gone = None;
         if live != task.pid {
@@ -76,11 +90,12 @@ pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstre
         }
         let ids = if task.state.is_alive() {
             let mut ids = sharing.shared(live, Some(kernel))?;
-            sharing.namespaces.fill_as(&own, task.time_ns.as_deref(), &mut ids);
+            sharing.namespaces.fill_as(&home, task.time_ns.as_deref(), &mut ids);
             ids
         } else {
             pb::TaskKobjIdsEntry::default()
         };
+        let numbers = Numbers::of(task, &stat, namespaces)?;
         if stat.sid == 0 {
             return Err(Error::unsupported(format!(
                 "the session of {} is led by a task outside of its pid namespace",
@@ -89,13 +104,13 @@ pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstre
         }
         tasks.push(Task {
             pid: task.pid,
-            virt: virt(task.pid),
+            virt: numbers.pid,
             parent: from,
             state: task.state,
             stop_signal: task.stop_signal,
-            pgid: VirtPid(stat.pgid),
-            sid: VirtPid(stat.sid),
-            threads: task.threads().map(virt).collect(),
+            pgid: numbers.pgid,
+            sid: numbers.sid,
+            threads: numbers.threads,
             ids,
             dir,
             stat,
@@ -117,7 +132,7 @@ pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstre
         .remedy("Consider using --shell-job option"));
     }
     again::check(&tasks, shell_job)?;
-    Ok(Pstree { tasks, own })
+    Ok(Pstree { tasks, own, namespaces })
 }
 
 /// Numbers of this process's own objects, when nothing else has any.
@@ -125,9 +140,66 @@ pub(super) fn own(kernel: &Kernel) -> Result<pb::TaskKobjIdsEntry> {
     Sharing::new(kernel).own()
 }
 
-/// Tasks live in our own pid namespace, nested ones are refused when they are seized.
-pub(super) fn virt(pid: RealPid) -> VirtPid {
-    VirtPid(pid.0)
+impl Pstree {
+    /// How numbers of the tree read inside of it.
+    pub fn numbering(&self) -> Numbering {
+        if !self.namespaces.contains(CloneFlags::CLONE_NEWPID) {
+            return Numbering::default();
+        }
+        let threads = self.tasks.iter().flat_map(|t| t.threads.iter().map(|(virt, real)| (real.0, virt.0)));
+        // Groups and sessions may outlive their leaders.
+        let others = self
+            .tasks
+            .iter()
+            .flat_map(|t| [(t.stat.pgid, t.pgid.0), (t.stat.sid, t.sid.0), (t.pid.0, t.virt.0)]);
+        Numbering::inner(threads.chain(others).filter(|(real, _)| *real > 0))
+    }
+}
+
+/// Numbers of a task as itself sees them: those of the innermost pid namespace.
+struct Numbers {
+    pid: VirtPid,
+    pgid: VirtPid,
+    sid: VirtPid,
+    threads: Vec<(VirtPid, RealPid)>,
+}
+
+impl Numbers {
+    fn of(task: &FrozenTask, stat: &Stat, namespaces: CloneFlags) -> Result<Numbers> {
+        if !namespaces.contains(CloneFlags::CLONE_NEWPID) {
+            return Ok(Numbers {
+                pid: VirtPid(task.pid.0),
+                pgid: VirtPid(stat.pgid),
+                sid: VirtPid(stat.sid),
+                threads: task.threads().map(|tid| (VirtPid(tid.0), tid)).collect(),
+            });
+        }
+        let inner = |numbers: &[i32], what: &str| match numbers {
+            [_, inner] => Ok(VirtPid(*inner)),
+            _ => Err(Error::unsupported(format!(
+                "{} is in a pid namespace below that of the root task ({what} {numbers:?})",
+                refuse::name(task.pid)
+            ))),
+        };
+        let dir = ProcDir::open(task.pid)?;
+        let status = Status::read(&dir)?;
+        let thread = |tid: RealPid| {
+            let status = Status::read_thread(&dir, tid)?;
+            Ok((inner(&status.nspid, "NSpid")?, tid))
+        };
+        Ok(Numbers {
+            pid: inner(&status.nspid, "NSpid")?,
+            pgid: inner(&status.nspgid, "NSpgid")?,
+            sid: inner(&status.nssid, "NSsid")?,
+            threads: task.threads().map(thread).collect::<Result<_>>()?,
+        })
+    }
+}
+
+/// The number of a task as itself sees it, where nothing else of it is of interest.
+pub(super) fn virt(pid: RealPid) -> Result<VirtPid> {
+    let status = Status::read(&ProcDir::open(pid)?)?;
+    Ok(VirtPid(status.nspid.last().copied().unwrap_or(pid.0)))
 }
 
 impl Sharing {

@@ -13,6 +13,7 @@ use crate::{
     arch::{self, Interrupted, Layout, TLS_ENTRIES},
     error::{Context, Error, Result},
     infect::{StoppedTask, StoppedThread},
+    ns::user::Ids,
     procfs::{ProcDir, status::Status},
     pstree::{RealPid, TaskState, VirtPid},
     spread,
@@ -39,9 +40,11 @@ pub(super) struct Seen<'a> {
 /// All that is known of one thread.
 struct ThreadState<'a> {
     thread: &'a StoppedThread,
+    virt: VirtPid,
     status: &'a Status,
     attributes: &'a Attr,
     group: u32,
+    ids: &'a Ids,
     info: &'a ThreadInfo,
     /// Descriptors for thread-local storage, if one is set.
     tls: Option<Vec<UserDesc>>,
@@ -65,22 +68,27 @@ pub(super) fn dump(
         .map(|(thread, status)| Ok((thread.tid(), Mode::from_status(status.seccomp)?)))
         .collect::<Result<Vec<_>>>()?;
     let seccomp = cx.seccomp.task(&modes)?;
-    let mut tc = Some(task_core(task, &asked, signals.shared, signals.stop)?);
+    let ids = cx.ids.clone();
+    let mut tc = Some(task_core(task, &asked, signals.shared, signals.stop, &ids)?);
     if let Some(status) = task.leader_gone {
         let mut core = ended_leader(task, status, asked.syscall, stopped, cx)?;
         core.tc = tc.take().map(|tc| pb::TaskCoreEntry { blk_sigset: u64::MAX, ..tc });
         one(cx.images, ImageKind::Core, task.virt.0.cast_unsigned().into(), &core)?;
     }
+    // A leader that has ended is not among those that stand still.
+    let virts = task.threads.iter().skip(usize::from(task.leader_gone.is_some()));
     let states: Vec<ThreadState<'_>> = (0..)
-        .zip(stopped.threads())
-        .map(|(at, thread): (usize, _)| {
+        .zip(stopped.threads().iter().zip(virts))
+        .map(|(at, (thread, (virt, _))): (usize, _)| {
             let info = &asked.threads[at];
             let any = info.tls != 0;
             Ok(ThreadState {
                 thread,
+                virt: *virt,
                 status: &statuses[at],
                 attributes: &attributes[at],
                 group: groups[at],
+                ids: &ids,
                 info,
                 // The tracer's thread alone may ask.
                 tls: any.then(|| TLS_ENTRIES.map(|n| tls(thread.tid(), n)).collect()).transpose()?,
@@ -98,7 +106,7 @@ pub(super) fn dump(
         } else if let Some(part) = &mut core.thread_core {
             part.blk_sigset = Some(state.thread.sigmask());
         }
-        one(images, ImageKind::Core, VirtPid(tid.0).0.cast_unsigned().into(), &core)
+        one(images, ImageKind::Core, state.virt.0.cast_unsigned().into(), &core)
     })
     .map(drop)
 }
@@ -109,6 +117,7 @@ fn task_core(
     asked: &Asked,
     signals: pb::SignalQueueEntry,
     stop_pending: bool,
+    ids: &Ids,
 ) -> Result<pb::TaskCoreEntry> {
     let info = &asked.task;
     let stop_signal = task.stop_signal.or(stop_pending.then_some(libc::SIGSTOP));
@@ -122,7 +131,7 @@ fn task_core(
         timers: Some(asked.timers.clone()),
         rlimits: Some(rlimits::dump(&task.dir)?),
         signals_s: Some(signals),
-        loginuid: misc::loginuid(&task.dir)?,
+        loginuid: misc::loginuid(&task.dir)?.map(|uid| ids.user(uid)),
         oom_score_adj: misc::oom_score_adj(&task.dir)?,
         sigactions: asked.sigactions.clone(),
         child_subreaper: Some(info.child_subreaper > 0),
@@ -133,7 +142,7 @@ fn task_core(
 }
 
 fn thread_core(state: &ThreadState<'_>, layout: &Layout) -> Result<pb::CoreEntry> {
-    let ThreadState { thread, status, attributes, group, info, tls, pending, seccomp } = state;
+    let ThreadState { thread, status, attributes, group, ids, info, tls, pending, seccomp, .. } = state;
     let tid = thread.tid();
     let (regs, call) = thread.image_regs()?;
     if call == Interrupted::Unknown {
@@ -175,7 +184,7 @@ fn thread_core(state: &ThreadState<'_>, layout: &Layout) -> Result<pb::CoreEntry
             }),
             pdeath_sig: u32::try_from(info.pdeath_sig).ok().filter(|signal| *signal != 0),
             signals_p: Some((*pending).clone()),
-            creds: Some(creds::dump(status, u32::try_from(info.securebits).unwrap_or(0))?),
+            creds: Some(creds::dump(status, u32::try_from(info.securebits).unwrap_or(0), ids)?),
             seccomp_mode: seccomp.mode,
             seccomp_filter: seccomp.filter,
             comm: Some(info.name.iter().copied().take_while(|c| *c != 0).collect()),
@@ -203,7 +212,7 @@ fn ended_leader(
     let regs = regs.for_syscall(syscall, libc::SYS_exit.cast_unsigned(), [code, 0, 0, 0, 0, 0]);
     // Any valid state will do.
     let (fpregs, _) = other.xsave().to_image(cx.layout)?;
-    let creds = creds::dump(&Status::read(&dir)?, 0)?;
+    let creds = creds::dump(&Status::read(&dir)?, 0, &cx.ids)?;
     Ok(pb::CoreEntry {
         mtype: pb::core_entry::March::X8664 as i32,
         thread_info: Some(pb::ThreadInfoX86 {

@@ -56,7 +56,7 @@ fn entry(task: &Task, parent: i32) -> pb::PstreeEntry {
         ppid: parent.cast_unsigned(),
         pgid: task.pgid.0.cast_unsigned(),
         sid: task.sid.0.cast_unsigned(),
-        threads: task.threads.iter().map(|t| t.0.cast_unsigned()).collect(),
+        threads: task.threads.iter().map(|(virt, _)| virt.0.cast_unsigned()).collect(),
     }
 }
 

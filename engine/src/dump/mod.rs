@@ -18,6 +18,7 @@ mod core;
 mod finish;
 pub(crate) mod freezer;
 mod guardian;
+mod home;
 pub(crate) mod identity;
 mod later;
 mod lazy;
@@ -36,12 +37,13 @@ use std::sync::atomic::Ordering;
 use background::{Background, Out, Protected};
 use finish::Ready;
 use guardian::Guardian;
+use nix::sched::CloneFlags;
 use rcriu_images::ImageDir;
 
 use crate::{
     arch::Layout,
-    error::{Result, SysContext},
-    files::FilesOut,
+    error::{Context, Result, SysContext},
+    files::{self, FilesOut},
     infect::Hints,
     interrupt,
     kernel::Kernel,
@@ -54,8 +56,10 @@ use crate::{
         vma::{SeenFiles, VmaRules},
         xfer::{Frozen, Link},
     },
+    netlock::{Method, Whole},
+    ns::user::Ids,
     options::{Afterwards, DumpOptions},
-    pstree::RealPid,
+    pstree::{Numbering, RealPid},
     scripts::Stage,
     spread,
     stats::DumpStats,
@@ -69,6 +73,10 @@ pub struct DumpCx<'a> {
     pub opts: &'a DumpOptions,
     pub kernel: &'a Kernel,
     pub images: &'a ImageDir,
+    /// How numbers of tasks read inside of the tree.
+    pub numbering: Numbering,
+    /// The same of users and groups.
+    pub ids: Ids,
     pub files: FilesOut<'a>,
     pub pages: PageStore,
     pub seccomp: Filters,
@@ -101,27 +109,43 @@ pub struct DumpCx<'a> {
 
 impl<'a> DumpCx<'a> {
     /// Nothing is written yet.
-    pub fn new(
+    pub(crate) fn new(
         opts: &'a DumpOptions,
         kernel: &'a Kernel,
         images: &'a ImageDir,
-        pages: PageStore,
-        track: Tracker,
+        (pages, track): (PageStore, Tracker),
         protected: Vec<Protected>,
         without_undo: RealPid,
+        (tree, lock): (&collect::Pstree, Option<(Method, Whole)>),
     ) -> Result<Self> {
         let shmem_dev = shmem_dev()?;
+        let numbering = tree.numbering();
+        let ids = home::ids(tree, images)?;
         Ok(DumpCx {
             opts,
             kernel,
             images,
-            files: FilesOut::new(opts, kernel, images, pages.clone(), shmem_dev),
+            files: FilesOut::new(
+                opts,
+                kernel,
+                images,
+                (pages.clone(), shmem_dev),
+                files::Where {
+                    numbering: numbering.clone(),
+                    ids: ids.clone(),
+                    root: home::root(tree)?,
+                    own: tree.namespaces,
+                    lock,
+                },
+            ),
+            numbering,
+            landlock: Landlock::ask(tree, ids.clone())?,
+            ids,
             pages,
             seccomp: Filters::default(),
             cgroups: Sets::new(&opts.common.cgroup)?,
             more: MoreOut::new(images),
             keys: Keys::new(),
-            landlock: Landlock::ask(),
             refusals: Refusals::ask(),
             stats: DumpStats::default(),
             layout: Layout::host(),
@@ -179,10 +203,18 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     // Some mappings may be known from before.
     let with_maps = protected.is_empty();
     let plain = frozen.guardian().unwrap_or(RealPid(std::process::id().cast_signed()));
-    let mut cx = DumpCx::new(opts, kernel, &images, pages, track, protected, plain)?;
+    home::check_first(&tree.tasks[0].dir, tree.tasks[0].virt, opts)?;
+    home::check(&tree)?;
+    let inside = home::Inside::enter(&tree)?;
+    // Needs: nobody runs who could send. Dropped before the tree is let go.
+    let (network, lock) = home::Network::lock(&tree, opts, track.run())?;
+    let mut cx = DumpCx::new(opts, kernel, &images, (pages, track), protected, plain, (&tree, lock))?;
     cx.stats = stats;
     if let Some((folder, frozen)) = frozen.group() {
         cx.cgroups.set_freezer(folder, frozen)?;
+    }
+    if tree.namespaces.contains(CloneFlags::CLONE_NEWCGROUP) {
+        cx.cgroups.set_namespace(&tree.tasks[0].dir).during(|| "cgroup namespace".into())?;
     }
     let whom = told::whom(&tree, &mut frozen)?;
     // Where somebody reads ahead.
@@ -206,18 +238,25 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     // Needs: every mapping and descriptor of every task known.
     anonymous::as_files(&tree, &mut cx)?;
     cx.shmem.dump(&cx.pages)?;
-    cx.segments.dump(cx.images, &cx.pages)?;
+    // In an ipc namespace of the tree's own all segments are dumped with it.
+    if !tree.namespaces.contains(CloneFlags::CLONE_NEWIPC) {
+        cx.segments.dump(cx.images, &cx.pages)?;
+    }
+    // Needs: what had to be made for files is on mounts.
+    home::dump(&tree, &cx)?;
     let mut stats = std::mem::take(&mut cx.stats);
     stats.shpages_scanned = cx.pages.counts().shmem_scanned.load(Ordering::Relaxed);
     stats.shpages_written = cx.pages.counts().shmem_written.load(Ordering::Relaxed);
     let late = cx.late.take();
     let (pages, mut background) = (cx.pages.clone(), std::mem::take(&mut cx.background));
     let ready = finish::whole_tree(cx, &tree, opts.afterwards != Afterwards::Kill)?;
+    drop(inside);
     let Ready { mut track, mut connections, mut more, inventory } = ready;
     if !background.is_empty() {
         // Needs: all but memory read. From here on the tree runs, whatever becomes of the dump.
         notify(Stage::PostDump)?;
         drop(connections);
+        drop(network);
         background.take_over(&mut frozen)?;
         background.finish(
             Out { images: &images, pages: &pages, more: &mut more, stats: &mut stats },
@@ -248,8 +287,10 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
             connections.settle()?;
             frozen.finish(opts.afterwards)?;
             connections.gone();
+            network.stays();
         } else {
             drop(connections);
+            drop(network);
             frozen.finish(opts.afterwards)?;
         }
         stats.frozen.stop();

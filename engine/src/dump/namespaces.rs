@@ -32,21 +32,21 @@ impl NsIds {
         Ok(())
     }
 
-    /// The same for a task that is in all namespaces of `own`, but for that of time, whose link text is `time`.
+    /// The same for a task that is in all namespaces of `home`, but for that of time, whose link text is `time`.
     pub fn fill_as(
         &mut self,
-        own: &pb::TaskKobjIdsEntry,
+        home: &pb::TaskKobjIdsEntry,
         time: Option<&Path>,
         ids: &mut pb::TaskKobjIdsEntry,
     ) {
-        ids.pid_ns_id = own.pid_ns_id;
-        ids.net_ns_id = own.net_ns_id;
-        ids.ipc_ns_id = own.ipc_ns_id;
-        ids.uts_ns_id = own.uts_ns_id;
+        ids.pid_ns_id = home.pid_ns_id;
+        ids.net_ns_id = home.net_ns_id;
+        ids.ipc_ns_id = home.ipc_ns_id;
+        ids.uts_ns_id = home.uts_ns_id;
         ids.time_ns_id = time.map(|link| self.known(link.as_os_str().as_bytes().to_vec()));
-        ids.mnt_ns_id = own.mnt_ns_id;
-        ids.user_ns_id = own.user_ns_id;
-        ids.cgroup_ns_id = own.cgroup_ns_id;
+        ids.mnt_ns_id = home.mnt_ns_id;
+        ids.user_ns_id = home.user_ns_id;
+        ids.cgroup_ns_id = home.cgroup_ns_id;
     }
 
     fn known(&mut self, text: Vec<u8>) -> u32 {

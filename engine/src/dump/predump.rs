@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 
 use rcriu_images::ImageKind;
 
-use super::{Created, collect, finish, refuse, seize, sums};
+use super::{Created, collect, finish, home, refuse, seize, sums};
 use crate::{
     error::{Context, Error, Kind, Result},
     infect::{Infected, StoppedTask},
@@ -63,6 +63,8 @@ pub fn pre_dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let frozen = seize::tree(opts, kernel)?;
     stats.freezing.stop();
     stats.frozen.start();
+    let root = RealPid(opts.pid);
+    home::check_first(&ProcDir::open(root)?, collect::virt(root)?, opts)?;
     let mut tasks = Vec::new();
     for (at, _) in frozen.preorder() {
         interrupt::check()?;
@@ -118,7 +120,7 @@ fn look(
     stats: &mut DumpStats,
 ) -> Result<Ahead> {
     let dir = ProcDir::open(stopped.live())?;
-    let virt = collect::virt(pid);
+    let virt = collect::virt(pid)?;
     log::info!("========================================");
     // Of the leader, which keeps its time of start even when it has ended.
     let stat = Stat::read(&ProcDir::open(pid)?)?;

@@ -24,6 +24,7 @@ use crate::{
     infect::StoppedTask,
     interrupt,
     kernel::Kernel,
+    ns::home::Home,
     options::{Afterwards, DumpOptions},
     procfs::{ProcDir, stat::Stat, status::Status},
     pstree::{RealPid, TaskState},
@@ -79,8 +80,8 @@ pub struct Frozen {
     guardian: Guardian,
     seizures: u64,
     deadline: Instant,
-    /// Where all tasks must be.
-    own: refuse::Namespaces,
+    /// Where all tasks must be: known once the root is seized.
+    home: Option<Home>,
 }
 
 /// Stops the tree of `opts.pid`.
@@ -101,7 +102,7 @@ pub fn watched_tree(opts: &DumpOptions, kernel: &Kernel, guardian: Guardian) -> 
         freezer: None,
         guardian,
         seizures: 0,
-        own: refuse::Namespaces::own()?,
+        home: None,
         deadline: Instant::now() + limit,
     };
     if let Some(folder) = &opts.freeze_cgroup {
@@ -124,6 +125,11 @@ impl Frozen {
     /// All tasks, in the order they were found; the root is the first.
     pub fn tasks(&self) -> &[FrozenTask] {
         &self.tasks
+    }
+
+    /// Where all tasks live.
+    pub fn home(&self) -> Result<&Home> {
+        self.home.as_ref().ok_or_else(|| Error::bug("a tree without a root"))
     }
 
     /// The control group that was frozen for the dump, and whether it had been frozen before.
@@ -221,9 +227,16 @@ impl Frozen {
                 return Err(Error::new(Kind::TaskDied(pid.0)));
             }
             // A leader that is gone shows nothing of what it had.
-            let time_ns = match stopped.leader_gone() {
-                true => self.own.check(&stopped.live_dir()?)?,
-                false => self.own.check(&dir)?,
+            let live = if stopped.leader_gone() { Some(stopped.live_dir()?) } else { None };
+            let live = live.as_ref().unwrap_or(&dir);
+            let time_ns = match &self.home {
+                Some(home) => home.check(live)?,
+                None => {
+                    let home = Home::of(live, &now)?;
+                    let time_ns = home.check(live)?;
+                    self.home = Some(home);
+                    time_ns
+                }
             };
             self.seizures += 1;
             match stopped.job_stop() {
@@ -324,7 +337,8 @@ impl Frozen {
             }
         }
         self.release_memory();
-        for stopped in self.tasks.iter_mut().filter_map(|t| t.stopped.take()) {
+        // The first process of a pid namespace ends when nobody else is left there.
+        for stopped in self.tasks.iter_mut().rev().filter_map(|t| t.stopped.take()) {
             stopped.kill(deadline.saturating_duration_since(Instant::now()))?;
         }
         Ok(())

@@ -149,6 +149,7 @@ fn whole<'a>(
     more::add_policies(&mut mapping, &vmas, asked.policies.iter().cloned());
     cx.more.task(Seen {
         pid: task.virt,
+        numbering: &cx.numbering,
         dir,
         stat: &task.stat,
         stopped,
@@ -258,7 +259,7 @@ fn ask(
         task: info,
         threads,
         sigactions: sigaction::dump(&sigactions),
-        timers: crate::task::timers::dump(intervals, &timers, &left)?,
+        timers: crate::task::timers::dump(intervals, &timers, &left, &cx.numbering)?,
         syscall,
         policies,
         lock_future,

@@ -16,7 +16,7 @@ use nix::{
 use rcriu_images::pb;
 
 use super::{
-    DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, PlanFiles, RestoredFile, pipe,
+    DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, PlanFiles, RestoredFile, Root, pipe,
     watch::{self, Fields, Inode, Mounts},
 };
 use crate::{
@@ -120,7 +120,7 @@ fn mark(line: &[u8], out: &mut FilesOut<'_>) -> Option<Result<pb::FanotifyMarkEn
         ));
     }
     if let Some(mnt_id) = fields.hex("mnt_id") {
-        return Some(mount_of(mnt_id).map(|mount| {
+        return Some(mount_of(mnt_id, &out.root).map(|mount| {
             entry.r#type = pb::MarkType::Mount as i32;
             entry.s_dev = mount.dev.0 << 20 | mount.dev.1;
             entry.me = Some(pb::FanotifyMountMarkEntry { mnt_id: mnt_id as u32, path: Some(mount.point) });
@@ -131,9 +131,12 @@ fn mark(line: &[u8], out: &mut FilesOut<'_>) -> Option<Result<pb::FanotifyMarkEn
     Some(Err(Error::unsupported("fanotify marks on whole file systems (FAN_MARK_FILESYSTEM) cannot be kept")))
 }
 
-fn mount_of(id: u64) -> Result<mountinfo::Mount> {
-    let found = mountinfo::own()?.into_iter().find(|mount| u64::try_from(mount.id) == Ok(id));
-    found.ok_or_else(|| Error::unsupported(format!("a fanotify mark on mount {id}, which is not seen here")))
+fn mount_of(id: u64, root: &Root) -> Result<mountinfo::Mount> {
+    let mounts = root.mounts()?;
+    let found = mounts.iter().find(|mount| u64::try_from(mount.id) == Ok(id));
+    found
+        .cloned()
+        .ok_or_else(|| Error::unsupported(format!("a fanotify mark on mount {id}, which is not seen here")))
 }
 
 /// A fanotify group to be restored.
@@ -162,7 +165,7 @@ impl RestoredFile for FanotifyFile {
 
     /// Marks come last, so that fewer of the restore's own doings are seen.
     fn finish(&self, fd: BorrowedFd<'_>, cx: &mut FilesTask<'_>) -> Result<()> {
-        let mut mounts = Mounts::default();
+        let mut mounts = Mounts::new(cx.root().clone());
         for at in 0..self.entry.mark.len() {
             self.add(fd, at, &mut mounts, cx).during(|| format!("mark {at}"))?;
         }
@@ -180,9 +183,10 @@ impl FanotifyFile {
             (None, Some(mount)) => {
                 let path = match &mount.path {
                     Some(path) => path.clone(),
-                    None => mount_of(mount.mnt_id.into())?.point,
+                    None => mount_of(mount.mnt_id.into(), cx.root())?.point,
                 };
-                let target = open(path.as_slice(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+                let whole = cx.root().path(&path);
+                let target = open(whole.as_ref(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
                 let target = target.call("open").during(|| path.escape_ascii().to_string())?;
                 (target, libc::FAN_MARK_MOUNT)
             }

@@ -16,8 +16,9 @@ use super::sk::SocketKind;
 use crate::{
     dump::identity::FileKey,
     error::{Context, Error, Result, SysContext},
+    ns::user::Ids,
     procfs::{ProcDir, fdinfo::FdInfo},
-    pstree::RealPid,
+    pstree::{Numbering, RealPid},
     sys::fd::{self, Owner},
 };
 
@@ -65,12 +66,14 @@ pub struct Host {
     pub shmem_dev: u64,
     /// Kinds of file systems by the number of a mount: an open file keeps its mount, and with it the number.
     mounts: HashMap<i32, FsType>,
+    numbering: Numbering,
+    ids: Ids,
 }
 
 impl Host {
-    /// `shmem_dev` is the device of the kernel's own tmpfs.
-    pub fn new(shmem_dev: u64) -> Host {
-        Host { shmem_dev, mounts: HashMap::new() }
+    /// `shmem_dev` is the device of the kernel's own tmpfs, `numbering` and `ids` those of the tree.
+    pub fn new(shmem_dev: u64, numbering: Numbering, ids: Ids) -> Host {
+        Host { shmem_dev, mounts: HashMap::new(), numbering, ids }
     }
 
     fn file_system(&mut self, file: BorrowedFd<'_>, mount: Option<i32>) -> Result<FsType> {
@@ -98,7 +101,7 @@ impl FdProbe {
 
     /// Looks at an open file of ours that stands for something of a task's which is no descriptor.
     pub fn of_path(task: RealPid, file: BorrowedFd<'_>, host: &mut Host) -> Result<Self> {
-        let proc = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
+        let proc = ProcDir::own()?;
         let mut info = FdInfo::read(&proc, file.as_raw_fd())?;
         // How we opened it says nothing about the task.
         (info.flags, info.pos) = (0, 0);
@@ -185,7 +188,7 @@ impl DrainedFd {
         let fown = if probe.info.flags & libc::O_PATH.cast_unsigned() != 0 {
             pb::FownEntry::default()
         } else {
-            dump_fown(file.as_fd())?
+            dump_fown(file.as_fd(), host)?
         };
         Ok(DrainedFd { probe, file, fown })
     }
@@ -197,16 +200,16 @@ impl DrainedFd {
     }
 }
 
-/// Reads owner and signal of an open file. Pids are those of our own pid namespace.
-fn dump_fown(file: BorrowedFd<'_>) -> Result<pb::FownEntry> {
+/// Reads owner and signal of an open file.
+fn dump_fown(file: BorrowedFd<'_>, host: &Host) -> Result<pb::FownEntry> {
     let mut fown = pb::FownEntry { signum: fd::signal(file)?.cast_unsigned(), ..Default::default() };
     let owner = fd::owner(file)?;
     if owner.pid != 0 {
         let [uid, euid] = fd::owner_uids(file)?;
-        fown.uid = uid;
-        fown.euid = euid;
+        fown.uid = host.ids.user(uid);
+        fown.euid = host.ids.user(euid);
         fown.pid_type = owner.kind.cast_unsigned();
-        fown.pid = owner.pid.cast_unsigned();
+        fown.pid = host.numbering.virt(owner.pid).cast_unsigned();
     }
     Ok(fown)
 }

@@ -114,7 +114,7 @@ impl RestoredFile for InotifyFile {
 
     /// Watches come last, so that fewer of the restore's own doings are seen.
     fn finish(&self, fd: BorrowedFd<'_>, cx: &mut FilesTask<'_>) -> Result<()> {
-        let mut mounts = Mounts::default();
+        let mut mounts = Mounts::new(cx.root().clone());
         for watch in &self.entry.wd {
             self.add(fd, watch, &mut mounts, cx).during(|| {
                 let path = watch.f_handle.path.as_deref().unwrap_or_default();

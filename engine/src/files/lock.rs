@@ -16,7 +16,7 @@ use restorer::args::Late;
 
 use super::DrainedFd;
 use crate::{
-    error::{Context, Error, Result},
+    error::{Context, Error, Result, SysContext},
     procfs,
     pstree::{FileId, VirtPid},
     sys::{fd, flock},
@@ -93,7 +93,7 @@ impl LocksOut {
     pub(super) fn dump(
         &mut self,
         drained: &DrainedFd,
-        file: (FileId, bool),
+        (file, task): ((FileId, bool), VirtPid),
         files_id: u32,
         asked_for: bool,
     ) -> Result<()> {
@@ -123,7 +123,7 @@ impl LocksOut {
             self.image.write(&pb::FileLockEntry {
                 flag: held.kind,
                 r#type: held.r#type,
-                pid: probe.task.0,
+                pid: task.0,
                 fd: probe.fd.unwrap_or(-1),
                 start: held.start,
                 len: held.len,
@@ -177,10 +177,27 @@ pub(super) fn restore(lock: &pb::FileLockEntry) -> Result<Option<Late>> {
     .during(text)
 }
 
+/// Takes a lease as the file's owner, if we have no right to leases of others: root of a user namespace has none.
+fn set_lease(file: BorrowedFd<'_>, kind: i32) -> Result<()> {
+    use nix::unistd::{Uid, setfsuid};
+    match flock::set_lease(file, kind) {
+        Err(e) if e.errno() == Some(libc::EACCES) => {
+            let owner = nix::sys::stat::fstat(file).call("fstat")?.st_uid;
+            let before = setfsuid(Uid::from_raw(owner));
+            let taken = flock::set_lease(file, kind);
+            setfsuid(before);
+            // That made us undumpable: other tasks could not take files from us.
+            nix::sys::prctl::set_dumpable(true).call("prctl(PR_SET_DUMPABLE)")?;
+            taken
+        }
+        other => other,
+    }
+}
+
 /// Takes a lease, and lets it be broken again if it was.
 fn lease(file: BorrowedFd<'_>, kind: u32) -> Result<()> {
     if kind & BREAKING == 0 {
-        return flock::set_lease(file, kind.cast_signed());
+        return set_lease(file, kind.cast_signed());
     }
     let reads = fd::status_flags(file)? & libc::O_ACCMODE == libc::O_RDONLY;
     let before = if reads { libc::F_RDLCK } else { libc::F_WRLCK };
@@ -192,7 +209,7 @@ fn lease(file: BorrowedFd<'_>, kind: u32) -> Result<()> {
     // Its holder knows already: nobody is told this time.
     let owner = fd::owner(file)?;
     fd::set_owner(file, fd::Owner { kind: 1, pid: 0 })?;
-    flock::set_lease(file, before)?;
+    set_lease(file, before)?;
     fd::set_owner(file, fd::Owner { kind: 1, pid: 0 })?;
     let path = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&file));
     let broken = match nix::fcntl::open(

@@ -135,8 +135,8 @@ fn out_inode(fd: &DrainedFd, out: &mut FilesOut<'_>) -> Result<u32> {
     shmem::dump(&out.pages, &file, shmid.into(), size)?;
     out.memfds.image.write(&pb::MemfdInodeEntry {
         name: name.to_vec(),
-        uid: stat.st_uid,
-        gid: stat.st_gid,
+        uid: out.users.user(stat.st_uid),
+        gid: out.users.group(stat.st_gid),
         size,
         shmid,
         seals: seals.cast_unsigned(),

@@ -53,6 +53,7 @@ mod pipe;
 mod plan;
 mod refuse;
 mod reg;
+mod root;
 #[cfg(test)]
 mod roundtrip;
 mod shared;
@@ -61,6 +62,7 @@ pub(crate) mod sk;
 mod task;
 mod timerfd;
 mod tty;
+mod tun;
 mod watch;
 
 pub use by_id::ById;
@@ -68,9 +70,12 @@ pub use fd::{DrainedFd, FdProbe};
 pub use ghost::{Lost, Source};
 pub use out::{FilesOut, PathUse};
 pub use plan::{FilesPlan, PlanFiles, Table, TableIx, Zone};
+pub use root::{Root, Where};
 pub use shared::FilesShared;
 pub use sk::Connections;
 pub use task::FilesTask;
+pub use tty::OpenMasters;
+pub use tun::join as join_tuns;
 
 /// One kind of open file: how it is recognised, dumped, and read back from an image.
 pub trait FileKind: fmt::Debug + Sync {
@@ -194,14 +199,16 @@ pub struct Preflight<'a> {
     pub images: &'a ImageDir,
     /// What was asked for.
     pub opts: &'a RestoreOptions,
+    /// Paths are those of a mount namespace that is not there yet.
+    pub elsewhere: bool,
     /// What was found at paths, without and with following a link at the end: files are often open many times.
     found: [RefCell<HashMap<Vec<u8>, nix::Result<FileStat>>>; 2],
 }
 
 impl<'a> Preflight<'a> {
     /// Of these images and options.
-    pub fn new(images: &'a ImageDir, opts: &'a RestoreOptions) -> Self {
-        Preflight { images, opts, found: Default::default() }
+    pub fn new(images: &'a ImageDir, opts: &'a RestoreOptions, elsewhere: bool) -> Self {
+        Preflight { images, opts, elsewhere, found: Default::default() }
     }
 
     /// Whether the file called `name` in images comes from outside (`--inherit-fd`).
@@ -244,6 +251,7 @@ static KINDS: &[&dyn FileKind] = &[
     &inotify::InotifyKind,
     &fanotify::FanotifyKind,
     &nsfile::Nsfile,
+    &tun::Tun,
     &sk::Unix,
     &sk::Inet,
     &sk::Netlink,

@@ -2,7 +2,7 @@
 //!
 //! Supported is the namespace that the task itself is in: on restore it opens its own.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::{
     fcntl::{OFlag, open},
@@ -98,8 +98,12 @@ impl RestoredFile for NsFile {
         format!("{} namespace {}", self.name, self.entry.ns_id)
     }
 
-    fn open(&self, _: &mut FilesTask<'_>) -> Result<OwnedFd> {
-        let path = format!("/proc/self/ns/{}", self.name);
+    fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {
+        // The namespace of mounts is entered last.
+        let path = match cx.root().namespace().filter(|_| self.name == "mnt") {
+            Some(namespace) => format!("/proc/self/fd/{}", namespace.as_raw_fd()),
+            None => format!("/proc/self/ns/{}", self.name),
+        };
         let flags = OFlag::from_bits_retain(self.entry.flags.cast_signed()) | OFlag::O_CLOEXEC;
         open(path.as_str(), flags, Mode::empty()).call("open").during(|| path)
     }

@@ -8,11 +8,11 @@ use std::{
     os::fd::{AsFd, AsRawFd, OwnedFd},
 };
 
-use nix::fcntl::readlink;
+use nix::{fcntl::readlink, sched::CloneFlags};
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
 use super::{
-    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS,
+    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Root, Where,
     fd::Host,
     ghost::GhostsOut,
     lock::LocksOut,
@@ -29,9 +29,11 @@ use crate::{
     interrupt,
     kernel::Kernel,
     mm::pages::PageStore,
+    netlock::Whole,
+    ns::{net, user::Ids},
     options::DumpOptions,
     procfs::{ProcDir, stat::Stat},
-    pstree::{FileId, RealPid},
+    pstree::{FileId, Numbering, RealPid},
     sys::{
         self,
         kcmp::{self, What},
@@ -89,6 +91,15 @@ pub struct FilesOut<'a> {
     more: ImageWriter,
     /// Numbers of what the task being dumped shares.
     pub(super) namespaces: Option<pb::TaskKobjIdsEntry>,
+    own: CloneFlags,
+    /// Devices tun and tap that are open.
+    tuns: Vec<net::Tun>,
+    /// Where paths of tasks begin.
+    pub(super) root: Root,
+    /// How numbers of tasks read inside of the tree.
+    pub(super) numbering: Numbering,
+    /// The same of users and groups.
+    pub(super) users: Ids,
     /// What is the same for many files.
     pub(super) host: Host,
     pub(super) known: reg::Known,
@@ -146,18 +157,20 @@ impl<'a> FilesOut<'a> {
         opts: &'a DumpOptions,
         kernel: &'a Kernel,
         images: &'a ImageDir,
-        pages: PageStore,
-        shmem_dev: u64,
+        (pages, shmem_dev): (PageStore, u64),
+        Where { numbering, ids: users, root, own, lock }: Where,
     ) -> Self {
         FilesOut {
             opts,
             kernel,
             images,
             pages,
-            host: Host::new(shmem_dev),
-            known: reg::Known::default(),
+            host: Host::new(shmem_dev, numbering.clone(), users.clone()),
+            users,
+            numbering,
+            known: reg::Known::new(root.clone()),
             memfds: MemfdsOut::new(images),
-            inodes: Inodes::new(opts),
+            inodes: Inodes::new(opts, root.clone()),
             locks: LocksOut::new(images),
             namespaces: None,
             ids: FileIds::new(kernel),
@@ -170,11 +183,14 @@ impl<'a> FilesOut<'a> {
             table_of: HashMap::new(),
             paths: HashMap::new(),
             places: HashMap::new(),
-            ghosts: GhostsOut::new(images),
+            ghosts: GhostsOut::new(images, root.clone()),
+            root,
             pipes: PipesOut::new(images),
             ttys: TtysOut::default(),
             more: images.writer(ImageKind::RcriuFiles, 0),
-            sockets: SocketsOut::new(images, opts),
+            sockets: SocketsOut::new(images, opts, lock),
+            own,
+            tuns: Vec::new(),
         }
     }
 
@@ -261,6 +277,39 @@ impl<'a> FilesOut<'a> {
         Ok(None)
     }
 
+    /// Notes a device tun or tap that a task has open.
+    pub(super) fn tun(&mut self, device: net::Tun) {
+        if !self.tuns.contains(&device) {
+            self.tuns.push(device);
+        }
+    }
+
+    /// Devices tun and tap that tasks have open.
+    pub fn tuns(&self) -> &[net::Tun] {
+        &self.tuns
+    }
+
+    /// The lock of the tree's own network namespace.
+    pub(crate) fn network_lock(&self) -> Option<&Whole> {
+        self.sockets.lock()
+    }
+
+    /// Number of the tree's own network namespace, for sockets.
+    pub(super) fn own_network(&self) -> Option<u32> {
+        let ids = self.namespaces.as_ref().filter(|_| self.own.contains(CloneFlags::CLONE_NEWNET))?;
+        ids.net_ns_id
+    }
+
+    /// Numbers of pairs whose master a task has open.
+    pub fn masters(&self) -> Vec<u32> {
+        self.ttys.masters()
+    }
+
+    /// Number of the mount that a file of the tree's own mount namespace lies on.
+    pub(super) fn own_mount(&self, probe: &FdProbe) -> Option<i32> {
+        probe.info.mnt_id.filter(|_| self.own.contains(CloneFlags::CLONE_NEWNS))
+    }
+
     /// The number of a file that a task uses without a descriptor; `file` is opened through /proc (exe, cwd,
     /// root, map_files). Files that are also descriptors or were met before get the number they have.
     pub fn path_file(&mut self, task: RealPid, file: OwnedFd, what: PathUse) -> Result<FileId> {
@@ -337,7 +386,7 @@ impl<'a> FilesOut<'a> {
         self.memfds.finish()?;
         self.locks.finish()?;
         self.pipes.finish()?;
-        self.ttys.finish(self.opts, self.images)?;
+        self.ttys.finish(self.opts, self.images, &self.numbering, &self.users)?;
         self.ghosts.finish(stays)?;
         Ok(connections)
     }

@@ -100,8 +100,15 @@ mod tests {
     fn what_is_refused_is_named() {
         let me = RealPid(std::process::id().cast_signed());
         let epoll = nix::sys::epoll::Epoll::new(nix::sys::epoll::EpollCreateFlags::empty()).unwrap();
-        let e = refusal(&FdProbe::of_path(me, epoll.0.as_fd(), &mut crate::files::fd::Host::new(0)).unwrap())
-            .to_string();
+        let e = refusal(
+            &FdProbe::of_path(
+                me,
+                epoll.0.as_fd(),
+                &mut crate::files::fd::Host::new(0, Default::default(), Default::default()),
+            )
+            .unwrap(),
+        )
+        .to_string();
         assert_eq!(e, "an epoll instance cannot be dumped (close it before the dump)");
     }
 }

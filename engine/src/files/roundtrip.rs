@@ -13,7 +13,9 @@ use std::{
 
 use rcriu_images::{ImageDir, ImageKind, pb};
 
-use super::{ById, FilesOut, FilesPlan, FilesShared, FilesTask, PlanFiles, Preflight, Table};
+use super::{
+    ById, FilesOut, FilesPlan, FilesShared, FilesTask, PlanFiles, Preflight, Root, Table, join_tuns,
+};
 use crate::{
     error::Result,
     kernel::Kernel,
@@ -121,8 +123,8 @@ impl Trip {
             &opts,
             &kernel,
             &images,
-            crate::mm::pages::PageStore::new(images.clone()),
-            crate::dump::shmem_dev()?,
+            (crate::mm::pages::PageStore::new(images.clone()), crate::dump::shmem_dev()?),
+            Default::default(),
         );
         let proc = ProcDir::open(pid)?;
         let ids = pb::TaskKobjIdsEntry { files_id: 1, net_ns_id: Some(7), ..Default::default() };
@@ -155,15 +157,16 @@ impl Trip {
         let mut opts = RestoreOptions::new(Dir::open(folder.join("images")).unwrap());
         (self.restore)(&mut opts);
         let entries = images.read_all::<pb::FileEntry>(ImageKind::Files, 0)?;
-        let entries =
-            ById::new(entries.into_iter().map(Arc::new).collect(), |entry| FileId(entry.id)).unwrap();
+        let mut entries = entries.into_iter().map(Arc::new).collect();
+        join_tuns(&mut entries);
+        let entries = ById::new(entries, |entry| FileId(entry.id)).unwrap();
         let fds: Vec<pb::FdinfoEntry> = images.read_all(ImageKind::Fdinfo, 1)?;
         let cx = PlanFiles::new(&images, &opts, &kernel, &entries)?;
         // Locks are of the task that was dumped.
         let locks: Vec<pb::FileLockEntry> = images.read_all(ImageKind::FileLocks, 0)?;
         let task = locks.first().map_or(TASK, |lock| VirtPid(lock.pid));
         let plan = FilesPlan::build(cx, &[Table { task, sharers: Vec::new(), fds: &fds }])?;
-        let wrong = plan.preflight(&Preflight::new(&images, &opts), []);
+        let wrong = plan.preflight(&Preflight::new(&images, &opts, false), []);
         if let Some(e) = wrong.into_iter().next() {
             return Err(e.during("preflight"));
         }
@@ -174,6 +177,7 @@ impl Trip {
         // What the options hold open is closed like everything else outside the zone.
         let opts = std::mem::ManuallyDrop::new(opts);
         let shared = FilesShared::prepare(&plan, zone, &images, &opts, &kernel)?;
+        shared.make(&plan, &images, &opts, Root::default(), Default::default())?;
         let mut files = FilesTask::new(&plan, &shared, &images, &opts, &kernel, task)?;
         files.restore()?;
         // What the restorer would do.

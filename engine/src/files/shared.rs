@@ -1,7 +1,7 @@
 //! What exists before the first fork so that tasks can restore their files.
 
 use std::{
-    cell::RefCell,
+    cell::{OnceCell, RefCell},
     collections::{BTreeMap, HashMap},
     os::fd::{OwnedFd, RawFd},
 };
@@ -9,14 +9,14 @@ use std::{
 use rcriu_images::ImageDir;
 
 use super::{
-    Lost, Revived, Source,
+    Lost, Revived, Root, Source,
     fdpass::{self, FdPass},
     ghost, memfd, pidfd,
     plan::{FilesPlan, Zone},
-    tty::{self, Terminals},
+    tty::{self, OpenMasters, Terminals},
 };
 use crate::{
-    error::{Context, Result, SysContext},
+    error::{Context, Error, Result, SysContext},
     kernel::Kernel,
     options::RestoreOptions,
     pstree::FileId,
@@ -37,16 +37,27 @@ pub struct FilesShared {
     pub(super) zone: Zone,
     pub(super) pass: FdPass,
     pub(super) tables: SharedWords,
-    /// Inodes without a name.
-    pub(super) handles: HashMap<FileId, OwnedFd>,
     /// Descriptors given from outside, in the order of the options.
     pub(super) inherited: Vec<OwnedFd>,
+    pub(super) memfds: memfd::Made,
+    made: OnceCell<Made>,
+}
+
+/// What is made where the tree lives: by the engine, or if the tree has namespaces of its own by the root task before it
+/// forks.
+#[derive(Debug)]
+pub(super) struct Made {
+    /// Where paths of tasks begin.
+    pub(super) root: Root,
+    /// Inodes without a name.
+    pub(super) handles: HashMap<FileId, OwnedFd>,
     /// Names that were made for this restore by the dump.
     links: Vec<Vec<u8>>,
     pub(super) terminals: Terminals,
-    pub(super) memfds: memfd::Made,
     /// TCP connections, which the engine lets go in the end.
     pub(super) revived: RefCell<HashMap<FileId, Revived>>,
+    /// Masters of terminals for somebody outside of the tree.
+    orphans: RefCell<Vec<OwnedFd>>,
 }
 
 impl FilesShared {
@@ -67,7 +78,7 @@ impl FilesShared {
         plan.zone(limit, room.saturating_add(ENGINE_ROOM))
     }
 
-    /// Makes it, in the engine, before the first fork: files without a name are brought back.
+    /// Makes what needs no place of its own, in the engine, before the first fork. [`FilesShared::make`] follows.
     pub fn prepare(
         plan: &FilesPlan,
         zone: Zone,
@@ -75,29 +86,50 @@ impl FilesShared {
         opts: &RestoreOptions,
         kernel: &Kernel,
     ) -> Result<FilesShared> {
+        let inherited = opts.inherit_fds.iter().map(|fd| {
+            zone.keep(fd::duplicate(fd.fd)?).during(|| format!("--inherit-fd fd[{}]:{}", fd.fd, fd.key))
+        });
+        Ok(FilesShared {
+            zone,
+            pass: FdPass::new(plan.slots, plan.receivers(), kernel, zone)?,
+            tables: SharedWords::new(plan.tables.len() * WORDS)?,
+            inherited: inherited.collect::<Result<Vec<_>>>()?,
+            memfds: memfd::Made::new(&plan.memfds, images, zone)?,
+            made: OnceCell::new(),
+        })
+    }
+
+    /// Makes the rest in the namespaces of the tree, before any task but the root is forked: files without a name are
+    /// brought back, terminals and connections are made. Paths begin at `root`; `masters` are those of terminals that had
+    /// to be made before.
+    pub fn make(
+        &self,
+        plan: &FilesPlan,
+        images: &ImageDir,
+        opts: &RestoreOptions,
+        root: Root,
+        masters: OpenMasters,
+    ) -> Result<()> {
+        let zone = self.zone;
         let mut lost: BTreeMap<Source<'_>, Vec<Lost<'_>>> = BTreeMap::new();
         for (source, file) in plan.nodes.values().iter().filter_map(|node| node.file.lost()) {
             lost.entry(source).or_default().push(file);
         }
         let (mut handles, mut links) = (HashMap::new(), Vec::new());
         for (source, files) in &lost {
-            for (id, handle) in ghost::bring_back(images, source, files)? {
+            for (id, handle) in root.within(|| ghost::bring_back(images, source, files))? {
                 handles.insert(id, zone.keep(handle)?);
             }
             if let Source::Link(path) = source {
                 links.push(path.to_vec());
             }
         }
-        let inherited = opts.inherit_fds.iter().map(|fd| {
-            zone.keep(fd::duplicate(fd.fd)?).during(|| format!("--inherit-fd fd[{}]:{}", fd.fd, fd.key))
-        });
-        let inherited = inherited.collect::<Result<Vec<_>>>()?;
-        let outside = |name: &str| find_inherited(opts, &inherited, name);
-        let terminals = tty::prepare(&plan.ttys, zone, opts, outside, &mut handles)?;
+        let outside = |name: &str| find_inherited(opts, &self.inherited, name);
+        let (terminals, orphans) =
+            tty::prepare(&plan.ttys, zone, opts, outside, &mut handles, (&root, masters))?;
         for (id, handle) in pidfd::prepare(&plan.dead_pidfds)? {
             handles.insert(id, zone.keep(handle)?);
         }
-        let memfds = memfd::Made::new(&plan.memfds, images, zone)?;
         let mut revived = HashMap::new();
         for (id, node) in plan.nodes.iter() {
             let made = node.file.revive(opts.common.tcp.close, images);
@@ -105,17 +137,60 @@ impl FilesShared {
                 revived.insert(id, made.keep(zone)?);
             }
         }
-        Ok(FilesShared {
-            revived: RefCell::new(revived),
-            zone,
-            pass: FdPass::new(plan.slots, plan.receivers(), kernel, zone)?,
-            tables: SharedWords::new(plan.tables.len() * WORDS)?,
-            handles,
-            inherited,
-            links,
-            terminals,
-            memfds,
+        let (revived, orphans) = (RefCell::new(revived), RefCell::new(orphans));
+        self.set(Made { root, handles, links, terminals, revived, orphans })
+    }
+
+    /// Takes over from the root task what only the engine can do in the end: `root` is where paths begin.
+    pub fn made_elsewhere(
+        &self,
+        plan: &FilesPlan,
+        root: Root,
+        revived: Vec<(FileId, Revived)>,
+        orphans: Vec<OwnedFd>,
+    ) -> Result<()> {
+        let links = plan.nodes.values().iter().filter_map(|node| match node.file.lost()?.0 {
+            Source::Link(path) => Some(path.to_vec()),
+            Source::Ghost(_) => None,
+        });
+        let revived = revived.into_iter().map(|(id, made)| Ok((id, made.keep(self.zone)?)));
+        self.set(Made {
+            root,
+            handles: HashMap::new(),
+            links: links.collect(),
+            terminals: Terminals::default(),
+            revived: RefCell::new(revived.collect::<Result<_>>()?),
+            orphans: RefCell::new(orphans),
         })
+    }
+
+    fn set(&self, made: Made) -> Result<()> {
+        self.made.set(made).map_err(|_| Error::bug("files are made twice"))
+    }
+
+    /// What [`FilesShared::make`] has made.
+    pub(super) fn made(&self) -> Result<&Made> {
+        self.made.get().ok_or_else(|| Error::bug("files are not made yet"))
+    }
+
+    /// Where paths of tasks begin.
+    pub fn root(&self) -> Result<&Root> {
+        Ok(&self.made()?.root)
+    }
+
+    /// Connections that were made, for [`FilesShared::made_elsewhere`].
+    pub fn each_revived(&self, mut give: impl FnMut(FileId, &Revived) -> Result<()>) -> Result<()> {
+        self.made()?.revived.borrow().iter().try_for_each(|(id, revived)| give(*id, revived))
+    }
+
+    /// Masters of terminals that belong to somebody outside, who must get them: here they are closed by the caller.
+    pub fn take_orphans(&self) -> Result<Vec<OwnedFd>> {
+        Ok(self.made()?.orphans.take())
+    }
+
+    /// A duplicate of what was given from outside for `name`.
+    pub fn given(&self, opts: &RestoreOptions, name: &str) -> Result<Option<OwnedFd>> {
+        find_inherited(opts, &self.inherited, name)
     }
 
     /// Moves a descriptor that tasks inherit to where none of theirs is.
@@ -133,7 +208,8 @@ impl FilesShared {
     /// # Errors
     /// None of a single connection: that it is lost is logged, since nothing can be undone any more.
     pub fn connect(&self) {
-        for (id, connection) in self.revived.take() {
+        let made = self.made.get().map(|made| made.revived.take());
+        for (id, connection) in made.into_iter().flatten() {
             if let Err(e) = connection.resume() {
                 log::error!("file {id}: the connection does not go on: {e}");
             }
@@ -142,8 +218,9 @@ impl FilesShared {
 
     /// After a restore that succeeded: names that the dump made for it go.
     pub fn finished(&self) {
-        for path in &self.links {
-            if let Err(e) = nix::unistd::unlink(path.as_slice()) {
+        let Some(made) = self.made.get() else { return };
+        for path in &made.links {
+            if let Err(e) = nix::unistd::unlink(made.root.path(path).as_ref()) {
                 log::warn!("unlink({}): {e}", path.escape_ascii());
             }
         }

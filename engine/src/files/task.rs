@@ -18,11 +18,11 @@ use rcriu_images::{ImageDir, ImageKind};
 use restorer::args::Late;
 
 use super::{
-    GroupKey, OpenHow,
+    GroupKey, OpenHow, Root,
     fdpass::{self, Passer},
     lock,
     plan::{FilesPlan, Node, Place, Step, TableIx, TablePlan},
-    shared::{ARRIVED, DONE, FilesShared, WORDS, find_inherited},
+    shared::{ARRIVED, DONE, FilesShared, Made, WORDS, find_inherited},
     tty,
 };
 use crate::{
@@ -53,6 +53,7 @@ pub struct FilesTask<'a> {
     pub task: VirtPid,
     plan: &'a FilesPlan,
     shared: &'a FilesShared,
+    made: &'a Made,
     table: TableIx,
     passer: Passer<'a>,
     /// Under which number files can be used: their own descriptor, or one in the zone.
@@ -88,6 +89,7 @@ impl<'a> FilesTask<'a> {
             kernel,
             task,
             plan,
+            made: shared.made()?,
             shared,
             table,
             passer,
@@ -112,7 +114,7 @@ impl<'a> FilesTask<'a> {
         if table.task != self.task {
             self.wait_for_table()?;
             self.lock()?;
-            return tty::foreground(&self.shared.terminals, false);
+            return tty::foreground(&self.made.terminals, false);
         }
         self.wait_for_sharers(table)?;
         self.close_strays()?;
@@ -135,7 +137,7 @@ impl<'a> FilesTask<'a> {
             done.store(1, Ordering::Release);
             futex::wake_all(done)?;
         }
-        tty::foreground(&self.shared.terminals, self.table == TableIx(0))
+        tty::foreground(&self.made.terminals, self.table == TableIx(0))
     }
 
     /// Sets the task's file locks.
@@ -159,7 +161,7 @@ impl<'a> FilesTask<'a> {
     /// A session leader takes its controlling terminal: after setsid(2) and before it forks anybody, since
     /// children inherit it. Does nothing for all others.
     pub fn adopt_terminal(&self) -> Result<()> {
-        tty::adopt(&self.shared.terminals)
+        tty::adopt(&self.made.terminals)
     }
 
     /// Opens the inode behind file `id` once more: for a mapping, the executable, root and cwd.
@@ -193,7 +195,7 @@ impl<'a> FilesTask<'a> {
 
     /// The handle (O_PATH) of a file that has no name, brought back before the first fork.
     pub(super) fn handle(&self, id: FileId) -> Option<BorrowedFd<'a>> {
-        self.shared.handles.get(&id).map(AsFd::as_fd)
+        self.made.handles.get(&id).map(AsFd::as_fd)
     }
 
     /// Lengths of the packets in a pipe or fifo; none if it holds bytes.
@@ -203,13 +205,18 @@ impl<'a> FilesTask<'a> {
 
     /// A connection that the engine made.
     pub(super) fn revived(&self, id: FileId) -> Result<Option<OwnedFd>> {
-        let made = self.shared.revived.borrow();
+        let made = self.made.revived.borrow();
         made.get(&id).map(|made| made.socket().try_clone_to_owned().call("dup")).transpose()
     }
 
     /// Whether the engine made the connection.
     pub(super) fn is_revived(&self, id: FileId) -> bool {
-        self.shared.revived.borrow().contains_key(&id)
+        self.made.revived.borrow().contains_key(&id)
+    }
+
+    /// Where paths of tasks begin.
+    pub(super) fn root(&self) -> &'a Root {
+        &self.made.root
     }
 
     /// A memfd inode, by its number in images.
@@ -245,7 +252,7 @@ impl<'a> FilesTask<'a> {
         if handle.is_none() {
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             // What is wrong with it, the whole path tells.
-            let opened = open(folder, flags, Mode::empty()).ok()?;
+            let opened = open(self.made.root.path(folder).as_ref(), flags, Mode::empty()).ok()?;
             *handle = Some(self.shared.zone.keep(opened).ok()?);
         }
         handle.as_ref().map(|folder| (folder.as_fd(), name))

@@ -6,6 +6,7 @@
 
 use std::{
     collections::HashMap,
+    ffi::OsStr,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
         unix::{
@@ -23,11 +24,11 @@ use nix::{
 };
 use rcriu_images::pb;
 
-use super::{DrainedFd, FilesTask};
+use super::{DrainedFd, FilesTask, Root};
 use crate::{
     error::{Error, Result, SysContext},
     options::DumpOptions,
-    procfs::{self, mountinfo},
+    procfs,
     pstree::FileId,
     sys::handle,
 };
@@ -112,19 +113,28 @@ pub(super) fn kernel_dev(dev: u64) -> u32 {
 
 /// Folders through which the files of a device can be opened, found once for each device.
 #[derive(Debug, Default)]
-pub(super) struct Mounts(HashMap<u32, Vec<OwnedFd>>);
+pub(super) struct Mounts {
+    root: Root,
+    known: HashMap<u32, Vec<OwnedFd>>,
+}
 
 impl Mounts {
+    /// Those of the namespace whose root folder this is.
+    pub(super) fn new(root: Root) -> Mounts {
+        Mounts { root, known: HashMap::new() }
+    }
+
     /// Mounts of a device in the kernel's numbering (major, 20 bits of minor).
     fn of(&mut self, dev: u32) -> Result<&[OwnedFd]> {
         use std::collections::hash_map::Entry;
-        Ok(match self.0.entry(dev) {
+        Ok(match self.known.entry(dev) {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(free) => {
                 let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-                let mounts = mountinfo::own()?.into_iter();
-                let mounts = mounts.filter(|m| m.dev == (dev >> 20, dev & 0xf_ffff));
-                let folders = mounts.filter_map(|m| open(m.point.as_slice(), flags, Mode::empty()).ok());
+                let mounts = self.root.mounts()?;
+                let mounts = mounts.iter().filter(|m| m.dev == (dev >> 20, dev & 0xf_ffff));
+                let folders =
+                    mounts.filter_map(|m| open(self.root.path(&m.point).as_ref(), flags, Mode::empty()).ok());
                 free.insert(folders.collect())
             }
         })
@@ -157,6 +167,7 @@ impl Inode {
 /// Finds names of watched inodes, on dump.
 #[derive(Debug, Default)]
 pub(super) struct Inodes {
+    root: Root,
     mounts: Mounts,
     forced: bool,
     scan: Vec<PathBuf>,
@@ -165,8 +176,10 @@ pub(super) struct Inodes {
 }
 
 impl Inodes {
-    pub(super) fn new(opts: &DumpOptions) -> Self {
+    pub(super) fn new(opts: &DumpOptions, root: Root) -> Self {
         Inodes {
+            mounts: Mounts::new(root.clone()),
+            root,
             forced: opts.common.force_irmap,
             scan: opts.common.irmap_scan_paths.clone(),
             ..Inodes::default()
@@ -181,7 +194,8 @@ impl Inodes {
         let file = self.mounts.open(inode.dev, handle)?;
         if let Some(file) = &file {
             let path = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).call("readlink")?;
-            if stat(path.as_os_str()).is_ok_and(|found| inode.is(&found)) {
+            let whole = self.root.path(path.as_bytes());
+            if stat(whole.as_ref()).is_ok_and(|found| inode.is(&found)) {
                 return Ok(Some(path.into_vec()));
             }
         }
@@ -205,7 +219,9 @@ impl Inodes {
             let mut found = HashMap::new();
             let asked = self.scan.iter().map(PathBuf::as_path);
             for root in asked.chain(KNOWN.iter().map(Path::new)) {
-                let Ok(top) = std::fs::metadata(root) else { continue };
+                let below = self.root.path(root.as_os_str().as_bytes());
+                let real = Path::new(OsStr::from_bytes(&below));
+                let Ok(top) = std::fs::metadata(real) else { continue };
                 let dev = kernel_dev(top.dev());
                 found.entry(Inode { dev, ino: top.ino() }).or_insert_with(|| root.to_owned());
                 let mut folders = vec![root.to_owned()];
@@ -240,7 +256,7 @@ pub(super) fn target(
             handle.try_clone_to_owned().call("dup")
         }
         (None, Some(path)) => {
-            open(path.as_slice(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")
+            open(cx.root().path(path).as_ref(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")
         }
         (None, None) => mounts.open(dev, handle)?.ok_or_else(|| Error::host("the watched file is gone")),
     }

@@ -1,7 +1,7 @@
 //! A whole process, stopped.
 
 use std::{
-    collections::HashSet,
+    collections::{HashSet, VecDeque},
     time::{Duration, Instant},
 };
 
@@ -22,6 +22,8 @@ use crate::{
 
 /// How long threads that were attached but did not stop get on the way out.
 const LAST_CHANCE: Duration = Duration::from_secs(1);
+/// How long one of several threads that end is waited for before the next.
+const TURN: Duration = Duration::from_millis(5);
 
 /// All threads of a process, stopped by us. Dropping it lets them go as they were found.
 #[derive(Debug)]
@@ -328,17 +330,21 @@ impl StoppedTask {
         let mut ended = std::mem::take(&mut self.ended);
         // The leader's end is only reported after those of all others.
         ended.sort_by_key(|tid| *tid == self.pid);
-        for tid in ended {
-            loop {
-                match wait::until(tid, deadline) {
-                    Ok(Some(s)) if s.is_end() => break,
-                    Ok(Some(_)) => {}
-                    // The first thread is gone, but the process lives on.
-                    Ok(None) if tid == self.pid && self.dir.threads().is_ok_and(|t| t.len() > 1) => break,
-                    Ok(None) => return Err(Error::host(format!("thread {tid} is killed but does not end"))),
-                    Err(e) if matches!(e.kind(), Kind::TaskDied(_)) => break,
-                    Err(e) => return Err(e),
-                }
+        let mut left = VecDeque::from(ended);
+        while let Some(tid) = left.pop_front() {
+            let now = Instant::now();
+            // The last thread of the first process of a pid namespace ends when all others are taken, and nobody knows
+            // which that will be.
+            let soon = if left.is_empty() { deadline } else { deadline.min(now + TURN) };
+            match wait::until(tid, soon) {
+                Ok(Some(s)) if s.is_end() => {}
+                Ok(Some(_)) => left.push_front(tid),
+                Ok(None) if now < deadline => left.push_back(tid),
+                // The first thread is gone, but the process lives on.
+                Ok(None) if tid == self.pid && self.dir.threads().is_ok_and(|t| t.len() > 1) => {}
+                Ok(None) => return Err(Error::host(format!("thread {tid} is killed but does not end"))),
+                Err(e) if matches!(e.kind(), Kind::TaskDied(_)) => {}
+                Err(e) => return Err(e),
             }
         }
         Ok(())

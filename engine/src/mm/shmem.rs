@@ -1,7 +1,7 @@
 //! Content of shared memory: files of the kernel's own tmpfs (memfd, shared anonymous memory), once each.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     os::{
         fd::{AsFd, AsRawFd, OwnedFd},
@@ -39,6 +39,11 @@ struct Object {
 }
 
 impl SharedOut {
+    /// Numbers of all that was taken note of.
+    pub fn numbers(&self) -> BTreeSet<u64> {
+        self.0.keys().copied().collect()
+    }
+
     /// Takes note of memory `ino`.
     pub fn add(&mut self, file: OwnedFd, ino: u64) {
         self.0.entry(ino).or_insert(Object { file, size: 0 });

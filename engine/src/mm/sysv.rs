@@ -8,8 +8,13 @@
 //! Which processes attached it last, and when, is not kept. Adjustments of semaphores at exit (SEM_UNDO)
 //! belong to the process and no kernel tells them; a task that has any is warned of.
 
-use std::{cmp::Ordering, collections::BTreeMap, os::fd::OwnedFd};
+use std::{
+    cmp::Ordering,
+    collections::BTreeMap,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+};
 
+use nix::sched::CloneFlags;
 use rcriu_images::{
     ImageDir, ImageKind,
     pagemap::{PAGE_SIZE, PageReader},
@@ -18,8 +23,9 @@ use rcriu_images::{
 
 use super::{pages::PageStore, shmem, status as st, vma::Vma};
 use crate::{
-    error::{Context, Error, Result},
+    error::{Context, Error, Result, SysContext},
     mm::stored::stored,
+    ns::enter::here,
     pstree::RealPid,
     restore::Snapshot,
     sys::{
@@ -56,6 +62,11 @@ impl SegmentsOut {
                 *count += 1;
             }
         }
+    }
+
+    /// How often the tree has each attached.
+    pub fn attachments(&self) -> BTreeMap<i32, u64> {
+        self.0.iter().map(|(id, (_, count))| (*id, *count)).collect()
     }
 
     /// Writes all of them.
@@ -150,6 +161,8 @@ impl Undo {
 pub struct Segments {
     entries: Vec<pb::RcriuSegmentEntry>,
     made: Vec<i32>,
+    /// The ipc namespace they are in, where it is not ours.
+    namespace: Option<OwnedFd>,
 }
 
 /// Entries of the images, those of segments that tasks have attached.
@@ -197,9 +210,27 @@ pub fn check(snapshot: &Snapshot) -> Result<()> {
 }
 
 impl Segments {
-    /// Makes or takes over all segments and gives them their content, in the engine.
-    pub fn make(snapshot: &Snapshot) -> Result<Segments> {
-        let mut segments = Segments { entries: read(snapshot)?, made: Vec::new() };
+    /// Makes or takes over all segments and gives them their content, in the engine; in the ipc namespace that the tree
+    /// enters, if it enters one.
+    pub fn make(snapshot: &Snapshot, entered: Option<BorrowedFd<'_>>) -> Result<Segments> {
+        let namespace = entered.map(|fd| fd.try_clone_to_owned().call("dup")).transpose()?;
+        let mut segments = Segments { entries: read(snapshot)?, made: Vec::new(), namespace };
+        // What was made is removed when it is dropped, also if another one fails.
+        let done = Segments::there(entered, || segments.make_all(snapshot));
+        done.map(|()| segments)
+    }
+
+    fn there<T>(namespace: Option<BorrowedFd<'_>>, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        match namespace {
+            Some(namespace) => {
+                here(namespace, CloneFlags::CLONE_NEWIPC, act).during(|| "ipc namespace".into())
+            }
+            None => act(),
+        }
+    }
+
+    fn make_all(&mut self, snapshot: &Snapshot) -> Result<()> {
+        let segments = self;
         for at in 0..segments.entries.len() {
             let entry = segments.entries[at];
             let id = entry.id.cast_signed();
@@ -213,11 +244,18 @@ impl Segments {
             })()
             .during(|| name(id))?;
         }
-        Ok(segments)
+        Ok(())
     }
 
     /// All tasks have attached theirs: what was to go with its last user may be told so now.
     pub fn attached(&self) -> Result<()> {
+        if self.entries.is_empty() {
+            return Ok(());
+        }
+        Segments::there(self.namespace.as_ref().map(AsFd::as_fd), || self.all_attached())
+    }
+
+    fn all_attached(&self) -> Result<()> {
         for entry in &self.entries {
             let id = entry.id.cast_signed();
             if entry.mode & sysv::LOCKED != 0 {
@@ -238,17 +276,31 @@ impl Segments {
 
 impl Drop for Segments {
     fn drop(&mut self) {
-        for id in self.made.drain(..) {
-            match sysv::stat(id) {
-                // It goes with its last user.
-                Ok(Some(found)) if found.mode & sysv::DEST != 0 => {}
-                Ok(Some(_)) => {
-                    if let Err(e) = sysv::remove(id) {
-                        log::error!("{} stays: {e}", name(id));
-                    }
+        let made = std::mem::take(&mut self.made);
+        if made.is_empty() {
+            return;
+        }
+        let namespace = self.namespace.as_ref().map(AsFd::as_fd);
+        if let Err(e) = Segments::there(namespace, || {
+            remove_all(made);
+            Ok(())
+        }) {
+            log::error!("System V shared memory stays: {e}");
+        }
+    }
+}
+
+fn remove_all(made: Vec<i32>) {
+    for id in made {
+        match sysv::stat(id) {
+            // It goes with its last user.
+            Ok(Some(found)) if found.mode & sysv::DEST != 0 => {}
+            Ok(Some(_)) => {
+                if let Err(e) = sysv::remove(id) {
+                    log::error!("{} stays: {e}", name(id));
                 }
-                _ => {}
             }
+            _ => {}
         }
     }
 }

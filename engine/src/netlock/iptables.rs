@@ -99,9 +99,17 @@ fn key(line: &str) -> Option<Key> {
     (mark && drop).then_some((chain, both.0, both.1))
 }
 
-fn restore(v6: bool, text: &str) -> Result<()> {
+/// Adds to what is set.
+pub(super) fn restore(v6: bool, text: &str) -> Result<()> {
     let program = if v6 { "ip6tables-restore" } else { "iptables-restore" };
     run(program, &["--noflush", "--wait"], text).map(drop)
+}
+
+/// Whether table filter has a chain of this name.
+pub(super) fn has_chain(v6: bool, name: &str) -> Result<bool> {
+    let text = run(if v6 { "ip6tables-save" } else { "iptables-save" }, &["-t", "filter"], "")?;
+    let chain = format!(":{name} ");
+    Ok(text.lines().any(|line| line.starts_with(&chain)))
 }
 
 /// Runs a program with `input` and gives what it wrote.

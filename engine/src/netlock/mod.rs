@@ -13,10 +13,13 @@
 
 mod iptables;
 mod nft;
+mod whole;
 
 use std::net::{IpAddr, SocketAddr};
 
 use rcriu_images::pb;
+
+pub(crate) use self::whole::{Whole, guard_all, lock_all, unlock_all, whole_text};
 
 use crate::{
     error::{Error, Result},
@@ -111,6 +114,11 @@ impl Method {
     }
 }
 
+/// Name of a table that goes with this process.
+fn table_of_run() -> String {
+    format!("rcriu-{}", process::run_id())
+}
+
 fn table(run_id: &str) -> String {
     format!("CRIU-{}", run_id.get(..LETTERS).unwrap_or(run_id))
 }
@@ -137,7 +145,7 @@ impl Lock {
         if method.how == NetworkLock::Skip || connections.is_empty() {
             return Ok(Lock(Kept::Nothing));
         }
-        let name = format!("rcriu-{}", process::run_id());
+        let name = table_of_run();
         match nft::Table::make(name.clone(), true, connections) {
             Ok(table) => {
                 log::info!("Locked {} TCP connections", connections.len());
@@ -237,7 +245,7 @@ mod tests {
     fn passes((one, two): &mut (TcpStream, TcpStream)) -> bool {
         one.write_all(b"x").unwrap();
         two.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
-        two.read(&mut [0]).is_ok()
+        two.read_exact(&mut [0]).is_ok()
     }
 
     fn allowed(lock: Result<Lock>) -> Option<Lock> {
@@ -268,7 +276,7 @@ mod tests {
         drop(lock);
         assert!(pairs.iter_mut().all(|(_, two)| {
             two.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-            two.read(&mut [0]).unwrap() == 1
+            two.read_exact(&mut [0]).is_ok()
         }));
     }
 
@@ -300,7 +308,7 @@ mod tests {
             theirs.unlock(&connections).unwrap();
             let two = &mut pairs[0].1;
             two.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
-            assert_eq!(two.read(&mut [0]).unwrap(), 1);
+            two.read_exact(&mut [0]).unwrap();
         }
     }
 }

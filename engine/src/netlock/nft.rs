@@ -180,9 +180,36 @@ impl Table {
         Ok(table)
     }
 
+    /// Makes a table that drops all packets without our mark, in both directions; `owned` as above.
+    ///
+    /// # Errors
+    /// As above.
+    pub(super) fn make_whole(name: String, owned: bool) -> Result<Table> {
+        let table = Table { netlink: open()?, name };
+        let mut batch = Batch::default();
+        let flags = if owned { TABLE_OWNER } else { 0 };
+        batch.add(NEWTABLE, NLM_F_CREATE | NLM_F_EXCL, table.of_table().number(2, flags));
+        let steps = [meta(META_MARK), compare(CMP_EQ, &MARK.to_ne_bytes()), verdict(NF_ACCEPT)];
+        let rule = steps.iter().fold(Attrs::default(), |all, step| all.nest(LIST_ELEM, step));
+        for (chain, hook) in HOOKS {
+            let place = Attrs::default().number(1, hook).number(2, PRIORITY.cast_unsigned());
+            let attrs = table.of_table().text(3, chain).nest(4, &place).number(5, NF_DROP).text(7, "filter");
+            batch.add(NEWCHAIN, NLM_F_CREATE | NLM_F_EXCL, attrs);
+            let attrs = table.of_table().text(2, chain).nest(4, &rule);
+            batch.add(NEWRULE, NLM_F_CREATE | NLM_F_APPEND, attrs);
+        }
+        batch.commit(&table.netlink).during(|| format!("table {}", table.name))?;
+        Ok(table)
+    }
+
     /// Removes it.
     pub(super) fn remove(&self) -> Result<()> {
         remove_by(&self.netlink, &self.name)
+    }
+
+    /// How it is called.
+    pub(super) fn name(&self) -> &str {
+        &self.name
     }
 
     fn of_table(&self) -> Attrs {
@@ -314,7 +341,7 @@ impl Family {
             payload(REG + words + 1, BASE_NETWORK, destination, self.address()),
             payload(REG + 2 * words + 1, BASE_TRANSPORT, 2, 2),
             expression("lookup", &Attrs::default().text(1, self.set()).number(2, REG)),
-            drop_packet(),
+            verdict(NF_DROP),
         ];
         steps.iter().fold(Attrs::default(), |all, step| all.nest(LIST_ELEM, step))
     }
@@ -338,7 +365,7 @@ fn payload(register: u32, base: u32, offset: u32, length: u32) -> Attrs {
     expression("payload", &data)
 }
 
-fn drop_packet() -> Attrs {
-    let verdict = Attrs::default().nest(2, &Attrs::default().number(1, NF_DROP));
+fn verdict(code: u32) -> Attrs {
+    let verdict = Attrs::default().nest(2, &Attrs::default().number(1, code));
     expression("immediate", &Attrs::default().number(1, 0).nest(2, &verdict))
 }

@@ -1,6 +1,10 @@
 //! Acting inside a namespace: in a thread that enters it and ends, so that nothing of this process moves.
 
-use std::{os::fd::OwnedFd, thread};
+use std::{
+    fs::File,
+    os::fd::{BorrowedFd, OwnedFd},
+    thread,
+};
 
 use nix::{
     fcntl::OFlag,
@@ -41,6 +45,20 @@ pub fn inside<T: Send>(pid: RealPid, kinds: CloneFlags, act: impl FnOnce() -> Re
         });
         entered.join().unwrap_or_else(|_| Err(Error::bug("a thread in another namespace panicked")))
     })
+}
+
+/// Does `act` with the calling thread in `namespace`, of the network or ipc, and goes back.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN in it; what `act` returns. If there is no way back, that.
+pub fn here<T>(namespace: BorrowedFd<'_>, kind: CloneFlags, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    let name = if kind == CloneFlags::CLONE_NEWNET { "net" } else { "ipc" };
+    let path = format!("/proc/thread-self/ns/{name}");
+    let ours = File::open(&path).call(path)?;
+    setns(namespace, kind).call("setns")?;
+    let done = act();
+    setns(ours, kind).call("setns").during(|| format!("back to our own {name} namespace"))?;
+    done
 }
 
 fn enter(files: &[(CloneFlags, OwnedFd)]) -> Result<()> {

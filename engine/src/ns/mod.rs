@@ -1,31 +1,54 @@
 //! Namespaces: which of them a tree has for itself, one kind per file.
 
+pub mod cgroup;
 pub mod enter;
+pub mod home;
+pub mod ipc;
+pub mod mnt;
+pub mod net;
+pub mod pid;
+#[cfg(test)]
+pub(crate) mod testing;
 pub mod time;
+pub mod user;
+pub mod uts;
 
 use rcriu_images::pb;
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    procfs::{ProcDir, number},
+};
 
-/// Refuses a task that is to live in namespaces of its own, of a kind that is not made here. `host` are those
-/// of the process that made the dump: equal numbers mean that the task had the same ones.
-pub fn check(ids: &pb::TaskKobjIdsEntry, host: Option<&pb::TaskKobjIdsEntry>) -> Result<()> {
-    let Some(host) = host else { return Ok(()) };
+/// Number of a namespace of a task, as in its file `ns/KIND`: what options like `net[INODE]` name.
+///
+/// # Errors
+/// A link of /proc that is not understood; ENOENT for a kind that the kernel has not.
+pub fn inode(dir: &ProcDir, kind: &str) -> Result<u64> {
+    let file = format!("ns/{kind}");
+    let link = dir.link(&file)?.into_os_string().into_encoded_bytes();
+    let bare = link.strip_prefix(kind.as_bytes()).and_then(|rest| rest.strip_prefix(b":["));
+    let number = bare.and_then(|rest| rest.strip_suffix(b"]")).and_then(number);
+    number.ok_or_else(|| dir.strange(&file, &link))
+}
+
+/// Refuses a task that is to live in other namespaces than the root task, whose numbers are `root`.
+pub fn check(ids: &pb::TaskKobjIdsEntry, root: &pb::TaskKobjIdsEntry) -> Result<()> {
     let kinds = [
-        ("pid", ids.pid_ns_id, host.pid_ns_id),
-        ("network", ids.net_ns_id, host.net_ns_id),
-        ("IPC", ids.ipc_ns_id, host.ipc_ns_id),
-        ("UTS", ids.uts_ns_id, host.uts_ns_id),
-        ("mount", ids.mnt_ns_id, host.mnt_ns_id),
-        ("user", ids.user_ns_id, host.user_ns_id),
-        ("cgroup", ids.cgroup_ns_id, host.cgroup_ns_id),
+        ("pid", ids.pid_ns_id, root.pid_ns_id),
+        ("network", ids.net_ns_id, root.net_ns_id),
+        ("IPC", ids.ipc_ns_id, root.ipc_ns_id),
+        ("UTS", ids.uts_ns_id, root.uts_ns_id),
+        ("mount", ids.mnt_ns_id, root.mnt_ns_id),
+        ("user", ids.user_ns_id, root.user_ns_id),
+        ("cgroup", ids.cgroup_ns_id, root.cgroup_ns_id),
     ];
     // Images of a kernel without the kind have no number.
-    match kinds.iter().find(|(_, own, host)| own.is_some() && host.is_some() && own != host) {
-        Some((kind, ..)) => {
-            Err(Error::unsupported(format!("a {kind} namespace of its own cannot be restored"))
-                .remedy("restore these images with CRIU"))
-        }
+    match kinds.iter().find(|(_, own, root)| own.is_some() && root.is_some() && own != root) {
+        Some((kind, ..)) => Err(Error::unsupported(format!(
+            "a {kind} namespace other than the root task's cannot be restored"
+        ))
+        .remedy("restore these images with CRIU")),
         None => Ok(()),
     }
 }
@@ -33,16 +56,24 @@ pub fn check(ids: &pb::TaskKobjIdsEntry, host: Option<&pb::TaskKobjIdsEntry>) ->
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pstree::RealPid;
 
     #[test]
     fn namespaces_of_its_own_are_refused_by_name() {
         let host = pb::TaskKobjIdsEntry { net_ns_id: Some(2), time_ns_id: Some(3), ..Default::default() };
         let own = pb::TaskKobjIdsEntry { net_ns_id: Some(9), ..host };
-        check(&host, Some(&host)).unwrap();
-        check(&own, None).unwrap();
-        check(&pb::TaskKobjIdsEntry { time_ns_id: Some(9), ipc_ns_id: Some(1), ..host }, Some(&host))
-            .unwrap();
-        let said = check(&own, Some(&host)).unwrap_err().to_string();
-        assert!(said.contains("a network namespace of its own"), "{said}");
+        check(&host, &host).unwrap();
+        check(&pb::TaskKobjIdsEntry { time_ns_id: Some(9), ipc_ns_id: Some(1), ..host }, &host).unwrap();
+        let said = check(&own, &host).unwrap_err().to_string();
+        assert!(said.contains("a network namespace other than"), "{said}");
+    }
+
+    #[test]
+    fn the_number_is_that_of_the_file() {
+        let me = ProcDir::open(RealPid(std::process::id().cast_signed())).unwrap();
+        for kind in ["pid", "net"] {
+            let stat = nix::sys::stat::stat(format!("/proc/self/ns/{kind}").as_str()).unwrap();
+            assert_eq!(inode(&me, kind).unwrap(), stat.st_ino);
+        }
     }
 }

@@ -29,6 +29,28 @@ pub mod status;
 pub mod timens;
 pub mod timers;
 
+/// The number that the calling process has in the pid namespace of /proc.
+pub fn own_pid() -> Result<RealPid> {
+    let link = nix::fcntl::readlink("/proc/self").call("readlink(/proc/self)")?;
+    let pid = link.to_str().and_then(|pid| pid.parse().ok());
+    pid.map(RealPid).ok_or_else(|| Error::host("/proc/self leads nowhere"))
+}
+
+/// The whole content of a file of /proc/sys, which the kernel gives in one read only.
+///
+/// # Errors
+/// What open(2) or read(2) say, with the path.
+pub fn sysctl(path: &str) -> Result<Vec<u8>> {
+    // std begins with a few bytes, and the second read of a row of numbers finds the end.
+    const ROOM: usize = 1 << 16;
+    let file = nix::fcntl::open(path, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
+    let file = file.call(format!("open({path})"))?;
+    let mut bytes = vec![0; ROOM];
+    let len = nix::unistd::read(&file, &mut bytes).call(format!("read({path})"))?;
+    bytes.truncate(len);
+    Ok(bytes)
+}
+
 /// `/proc/PID` or `/proc/PID/task/TID`, held open.
 #[derive(Debug)]
 pub struct ProcDir {
@@ -40,6 +62,11 @@ impl ProcDir {
     /// The folder of task `pid`. A missing one is [`Kind::TaskDied`].
     pub fn open(pid: RealPid) -> Result<Self> {
         Self::open_path(nix::fcntl::AT_FDCWD, &format!("/proc/{pid}"), pid)
+    }
+
+    /// The folder of the calling process, in whatever pid namespace it is: /proc may be that of one above.
+    pub fn own() -> Result<Self> {
+        Self::open_path(nix::fcntl::AT_FDCWD, "/proc/self", own_pid()?)
     }
 
     /// The folder of thread `tid` below this task's.

@@ -33,12 +33,19 @@ const TRIES: u32 = 64;
 /// How long somebody else may keep a number that was free before.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// Forks `node`, which is that of `make`, with its pid, and tells its number in the shared area.
+/// Forks `node`, which is that of `make`, with its pid, and tells its number in the shared area. `new` are the flags of
+/// namespaces that are made with it; tasks that are `apart` have numbers of their own.
 ///
 /// # Errors
 /// In the parent only: the number is taken (by whom), the kernel refuses.
-pub fn fork_node(make: &Make, node: &Node, area: &Area, kernel: &Kernel) -> Result<Side> {
-    let mut flags = 0;
+pub fn fork_node(
+    make: &Make,
+    node: &Node,
+    area: &Area,
+    kernel: &Kernel,
+    (new, apart): (u64, bool),
+) -> Result<Side> {
+    let mut flags = new;
     for (on, flag) in [
         (make.sibling, libc::CLONE_PARENT),
         (make.share_files, libc::CLONE_FILES),
@@ -48,7 +55,11 @@ pub fn fork_node(make: &Make, node: &Node, area: &Area, kernel: &Kernel) -> Resu
     }
     let side = fork(flags, node.pid, area, node.parent, kernel)?;
     match side {
-        Side::Parent(real) => area.slot(make.task)?.pid.store(real.0, Ordering::Release),
+        // Where tasks have numbers of their own, only the child knows which it has for the engine.
+        Side::Parent(real) if !apart => {
+            area.slot(make.task)?.pid.store(real.0, Ordering::Release);
+        }
+        Side::Parent(_) => {}
         Side::Child => arena::own_room(),
     }
     Ok(side)

@@ -8,6 +8,7 @@ use nix::unistd::Pid;
 
 use crate::error::{Error, Result, SysContext};
 use crate::kernel::Kernel;
+use crate::procfs::{ProcDir, status::Status};
 use crate::pstree::{RealPid, VirtPid};
 use crate::restore::plan::Plan;
 use crate::restore::read::{Snapshot, TaskIx};
@@ -75,6 +76,32 @@ impl<'a> Forked<'a> {
         Ok((pid > 0).then_some(RealPid(pid)))
     }
 
+    /// Leaders have told which numbers they have here: the area learns them.
+    ///
+    /// Precondition: all are forked.
+    pub fn learn_leaders(&self) -> Result<()> {
+        for (ix, task) in self.snapshot.alive() {
+            let real =
+                self.real(ix)?.ok_or_else(|| Error::bug("a task without a number").during(task.name()))?;
+            self.area.learn([(task.pid, real)]);
+        }
+        Ok(())
+    }
+
+    /// The same for all other threads, as /proc tells.
+    ///
+    /// Precondition: all threads exist, and leaders are known.
+    pub fn learn_threads(&self) -> Result<()> {
+        for (_, task) in self.snapshot.alive().filter(|(_, task)| task.threads.len() > 1) {
+            let dir = ProcDir::open(self.area.real(task.pid))?;
+            for tid in dir.threads()? {
+                let inner = Status::read_thread(&dir, tid)?.nspid.last().copied();
+                self.area.learn(inner.map(|inner| (VirtPid(inner), tid)));
+            }
+        }
+        Ok(())
+    }
+
     /// Kills what lives; gives whether anything may still be there.
     fn kill_round(&self) -> bool {
         let mut left = false;
@@ -83,7 +110,7 @@ impl<'a> Forked<'a> {
             let Ok(Some(pid)) = self.real(ix) else { continue };
             // Dead threads that we trace keep their process from being reaped.
             let threads = self.snapshot.get(ix).map_or(&[][..], |t| &t.threads[1..]);
-            for tid in threads.iter().map(|t| RealPid(t.0)).chain([pid]) {
+            for tid in threads.iter().map(|t| self.area.real(*t)).filter(|t| t.0 > 0).chain([pid]) {
                 while let Ok(Some(_)) = wait::poll(tid) {}
             }
             if kill(Pid::from_raw(pid.0), Signal::SIGKILL) == Err(nix::errno::Errno::ESRCH) {

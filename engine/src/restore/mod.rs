@@ -5,15 +5,20 @@
 //!      -> sigchld -> creds -> complete -> detach
 //! ```
 
+pub mod builder;
+mod entered;
 pub mod finish;
 pub mod fork;
 pub mod guard;
 pub mod handoff;
+pub mod home;
 mod network;
+mod passing;
 mod pidfile;
 pub mod plan;
 pub mod preflight;
 pub mod read;
+mod root;
 mod rounds;
 pub mod stages;
 mod sums;
@@ -21,13 +26,15 @@ pub mod task;
 pub mod tree;
 
 use std::mem::ManuallyDrop;
+use std::os::fd::{AsFd, OwnedFd};
 
+use nix::sched::CloneFlags;
 use rcriu_images::ImageDir;
 use restorer::Stage;
 
 use crate::error::{Context, Error, Result, SysContext};
 use crate::faults;
-use crate::files::FilesShared;
+use crate::files::{FilesShared, OpenMasters, Root};
 use crate::interrupt;
 use crate::kernel::Kernel;
 use crate::mm::{
@@ -42,18 +49,18 @@ use crate::options::RestoreOptions;
 use crate::pstree::RealPid;
 use crate::scripts::Stage as Moment;
 use crate::stats::RestoreStats;
-use crate::sys::{clone3::Side, heap};
+use crate::sys::heap;
 use crate::task::autogroup;
 use crate::task::cgroup::Groups;
 
 use finish::Attached;
-use guard::{Forked, Placeholders};
+use guard::Forked;
 use network::Network;
 use pidfile::Pidfile;
 use plan::Plan;
 use preflight::Preflight;
 use stages::Area;
-use tree::{Make, Role};
+use tree::Role;
 
 pub use read::{Snapshot, TaskImage, TaskIx};
 pub use task::TaskCx;
@@ -112,13 +119,25 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
 
     let mut stats = RestoreStats::default();
     stats.forking.start();
+    let away = |kind| plan.home.is_away(kind);
     let area = Area::new(plan.tree.len())?;
-    // Needs: nothing; from here on connections are made, and no packet may meet one that is not whole.
-    let network = Network::lock(&snapshot, &plan)?;
     let files = prepare_files(&mut snapshot, &plan, opts, kernel)?;
+    let home = if plan.home.is_ours() { None } else { Some(plan.home.prepare(opts, &files)?) };
+    // Needs: the namespace; from here on connections are made, and no packet may meet one that is not whole.
+    let mut network = Network::lock(&snapshot, &plan, home.as_ref())?;
     // What it has made is removed on failure.
-    let segments = Segments::make(&snapshot)?;
+    let segments = match plan.home.kinds().has(CloneFlags::CLONE_NEWIPC) {
+        true => Segments::default(),
+        false => {
+            let entered = home.as_ref().and_then(|home| home.entered().get(CloneFlags::CLONE_NEWIPC));
+            Segments::make(&snapshot, entered)?
+        }
+    };
     let memory = Prepared::new(&snapshot)?;
+    if home.is_none() {
+        files.make(&plan.files, &snapshot.dir, opts, Root::default(), OpenMasters::new())?;
+        give_away(files.take_orphans()?, opts)?;
+    }
     let (giver, mut filler) = late_memory(opts, &snapshot, &files)?;
     if opts.common.auto_dedup {
         // Shared memory has been read by now, that of memfds too.
@@ -127,7 +146,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     }
     fork::check_single_threaded()?;
     // Lives longer than the tasks: groups can only be taken back when nobody is in them.
-    let mut groups = Groups::prepare(&snapshot.dir, own_groups(&snapshot), &opts.common.cgroup)?;
+    let mut groups = Groups::prepare(&snapshot.dir, root::groups(&snapshot), &opts.common.cgroup)?;
     // From here on a failure kills what was forked.
     let forked = Forked::new(&area, &plan, &snapshot)?;
     area.open(Stage::Forking, plan.tree.len())?;
@@ -140,6 +159,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         files: &files,
         giver: giver.as_ref(),
         groups: &groups,
+        home: home.as_ref(),
         task: TaskIx::ROOT,
     };
     if plan.tree.len() >= MANY
@@ -147,25 +167,58 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     {
         log::debug!("The heap stays as it is, which makes forks slower: {e}");
     }
-    let placeholders = Placeholders::fork(&plan.dead(), &area, kernel)?;
-    let root = fork_root(&cx, memory)?;
+    let (root, placeholders) = root::fork(&cx, memory)?;
+    network.made(&plan, root)?;
     let watch = || forked.watch();
+    // What it made outside of the tree's namespaces is removed on failure.
+    let outside = match &home {
+        Some(home) => {
+            let own_groups = plan.home.kinds().has(CloneFlags::CLONE_NEWCGROUP);
+            if away(CloneFlags::CLONE_NEWUSER) {
+                match own_groups {
+                    true => groups.put_at_top(root, set_of_root(&snapshot))?,
+                    false => enter_groups(&snapshot, &groups, TaskIx::ROOT, root)?,
+                }
+            }
+            let empty = || notifier.notify(Moment::SetupNamespaces, Some(root));
+            let outside = home.let_go(&plan.home, root, empty)?;
+            home.await_root((&files, &plan.files), &area, watch)?;
+            if away(CloneFlags::CLONE_NEWUSER) && own_groups {
+                groups.put_from_top(root, set_of_root(&snapshot))?;
+            }
+            notifier.notify(Moment::PostSetupNamespaces, Some(root))?;
+            give_away(files.take_orphans()?, opts)?;
+            outside
+        }
+        None => None,
+    };
     area.await_all(Stage::Forking, watch)?;
     // Sessions and groups are made; what was only needed for them goes.
     area.let_end()?;
     wait_for_ends(&plan, &area, &forked)?;
     files.forked()?;
+    if away(CloneFlags::CLONE_NEWUSER) {
+        for (ix, _) in snapshot.alive().skip(1) {
+            if let Some(pid) = forked.real(ix)? {
+                enter_groups(&snapshot, &groups, ix, pid)?;
+            }
+        }
+    }
     faults::point("restore-forked")?;
     stats.forking.stop();
 
     stats.restore.start();
     let threads: u32 = snapshot.alive().map(|(_, t)| t.threads.len() as u32).sum();
     // From here on our own end would be the end of all.
+    if away(CloneFlags::CLONE_NEWPID) {
+        forked.learn_leaders()?;
+    }
     let mut attached = Attached::leaders(&snapshot, &area)?;
     area.open(Stage::Restore, threads)?;
     area.await_all(Stage::Restore, watch)?;
     files.mapped()?;
     segments.attached()?;
+    plan.home.attached(root)?;
     drop(placeholders);
     area.open(Stage::RestoreSigchld, threads)?;
     area.await_all(Stage::RestoreSigchld, watch)?;
@@ -174,10 +227,13 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     let pidfile = Pidfile::write(opts, root)?;
     interrupt::check()?;
     // Before filters are installed: they sleep while we are attached, or they might kill the last steps.
+    if away(CloneFlags::CLONE_NEWPID) {
+        forked.learn_threads()?;
+    }
     attached.others()?;
     attached.enter_groups(&groups)?;
     groups.settle()?;
-    autogroup::restore(&snapshot, &plan)?;
+    autogroup::restore(&snapshot, &plan, &area)?;
     faults::point("restore-seized")?;
     if let (Some(giver), Some(filler)) = (&giver, &mut filler) {
         let leaders = snapshot.alive().map(|(ix, _)| forked.real(ix)).collect::<Result<Vec<_>>>()?;
@@ -185,7 +241,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     }
 
     let go_on = || {
-        network.unlock();
+        network.unlock(opts, root);
         files.connect();
     };
     resume(attached, &forked, threads, go_on, opts, root, &mut stats)?;
@@ -194,6 +250,9 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         giver.finished()?;
     }
     forked.keep();
+    if let Some(outside) = outside {
+        outside.keep();
+    }
     segments.keep();
     pidfile.keep();
     files.finished();
@@ -206,11 +265,6 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         log::error!("{e}");
     }
     Ok(Restored { root, filler: filler.and_then(Filler::keep) })
-}
-
-/// Number of the set of control groups the dumping process was in; CRIU up to 2.x did not tell it.
-fn own_groups(snapshot: &Snapshot) -> u32 {
-    snapshot.inventory.root_cg_set.unwrap_or(crate::task::cgroup::OWN)
 }
 
 /// From waiting threads to running tasks. `go_on` lets connections go on.
@@ -249,6 +303,19 @@ fn resume(
     attached
         .detach()
         .map_err(|e| e.remedy("the network was unlocked already: data or connections may be lost"))
+}
+
+/// Hands masters of terminals to whoever they belong to from now on.
+fn give_away(masters: Vec<OwnedFd>, opts: &RestoreOptions) -> Result<()> {
+    for master in masters {
+        if !opts.common.notifier.orphan_pts_master(master.as_fd())? {
+            return Err(Error::host("nobody takes the tree's terminal, whose master was outside of it")
+                .remedy(
+                    "ask for notifications (notify_scripts), or restore with --shell-job from a terminal",
+                ));
+        }
+    }
+    Ok(())
 }
 
 /// Finds the server of memory that comes late, if any does.
@@ -292,25 +359,19 @@ fn prepare_files(
     FilesShared::prepare(&plan.files, zone, &snapshot.dir, opts, kernel)
 }
 
-fn fork_root(cx: &TaskCx<'_>, memory: Prepared) -> Result<RealPid> {
-    faults::point("restore-fork-root")?;
-    let make = Make {
-        task: TaskIx::ROOT,
-        before_setsid: false,
-        sibling: cx.opts.sibling,
-        share_files: false,
-        share_fs: false,
+/// Number of the set of control groups of the root task.
+fn set_of_root(snapshot: &Snapshot) -> u32 {
+    crate::task::cgroup::set_of(&snapshot.root().core).unwrap_or_else(|| root::groups(snapshot))
+}
+
+/// Puts a task into its control groups, from outside: the root comes from ours, all others from those of the root.
+fn enter_groups(snapshot: &Snapshot, groups: &Groups, ix: TaskIx, pid: RealPid) -> Result<()> {
+    let set = |ix| snapshot.get(ix).and_then(|task| crate::task::cgroup::set_of(&task.core));
+    let born = match ix {
+        TaskIx::ROOT => root::groups(snapshot),
+        _ => set(TaskIx::ROOT).unwrap_or_else(|| root::groups(snapshot)),
     };
-    match fork::fork_node(&make, cx.node(), cx.area, cx.kernel)? {
-        Side::Parent(pid) => Ok(pid),
-        Side::Child => {
-            if let Err(e) = fork::neutral_signals() {
-                cx.area.fail(cx.node().pid, &e);
-                fork::leave(1)
-            }
-            task::run(*cx, memory, own_groups(cx.snapshot))
-        }
-    }
+    groups.put(pid, born, set(ix).unwrap_or(born)).during(|| format!("task {pid}"))
 }
 
 /// Waits until zombies are dead and helpers reaped, so that no SIGCHLD of theirs comes later.

@@ -1,33 +1,98 @@
-//! Keeping packets of TCP connections away while they are being restored.
+//! Keeping packets away while connections are being restored.
+//!
+//! In a network namespace that was there before the tree, ours or one that is entered, packets of its connections are
+//! kept away; one that is made for the tree is locked as a whole from when it is made: images bring the lock of the
+//! dump along, but filters come last, after addresses, and not at all with `--empty-ns net`.
 
-use super::{Snapshot, TaskIx, plan::Plan};
+use std::os::fd::{AsFd, OwnedFd};
+
+use nix::sched::CloneFlags;
+
+use super::{Snapshot, TaskIx, home, plan::Plan};
 use crate::{
-    error::Result,
-    netlock::{Connection, Lock, Method},
+    error::{Context, Result, SysContext},
+    netlock::{self, Connection, Lock, Method, Whole},
+    ns::enter::here,
+    options::RestoreOptions,
+    pstree::RealPid,
+    scripts::Stage,
 };
 
-/// The network of connections while they are being restored.
+/// The network while connections are being restored.
 #[derive(Debug)]
 pub(super) struct Network {
-    lock: Lock,
+    /// Dropped, packets pass.
+    lock: Option<Lock>,
+    whole: Option<Whole>,
+    /// The namespace, where it is not ours.
+    namespace: Option<OwnedFd>,
     /// What the dump left.
     method: Method,
     connections: Vec<Connection>,
+    /// It was the tree's own, and locked as a whole by the dump.
+    own: bool,
 }
 
 impl Network {
-    /// Keeps their packets away, whether the dump's lock is still there or not. Dropped, that one stays.
-    pub(super) fn lock(snapshot: &Snapshot, plan: &Plan) -> Result<Network> {
-        let method = Method::of_images(&snapshot.inventory, plan.node(TaskIx::ROOT).pid.0);
-        let connections = plan.files.connections();
-        Ok(Network { lock: Lock::new(&method, &connections)?, method, connections })
+    /// Keeps packets of connections away, whether the dump's lock is still there or not, unless their namespace is still
+    /// to be made. Dropped, that one stays.
+    pub(super) fn lock(snapshot: &Snapshot, plan: &Plan, home: Option<&home::Prepared>) -> Result<Network> {
+        let net = CloneFlags::CLONE_NEWNET;
+        let namespace = home.and_then(|home| home.entered().get(net));
+        let namespace = namespace.map(|fd| fd.try_clone_to_owned().call("dup")).transpose()?;
+        let mut network = Network {
+            lock: None,
+            whole: None,
+            namespace,
+            method: Method::of_images(&snapshot.inventory, plan.node(TaskIx::ROOT).pid.0),
+            connections: plan.files.connections(),
+            own: snapshot.namespaces.has(net),
+        };
+        if !plan.home.kinds().has(net) {
+            network.lock = Some(network.there(|| Lock::new(&network.method, &network.connections))?);
+        }
+        Ok(network)
+    }
+
+    /// Locks the namespace that was made with task `root`, if one was.
+    pub(super) fn made(&mut self, plan: &Plan, root: RealPid) -> Result<()> {
+        if !plan.home.kinds().has(CloneFlags::CLONE_NEWNET) {
+            return Ok(());
+        }
+        self.namespace = Some(home::network_of(root)?);
+        match self.there(|| netlock::guard_all(&self.method)) {
+            Ok(whole) => self.whole = Some(whole),
+            Err(e) if self.connections.is_empty() => log::warn!("The network is not locked: {e}"),
+            Err(e) => return Err(e.during("network namespace")),
+        }
+        Ok(())
     }
 
     /// Lets packets pass.
-    pub(super) fn unlock(self) {
-        if let Err(e) = self.method.unlock(&self.connections) {
-            log::error!("Can't unlock the network: {e}");
+    pub(super) fn unlock(mut self, opts: &RestoreOptions, root: RealPid) {
+        let complain = |result: Result<()>| {
+            if let Err(e) = result {
+                log::error!("Can't unlock the network: {e}");
+            }
+        };
+        if self.own {
+            log::info!("Unlock network");
+            complain(opts.common.notifier.notify(Stage::NetworkUnlock, Some(root)));
+            complain(self.there(|| netlock::unlock_all(&self.method)));
         }
-        drop(self.lock);
+        // A tree that was in our namespace left its lock here, wherever it lives now.
+        complain(self.method.unlock(&self.connections));
+        complain(self.there(|| self.method.unlock(&self.connections)));
+        drop((self.lock.take(), self.whole.take()));
+    }
+
+    /// Acts in the namespace.
+    fn there<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        match &self.namespace {
+            Some(namespace) => {
+                here(namespace.as_fd(), CloneFlags::CLONE_NEWNET, act).during(|| "network namespace".into())
+            }
+            None => act(),
+        }
     }
 }

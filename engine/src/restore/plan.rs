@@ -2,11 +2,16 @@
 
 use std::collections::{BTreeMap, HashSet};
 
+use nix::sched::CloneFlags;
+
 use crate::error::{Error, Result, SysContext};
 use crate::files::{FilesPlan, PlanFiles, Table};
 use crate::kernel::Kernel;
+use crate::mm::status;
 use crate::options::RestoreOptions;
 use crate::pstree::VirtPid;
+use crate::restore::entered::Entered;
+use crate::restore::home::Home;
 use crate::restore::preflight;
 use crate::restore::read::{Snapshot, TaskImage, TaskIx};
 use crate::restore::tree::{Member, Node, Outside, Role, Tree};
@@ -18,6 +23,8 @@ pub struct Plan {
     pub tree: Tree,
     /// Who opens what, in which order.
     pub files: FilesPlan,
+    /// Namespaces of its own.
+    pub home: Home,
 }
 
 impl Plan {
@@ -26,9 +33,18 @@ impl Plan {
     /// # Errors
     /// State that cannot be restored, images that contradict each other.
     pub fn build(snapshot: &Snapshot, opts: &RestoreOptions, kernel: &Kernel) -> Result<Plan> {
-        let tree = Tree::build(&Member::of(snapshot), outside(opts)?, &preflight::is_free)?;
-        let cx = PlanFiles::new(&snapshot.dir, opts, kernel, &snapshot.files)?;
-        let plan = Plan { tree, files: FilesPlan::build(cx, &tables(snapshot))? };
+        let root = snapshot.root();
+        let entered = Entered::read(&snapshot.dir, root.pid.0, &root.ids, opts)?;
+        let home = Home::read(&snapshot.dir, &root.ids, (snapshot.namespaces, entered), opts)?;
+        segments_stay(snapshot, &home)?;
+        let apart = home.is_away(CloneFlags::CLONE_NEWPID);
+        // Nobody else is in a pid namespace that is made for the tree.
+        let is_free = |pid| apart || preflight::is_free(pid);
+        let tree = Tree::build(&Member::of(snapshot), outside(opts, apart)?, &is_free)?;
+        let mut cx = PlanFiles::new(&snapshot.dir, opts, kernel, &snapshot.files)?;
+        let has_devices = home.kinds().has(CloneFlags::CLONE_NEWNET) && !opts.common.empty_net_ns;
+        cx.network = root.ids.net_ns_id.filter(|_| has_devices);
+        let plan = Plan { tree, files: FilesPlan::build(cx, &tables(snapshot))?, home };
         plan.log();
         Ok(plan)
     }
@@ -89,8 +105,30 @@ fn tables(snapshot: &Snapshot) -> Vec<Table<'_>> {
     tables
 }
 
-/// Our own session and group.
-fn outside(opts: &RestoreOptions) -> Result<Outside> {
+/// Refuses to join an ipc namespace with System V shared memory attached that was in one that is not made again.
+fn segments_stay(snapshot: &Snapshot, home: &Home) -> Result<()> {
+    let ipc = CloneFlags::CLONE_NEWIPC;
+    if !snapshot.namespaces.has(ipc) || home.kinds().has(ipc) {
+        return Ok(());
+    }
+    let attached = |task: &TaskImage| {
+        task.mm.iter().flat_map(|mm| &mm.vmas).any(|vma| vma.status & status::SYSVIPC != 0)
+    };
+    match snapshot.alive().find(|(_, task)| attached(task)) {
+        None => Ok(()),
+        Some((_, task)) => Err(Error::unsupported(
+            "it has System V shared memory attached that is in the ipc namespace of the dump",
+        )
+        .remedy("restore without --join-ns ipc")
+        .during(task.name())),
+    }
+}
+
+/// Our own session and group, which have no number in a pid namespace that is `apart`.
+fn outside(opts: &RestoreOptions, apart: bool) -> Result<Outside> {
+    if apart {
+        return Ok(Outside { sid: VirtPid(0), pgid: VirtPid(0), shell_job: opts.common.shell_job });
+    }
     let sid = nix::unistd::getsid(None).call("getsid")?;
     Ok(Outside {
         sid: VirtPid(sid.as_raw()),

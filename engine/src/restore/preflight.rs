@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
+use nix::sched::CloneFlags;
 use nix::sys::signal::kill;
 use nix::unistd::Pid;
 use serde::Serialize;
@@ -113,18 +114,24 @@ impl Preflight {
             files: snapshot.files.len() as u32,
             problems: Vec::new(),
         };
-        check_pids(&mut found, snapshot, plan)?;
-        let cx = files::Preflight::new(&snapshot.dir, opts);
+        let away = |kind| plan.home.is_away(kind);
+        if !away(CloneFlags::CLONE_NEWPID) {
+            check_pids(&mut found, snapshot, plan)?;
+        }
+        let cx = files::Preflight::new(&snapshot.dir, opts, away(CloneFlags::CLONE_NEWNS));
         let problems = plan.files.preflight(&cx, by_path(snapshot));
         found
             .problems
             .extend(problems.into_iter().map(|e| Problem { area: Area::File, text: e.to_string() }));
         check_cpu(&mut found, snapshot);
         check_more(&mut found, snapshot);
-        check_kernel(&mut found, kernel);
+        check_kernel(&mut found, plan, kernel);
         check_limits(&mut found, snapshot, plan)?;
         found.add(Area::Limit, hugetlb::check(snapshot));
-        found.add(Area::Memory, sysv::check(snapshot));
+        // In one that is joined it is found out when it is made there.
+        if !away(CloneFlags::CLONE_NEWIPC) {
+            found.add(Area::Memory, sysv::check(snapshot));
+        }
         Ok(found)
     }
 }
@@ -203,8 +210,21 @@ fn check_more(found: &mut Preflight, snapshot: &Snapshot) {
     }
 }
 
-fn check_kernel(found: &mut Preflight, kernel: &Kernel) {
-    if !kernel.clone3_set_tid && !std::path::Path::new(crate::restore::fork::LAST_PID).exists() {
+fn check_kernel(found: &mut Preflight, plan: &Plan, kernel: &Kernel) {
+    let joins_users = plan.home.entered().has(CloneFlags::CLONE_NEWUSER);
+    let others = found.threads > 1 || plan.tree.len() > 1;
+    if joins_users && others && !plan.home.kinds().has(CloneFlags::CLONE_NEWPID) {
+        let e =
+            Error::unsupported("more than one thread in a user namespace that is joined (--join-ns user)")
+                .remedy(
+                    "its tasks may choose no pid outside of it: dump the tree in a pid namespace of its own",
+                );
+        found.add(Area::Kernel, Err(e));
+    }
+    if plan.home.entered().has(CloneFlags::CLONE_NEWPID) && !kernel.clone3_set_tid {
+        let e = Error::unsupported("entering a pid namespace needs clone3 with set_tid, of Linux 5.5");
+        found.add(Area::Kernel, Err(e));
+    } else if !kernel.clone3_set_tid && !std::path::Path::new(crate::restore::fork::LAST_PID).exists() {
         let e =
             Error::host("this kernel lets nobody choose a pid: neither clone3 with set_tid nor ns_last_pid");
         found.add(Area::Kernel, Err(e));

@@ -19,6 +19,7 @@ use crate::interrupt;
 use crate::mm::{keys, restore::Range};
 use crate::ns::{self, time::Clocks};
 use crate::pstree::{TaskState, VirtPid};
+use crate::restore::home::Kinds;
 use crate::spread;
 use crate::task::more::More;
 
@@ -52,6 +53,8 @@ pub struct Snapshot {
     pub files: ById<Arc<pb::FileEntry>>,
     /// Clocks at the time of the dump, if it tells them.
     pub clocks: Option<Clocks>,
+    /// Kinds of which the tree gets a namespace of its own.
+    pub namespaces: Kinds,
     /// Descriptor tables by `files_id`, each sorted by descriptor.
     pub fd_tables: BTreeMap<u32, Vec<pb::FdinfoEntry>>,
     /// Some task has a NUMA memory policy.
@@ -148,16 +151,18 @@ impl Snapshot {
         let host = inventory.root_ids.as_ref();
         let root = &tasks[0].ids;
         for task in tasks.iter().filter(|t| t.is_alive()) {
-            ns::check(&task.ids, host).during(|| task.name())?;
+            ns::check(&task.ids, root).during(|| task.name())?;
             if task.ids.time_ns_id != root.time_ns_id {
                 return Err(Error::unsupported("it is in another time namespace than the root task")
                     .during(task.name()));
             }
         }
         let clocks = Clocks::read(dir, root, host)?;
+        let namespaces = Kinds::of(root, host);
         let (files, fd_tables) = files::read(dir, &tasks)?;
         let snapshot = Snapshot {
             clocks,
+            namespaces,
             dir: dir.clone(),
             inventory,
             tasks,

@@ -12,15 +12,17 @@
 
 mod failure;
 
+use std::collections::HashMap;
 use std::ptr::{NonNull, null_mut};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use restorer::{Shared, Stage, TaskSlot};
 
 use crate::error::{Error, Kind, Result};
 use crate::interrupt;
-use crate::pstree::RealPid;
+use crate::pstree::{RealPid, VirtPid};
 use crate::restore::read::TaskIx;
 use crate::sys::{errno, futex};
 
@@ -67,6 +69,8 @@ pub struct Area {
     engine_head: NonNull<Head>,
     tasks: u32,
     engine: RealPid,
+    /// In the engine: what numbers of tasks are here, if they are others in their pid namespace.
+    reals: Mutex<Option<HashMap<VirtPid, RealPid>>>,
 }
 
 /// Bytes of the second mapping.
@@ -96,7 +100,8 @@ impl Area {
             (*head.as_ptr()).build = restorer::BUILD;
             (*head.as_ptr()).tasks = tasks;
         }
-        Ok(Area { head, engine_head, tasks, engine: RealPid(std::process::id() as i32) })
+        let engine = RealPid(std::process::id() as i32);
+        Ok(Area { head, engine_head, tasks, engine, reals: Mutex::new(None) })
     }
 
     /// Address and length in bytes, for the one who takes the mapping along into the blob.
@@ -159,6 +164,21 @@ impl Area {
     }
 
     // Engine side.
+
+    /// Takes note of what numbers of tasks, in a pid namespace of their own, are here.
+    pub fn learn(&self, found: impl IntoIterator<Item = (VirtPid, RealPid)>) {
+        self.reals.lock().unwrap_or_else(PoisonError::into_inner).get_or_insert_default().extend(found);
+    }
+
+    /// The number that a task or thread has here; its own where nothing else was learnt.
+    pub fn real(&self, virt: VirtPid) -> RealPid {
+        let reals = self.reals.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*reals {
+            None => RealPid(virt.0),
+            // 0 is nobody.
+            Some(reals) => reals.get(&virt).copied().unwrap_or(RealPid(0)),
+        }
+    }
 
     /// Opens `stage`, to be reported by `left` reporters.
     pub fn open(&self, stage: Stage, left: u32) -> Result<()> {
@@ -312,10 +332,23 @@ impl Area {
     }
 
     /// Without the engine nobody would ever end the wait.
+    ///
+    /// Precondition: /proc is that of the engine, whose number may say nothing in this process's pid namespace.
     fn engine_lives(&self) -> Result<()> {
-        match nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.engine.0), None) {
-            Err(nix::errno::Errno::ESRCH) => Err(Error::new(Kind::TaskDied(self.engine.0))),
-            _ => Ok(()),
+        match std::path::Path::new(&format!("/proc/{}", self.engine)).exists() {
+            true => Ok(()),
+            false => Err(Error::new(Kind::TaskDied(self.engine.0))),
+        }
+    }
+
+    /// Whether there is still something to wait for.
+    ///
+    /// # Errors
+    /// Somebody else failed, or the engine is gone.
+    pub fn goes_on(&self) -> Result<()> {
+        match self.failed() {
+            true => Err(Error::host("another task failed")),
+            false => self.engine_lives(),
         }
     }
 }

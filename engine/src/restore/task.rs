@@ -18,6 +18,7 @@ use std::convert::Infallible;
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::Pid;
 use restorer::Stage;
@@ -28,9 +29,11 @@ use crate::files::{FilesShared, FilesTask, OpenHow};
 use crate::kernel::Kernel;
 use crate::mm::{self, lazy::Giver, restore::Prepared};
 use crate::options::RestoreOptions;
-use crate::pstree::{FileId, VirtPid};
+use crate::procfs;
+use crate::pstree::{FileId, RealPid, VirtPid};
 use crate::restore::fork;
 use crate::restore::handoff::{self, Leftovers};
+use crate::restore::home;
 use crate::restore::plan::{self, Plan};
 use crate::restore::read::{Snapshot, TaskImage, TaskIx};
 use crate::restore::rounds;
@@ -62,6 +65,8 @@ pub struct TaskCx<'a> {
     pub giver: Option<&'a Giver>,
     /// Control groups.
     pub groups: &'a Groups,
+    /// What namespaces of the tree's own are made of, if it has any.
+    pub home: Option<&'a home::Prepared>,
     /// Which task this is.
     pub task: TaskIx,
 }
@@ -100,6 +105,11 @@ impl<'a> TaskCx<'a> {
             }
         }
         true
+    }
+
+    /// Whether tasks have numbers of their own, in a pid namespace of theirs.
+    pub fn apart(&self) -> bool {
+        self.plan.home.is_away(CloneFlags::CLONE_NEWPID)
     }
 
     /// How messages call it.
@@ -224,15 +234,20 @@ pub(super) fn adopt_orphans(on: bool) -> Result<()> {
 fn be_born(cx: &TaskCx<'_>) -> Result<()> {
     let node = cx.node();
     // The parent writes it too; but it may be gone before it can, and whoever kills us must know us.
-    cx.area.slot(cx.task)?.pid.store(std::process::id() as i32, Ordering::Release);
+    let me = if cx.apart() { procfs::own_pid()? } else { RealPid(std::process::id().cast_signed()) };
+    cx.area.slot(cx.task)?.pid.store(me.0, Ordering::Release);
     if cx.area.failed() {
         return Err(Error::host("another task failed"));
     }
     if node.role == Role::Alive {
         faults::point("restore-task-born")?;
     }
+    if let Some(home) = cx.home.filter(|_| cx.task == TaskIx::ROOT) {
+        cx.plan.home.settle(cx, home)?;
+    }
     // Before anything is set by a clock, and before there are children: they inherit it.
-    if let Some(clocks) = cx.snapshot.clocks.filter(|_| cx.task == TaskIx::ROOT) {
+    let joined = cx.plan.home.entered().has(CloneFlags::from_bits_retain(libc::CLONE_NEWTIME));
+    if let Some(clocks) = cx.snapshot.clocks.filter(|_| cx.task == TaskIx::ROOT && !joined) {
         clocks.apply().during(|| "time namespace".into())?;
     }
     Ok(())
@@ -240,7 +255,17 @@ fn be_born(cx: &TaskCx<'_>) -> Result<()> {
 
 fn enter_groups(cx: &TaskCx<'_>, born: u32) -> Result<u32> {
     let set = cgroup::set_of(&cx.image()?.core).unwrap_or(born);
-    cx.groups.enter(born, set)?;
+    // Who is root in a user namespace only has no right to that: the engine does it.
+    let home = &cx.plan.home;
+    match (home.is_away(CloneFlags::CLONE_NEWUSER), home.kinds().has(CloneFlags::CLONE_NEWCGROUP)) {
+        (true, _) => {}
+        (false, true) if cx.task == TaskIx::ROOT => {
+            cx.groups.put_at_top(RealPid(0), set)?;
+            unshare(CloneFlags::CLONE_NEWCGROUP).call("unshare(CLONE_NEWCGROUP)")?;
+            cx.groups.put_from_top(RealPid(0), set)?;
+        }
+        (false, _) => cx.groups.enter(born, set)?,
+    }
     Ok(set)
 }
 
@@ -271,7 +296,7 @@ fn fork_child(cx: &TaskCx<'_>, make: &Make, begun: Begun) -> Result<Went> {
     if cx.area.failed() {
         return Err(Error::host("another task failed"));
     }
-    Ok(match fork::fork_node(make, cx.plan.node(make.task), cx.area, cx.kernel)? {
+    Ok(match fork::fork_node(make, cx.plan.node(make.task), cx.area, cx.kernel, (0, cx.apart()))? {
         Side::Parent(_) => Went::Parent(begun),
         Side::Child => Went::Child(begun),
     })
@@ -366,7 +391,11 @@ fn finish(cx: &TaskCx<'_>, begun: Begun) -> Result<Infallible> {
     let late = files.into_late();
     let close = not_of_the_task(cx)?;
     let uffd = cx.giver.map(|giver| giver.give(cx.area, cx.node().pid)).transpose()?;
-    handoff::jump(cx, begun.memory, Leftovers { exe, uffd, close, late }, || folders.enter())
+    let enter = || {
+        cx.home.map_or(Ok(()), home::Prepared::enter_mounts)?;
+        folders.enter()
+    };
+    handoff::jump(cx, begun.memory, Leftovers { exe, uffd, close, late }, enter)
 }
 
 /// Every number that is none of the task's descriptors, as ranges (first and last).

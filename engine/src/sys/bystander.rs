@@ -4,9 +4,10 @@
 //! Between fork and its end the child makes raw calls only: this process may have other threads.
 #![allow(unsafe_code)]
 
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::{
+    sched::{CloneFlags, setns},
     sys::signal::{Signal, kill},
     unistd::Pid,
 };
@@ -21,15 +22,46 @@ use crate::{
 #[derive(Debug)]
 pub struct Bystander(RealPid);
 
-impl Bystander {
-    /// Starts one that the user `uid` with group `gid` may inspect. Needs CAP_SETUID and CAP_SETGID.
-    pub fn start(uid: u32, gid: u32) -> Result<Bystander> {
-        let (from, to) = nix::unistd::pipe().call("pipe")?;
+/// Namespaces in which a process is started: of pids, of users.
+#[derive(Debug, Default)]
+pub struct Place {
+    pub pids: Option<OwnedFd>,
+    pub users: Option<OwnedFd>,
+}
+
+impl Place {
+    /// Forks; the child is in the pid namespace.
+    fn fork(&self) -> Result<u64> {
+        let enter = |namespace: &dyn AsFd| {
+            setns(namespace.as_fd(), CloneFlags::CLONE_NEWPID).call("setns(CLONE_NEWPID)")
+        };
+        let ours = match &self.pids {
+            Some(theirs) => {
+                let ours = std::fs::File::open("/proc/thread-self/ns/pid").call("open(ns/pid)")?;
+                enter(theirs)?;
+                Some(ours)
+            }
+            None => None,
+        };
         // SAFETY: the child makes raw calls only.
-        let pid = errno::check(unsafe { libc::fork() }.into(), "fork")?;
+        let pid = errno::check(unsafe { libc::fork() }.into(), "fork");
+        if !matches!(pid, Ok(0)) {
+            ours.iter().try_for_each(|ours| enter(ours))?;
+        }
+        pid
+    }
+}
+
+impl Bystander {
+    /// Starts one that the user `uid` with group `gid`, as they are called in that place, may inspect. Needs CAP_SETUID
+    /// and CAP_SETGID there.
+    pub fn start(uid: u32, gid: u32, place: &Place) -> Result<Bystander> {
+        let (from, to) = nix::unistd::pipe().call("pipe")?;
+        let users = place.users.as_ref().map(AsRawFd::as_raw_fd);
+        let pid = place.fork()?;
         if pid == 0 {
             // SAFETY: see `idle`.
-            unsafe { idle(uid, gid, to.as_raw_fd()) }
+            unsafe { idle(uid, gid, users, to.as_raw_fd()) }
         }
         let bystander = Bystander(RealPid(pid as i32));
         drop(to);
@@ -60,13 +92,14 @@ impl Drop for Bystander {
 ///
 /// # Safety
 /// Raw calls on numbers and locals; never returns.
-unsafe fn idle(uid: u32, gid: u32, report: i32) -> ! {
+unsafe fn idle(uid: u32, gid: u32, users: Option<i32>, report: i32) -> ! {
     const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
     let header = [CAPABILITY_VERSION_3, 0];
     let none = [0u32; 6];
     // SAFETY: numbers, and locals of the length that each call takes.
     unsafe {
-        let done = libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
+        let done = users.is_none_or(|users| libc::syscall(libc::SYS_setns, users, libc::CLONE_NEWUSER) == 0)
+            && libc::syscall(libc::SYS_setresgid, gid, gid, gid) == 0
             && libc::syscall(libc::SYS_setresuid, uid, uid, uid) == 0
             && libc::syscall(libc::SYS_capset, header.as_ptr(), none.as_ptr()) == 0
             // A change of ids takes it away.
@@ -93,7 +126,7 @@ mod tests {
         if !nix::unistd::Uid::effective().is_root() {
             return eprintln!("skipped: needs root");
         }
-        let bystander = Bystander::start(1234, 4321).unwrap();
+        let bystander = Bystander::start(1234, 4321, &Place::default()).unwrap();
         let status = Status::read(&ProcDir::open(bystander.pid()).unwrap()).unwrap();
         assert_eq!((status.uid, status.gid), ([1234; 4], [4321; 4]));
         assert_eq!((status.cap_prm, status.cap_eff), (0, 0));

@@ -139,7 +139,7 @@ pub struct Binder {
 impl Binder {
     /// New threads may use what the calling thread may.
     pub fn new() -> Result<Binder> {
-        let me = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
+        let me = ProcDir::own()?;
         Ok(Binder { possible: Allowed::ask().possible, own: Status::read(&me)?.cpus, told: None })
     }
 

@@ -9,6 +9,7 @@ use crate::{
     error::{Context, Result, SysContext},
     procfs::{ProcDir, number, trim},
     pstree::VirtPid,
+    restore::stages::Area,
     restore::{Snapshot, plan::Plan},
 };
 
@@ -27,7 +28,7 @@ pub fn dump(dir: &ProcDir) -> Result<Option<i32>> {
 }
 
 /// Sets the nice value of each session that was made, once.
-pub fn restore(snapshot: &Snapshot, plan: &Plan) -> Result<()> {
+pub fn restore(snapshot: &Snapshot, plan: &Plan, area: &Area) -> Result<()> {
     let mut done: HashSet<VirtPid> = HashSet::new();
     for (_, task) in snapshot.alive() {
         let Some(nice) = task.more.as_ref().and_then(|more| more.autogroup_nice) else { continue };
@@ -35,7 +36,7 @@ pub fn restore(snapshot: &Snapshot, plan: &Plan) -> Result<()> {
         if !done.insert(task.sid) || !ours {
             continue;
         }
-        let path = format!("/proc/{}/autogroup", task.pid);
+        let path = format!("/proc/{}/autogroup", area.real(task.pid));
         match std::fs::write(&path, nice.to_string()) {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
                 log::warn!(

@@ -5,13 +5,14 @@ use restorer::args;
 
 use crate::{
     error::{Error, Result},
+    ns::user::Ids,
     procfs::status::Status,
 };
 
 /// The entry of a thread with `status`; `securebits` come from prctl(2) inside it.
-pub fn dump(status: &Status, securebits: u32) -> Result<pb::CredsEntry> {
-    let [uid, euid, suid, fsuid] = status.uid;
-    let [gid, egid, sgid, fsgid] = status.gid;
+pub fn dump(status: &Status, securebits: u32, ids: &Ids) -> Result<pb::CredsEntry> {
+    let [uid, euid, suid, fsuid] = status.uid.map(|uid| ids.user(uid));
+    let [gid, egid, sgid, fsgid] = status.gid.map(|gid| ids.group(gid));
     if status.thread_features.iter().any(|f| f == "shstk") {
         return Err(Error::unsupported("user shadow stacks are not supported")
             .remedy("start the program with GLIBC_TUNABLES=glibc.cpu.x86_shstk=off"));
@@ -31,7 +32,7 @@ pub fn dump(status: &Status, securebits: u32) -> Result<pb::CredsEntry> {
         cap_bnd: halves(status.cap_bnd),
         cap_amb: halves(status.cap_amb),
         secbits: securebits,
-        groups: status.groups.clone(),
+        groups: status.groups.iter().map(|gid| ids.group(*gid)).collect(),
         no_new_privs: status.no_new_privs.then_some(1),
         ..pb::CredsEntry::default()
     })
@@ -101,13 +102,13 @@ mod tests {
             no_new_privs: true,
             ..Status::default()
         };
-        let e = dump(&status, 0x2f).unwrap();
+        let e = dump(&status, 0x2f, &Ids::default()).unwrap();
         assert_eq!((e.uid, e.euid, e.suid, e.fsuid), (1, 2, 3, 4));
         assert_eq!((e.gid, e.egid, e.sgid, e.fsgid), (5, 6, 7, 8));
         assert_eq!((e.cap_prm, e.cap_inh), (vec![2, 1], vec![0, 0]));
         assert_eq!((e.groups, e.secbits, e.no_new_privs), (vec![9, 10], 0x2f, Some(1)));
         let shadow = Status { thread_features: vec!["shstk".into()], ..Status::default() };
-        assert!(dump(&shadow, 0).is_err());
+        assert!(dump(&shadow, 0, &Ids::default()).is_err());
     }
 
     #[test]
@@ -120,7 +121,7 @@ mod tests {
             groups: vec![0],
             ..Status::default()
         };
-        let mut e = dump(&own, 0).unwrap();
+        let mut e = dump(&own, 0, &Ids::default()).unwrap();
         assert_eq!(restore(&e, &own, 0).unwrap().change, 0);
         assert_eq!(restore(&e, &own, 4).unwrap().change, 1);
         e.cap_bnd = vec![0xf, 0];

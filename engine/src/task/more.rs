@@ -17,8 +17,8 @@ use crate::{
     infect::StoppedTask,
     mm,
     procfs::{ProcDir, stat::Stat, status::Status},
-    pstree::{RealPid, VirtPid},
-    restore::{Snapshot, TaskImage},
+    pstree::{Numbering, RealPid, VirtPid},
+    restore::{Snapshot, TaskImage, stages::Area},
     sys::sched::Attr,
 };
 
@@ -42,6 +42,7 @@ pub struct MoreOut {
 /// What was found out about a task by others.
 pub struct Seen<'a> {
     pub pid: VirtPid,
+    pub numbering: &'a Numbering,
     pub dir: &'a ProcDir,
     pub stat: &'a Stat,
     pub stopped: &'a StoppedTask,
@@ -103,7 +104,8 @@ impl MoreOut {
             };
             attributes::dump(asked, flags, &mut more)?;
             if more != pb::RcriuThreadEntry::default() {
-                entry.thread.push(pb::RcriuThreadEntry { tid: tid.0.cast_unsigned(), ..more });
+                let virt = seen.numbering.of(tid);
+                entry.thread.push(pb::RcriuThreadEntry { tid: virt.0.cast_unsigned(), ..more });
             }
         }
         entry.mapping = seen.mapping;
@@ -241,7 +243,7 @@ pub fn enter(snapshot: &Snapshot, task: &TaskImage) -> Result<()> {
 /// Settings that are made from outside, in all threads.
 ///
 /// Preconditions: the restorer has set policies and priorities; nothing of the program has run.
-pub fn from_outside(snapshot: &Snapshot) -> Result<()> {
+pub fn from_outside(snapshot: &Snapshot, area: &Area) -> Result<()> {
     if snapshot.alive().all(|(_, task)| task.more.is_none()) {
         return Ok(());
     }
@@ -250,7 +252,7 @@ pub fn from_outside(snapshot: &Snapshot) -> Result<()> {
     for (_, task) in snapshot.alive() {
         let Some(more) = &task.more else { continue };
         for (i, virt) in task.threads.iter().enumerate() {
-            let (tid, thread) = (RealPid(virt.0), more.thread(*virt));
+            let (tid, thread) = (area.real(*virt), more.thread(*virt));
             let core = task.thread_core(i).and_then(|core| core.thread_core.as_ref());
             (|| {
                 binder.restore(tid, thread.and_then(|t| t.cpus.as_deref()))?;

@@ -8,7 +8,6 @@ use rcriu_images::pb;
 use crate::{
     error::Result,
     procfs::{ProcDir, status::Status},
-    pstree::RealPid,
     sys::attributes,
 };
 
@@ -38,7 +37,7 @@ pub struct Nodes(Vec<u8>);
 impl Nodes {
     /// Those this process may use.
     pub fn own() -> Result<Nodes> {
-        let me = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
+        let me = ProcDir::own()?;
         Ok(Nodes(Status::read(&me)?.nodes))
     }
 

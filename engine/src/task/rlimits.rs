@@ -6,6 +6,7 @@ use restorer::args;
 use crate::{
     error::Result,
     procfs::{ProcDir, limits},
+    pstree::RealPid,
     sys::rlimit,
 };
 
@@ -13,9 +14,18 @@ use crate::{
 ///
 /// prlimit(2) needs CAP_SYS_RESOURCE for tasks of other users, `/proc/PID/limits` does not.
 pub fn dump(dir: &ProcDir) -> Result<pb::TaskRlimitsEntry> {
+    of(dir.pid(), dir)
+}
+
+/// Those of the calling process, whatever number it has.
+pub fn own() -> Result<pb::TaskRlimitsEntry> {
+    of(RealPid(0), &ProcDir::own()?)
+}
+
+fn of(pid: RealPid, dir: &ProcDir) -> Result<pb::TaskRlimitsEntry> {
     let by_call: Result<Vec<_>> = (0..limits::COUNT as u32)
         .map(|resource| {
-            let limit = rlimit::get(dir.pid(), resource)?;
+            let limit = rlimit::get(pid, resource)?;
             Ok(pb::RlimitEntry { cur: limit.soft, max: limit.hard })
         })
         .collect();

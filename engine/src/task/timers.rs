@@ -7,6 +7,7 @@ use restorer::args;
 use crate::{
     error::{Error, Result},
     procfs::timers::Timer,
+    pstree::Numbering,
 };
 
 /// The entry of a task: real, virtual and profiling timer, and the POSIX timers of `/proc/PID/timers` with the
@@ -15,6 +16,7 @@ pub fn dump(
     intervals: [Itimer; ITIMERS],
     timers: &[Timer],
     left: &[PosixTimer],
+    numbering: &Numbering,
 ) -> Result<pb::TaskTimersEntry> {
     let [real, virt, prof] = intervals.map(|i| pb::ItimerEntry {
         isec: i.interval_sec.cast_unsigned(),
@@ -46,7 +48,7 @@ pub fn dump(
                 insec: left.interval_nsec.cast_unsigned(),
                 vsec: left.value_sec.cast_unsigned(),
                 vnsec: left.value_nsec.cast_unsigned(),
-                notify_thread_id: timer.notify_thread,
+                notify_thread_id: timer.notify_thread.map(|tid| numbering.virt(tid)),
             })
         })
         .collect::<Result<_>>()?;
@@ -118,13 +120,13 @@ mod tests {
         let left = PosixTimer { id: 3, value_sec: 5, overrun: 2, ..PosixTimer::default() };
         let real = Itimer { value_usec: 1, ..Itimer::default() };
         let off = Itimer::default();
-        let entry = dump([real, off, off], &[timer], &[left]).unwrap();
+        let entry = dump([real, off, off], &[timer], &[left], &Numbering::default()).unwrap();
         assert_eq!((entry.real.vusec, entry.virt.vusec), (1, 0));
         let posix = &entry.posix[0];
         assert_eq!((posix.it_id, posix.it_sigev_notify, posix.notify_thread_id), (3, 4, Some(77)));
         assert_eq!((posix.vsec, posix.overrun, posix.clock_id), (5, 2, -6i32 as u32));
-        assert!(dump([off; 3], &[timer], &[]).is_err());
-        assert!(dump([off; 3], &[timer], &[PosixTimer { id: 4, ..left }]).is_err());
+        assert!(dump([off; 3], &[timer], &[], &Numbering::default()).is_err());
+        assert!(dump([off; 3], &[timer], &[PosixTimer { id: 4, ..left }], &Numbering::default()).is_err());
 
         assert_eq!(restore_intervals(&entry).unwrap(), [[0, 0, 0, 1], [0; 4], [0; 4]]);
         let back = restore_posix(&entry, true).unwrap();

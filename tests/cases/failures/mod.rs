@@ -15,7 +15,7 @@ use rcriu_tests::state::{State, descendants, processes};
 use rcriu_tests::{Case, Cycle, Engine, Images, Program};
 
 /// A command of the engine that runs while the case goes on.
-struct Running {
+pub struct Running {
     child: Child,
     pidfd: PidFd,
 }
@@ -29,7 +29,7 @@ impl Running {
         Ok(Running { child, pidfd })
     }
 
-    fn dump(program: &Program, images: &Images, more: &[&str]) -> Result<Running> {
+    pub fn dump(program: &Program, images: &Images, more: &[&str]) -> Result<Running> {
         let pid = program.pid().to_string();
         let mut args = vec!["dump", "-t", &pid, "-D", images.as_str()?, "-v4", "-o", "dump.log"];
         args.extend(more);
@@ -37,11 +37,20 @@ impl Running {
     }
 
     fn restore(images: &Images) -> Result<Running> {
-        Running::start(&["restore", "-d", "-D", images.as_str()?, "-v4", "-o", "restore.log"])
+        Running::restore_with(images, &[])
+    }
+
+    pub fn restore_with(images: &Images, more: &[&str]) -> Result<Running> {
+        let args = ["restore", "-d", "-D", images.as_str()?, "-v4", "-o", "restore.log"];
+        Running::start(&[&args, more].concat())
+    }
+
+    pub fn kill(&self, signal: Signal) {
+        self.pidfd.kill(signal);
     }
 
     /// Exit code; None when a signal ended it.
-    fn end(mut self) -> Result<Option<i32>> {
+    pub fn end(mut self) -> Result<Option<i32>> {
         if self.pidfd.wait_dead(PATIENCE).is_err() {
             self.pidfd.kill(Signal::SIGKILL);
             self.child.wait()?;
@@ -51,7 +60,7 @@ impl Running {
     }
 
     /// Lets it run for a while, or to its end if that comes first.
-    fn for_a_while(&self, microseconds: u64) -> Result<()> {
+    pub fn for_a_while(&self, microseconds: u64) -> Result<()> {
         use std::os::fd::AsFd;
         readable(&[self.pidfd.as_fd()], Duration::from_micros(microseconds)).map(drop)
     }

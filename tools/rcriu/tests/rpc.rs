@@ -5,65 +5,12 @@ mod tool;
 use std::fs;
 use std::io::Read;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::process::{Child, Stdio};
+use std::process::Stdio;
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, recv, send, socket, socketpair,
-};
-use prost::Message;
-use rcriu_images::pb::{CriuFeatures, CriuOpts, CriuPageServerInfo, CriuReq, CriuReqType, CriuResp};
+use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket};
+use rcriu_images::pb::{CriuFeatures, CriuOpts, CriuPageServerInfo, CriuReq, CriuReqType};
+use tool::client::{Client, answer_notifications, opts, request};
 use tool::{Tool, is_root, sleeper};
-
-struct Client {
-    socket: OwnedFd,
-    child: Option<Child>,
-}
-
-impl Client {
-    /// A worker whose socket is its descriptor 0: any number will do.
-    fn swrk(tool: &Tool) -> Client {
-        let (ours, theirs) =
-            socketpair(AddressFamily::Unix, SockType::SeqPacket, None, SockFlag::SOCK_CLOEXEC).unwrap();
-        let mut command = tool.command(&["swrk", "0"]);
-        command.stdin(Stdio::from(theirs)).stdout(Stdio::piped()).stderr(Stdio::piped());
-        Client { socket: ours, child: Some(command.spawn().unwrap()) }
-    }
-
-    fn send(&self, request: &CriuReq) {
-        send(self.socket.as_raw_fd(), &request.encode_to_vec(), MsgFlags::empty()).unwrap();
-    }
-
-    fn receive(&self) -> Option<CriuResp> {
-        let mut buffer = vec![0; 1 << 16];
-        let got = recv(self.socket.as_raw_fd(), &mut buffer, MsgFlags::empty()).unwrap();
-        (got > 0).then(|| CriuResp::decode(&buffer[..got]).unwrap())
-    }
-
-    fn ask(&self, request: &CriuReq) -> CriuResp {
-        self.send(request);
-        self.receive().unwrap()
-    }
-
-    /// Ends the connection; the worker's exit code, after checking that it wrote nothing.
-    fn end(mut self) -> i32 {
-        let mut child = self.child.take().unwrap();
-        drop(self);
-        let mut text = String::new();
-        child.stdout.take().unwrap().read_to_string(&mut text).unwrap();
-        child.stderr.take().unwrap().read_to_string(&mut text).unwrap();
-        assert_eq!(text, "", "stdio belongs to the container");
-        child.wait().unwrap().code().unwrap()
-    }
-}
-
-fn request(kind: CriuReqType) -> CriuReq {
-    CriuReq { r#type: kind.into(), ..CriuReq::default() }
-}
-
-/// Options of a request about images in the tool's folder.
-fn opts(tool: &Tool) -> CriuOpts {
-    CriuOpts { images_dir: Some(tool.dir().display().to_string()), ..CriuOpts::default() }
-}
 
 #[test]
 fn version_is_told_and_the_worker_ends_well() {
@@ -121,18 +68,6 @@ fn check_answers_like_the_command() {
     let resp = client.ask(&request(CriuReqType::Check));
     assert!(resp.success && resp.cr_errmsg.is_none(), "{resp:?}");
     assert_eq!(client.end(), 0);
-}
-
-/// Answers notifications until the final answer; their names, with a star where there was a pid.
-fn answer_notifications(client: &Client) -> (Vec<String>, CriuResp) {
-    let mut names = Vec::new();
-    loop {
-        let resp = client.receive().unwrap();
-        let Some(notify) = &resp.notify else { return (names, resp) };
-        let star = if notify.pid.is_some() { "*" } else { "" };
-        names.push(format!("{}{star}", notify.script()));
-        client.send(&CriuReq { notify_success: Some(true), ..request(CriuReqType::Notify) });
-    }
 }
 
 #[test]
@@ -241,7 +176,7 @@ fn a_refused_dump_names_the_option_in_answer_and_log() {
     let client = Client::swrk(&tool);
     let opts = CriuOpts {
         pid: Some(std::process::id() as i32),
-        ext_masters: Some(true),
+        unprivileged: Some(true),
         tcp_close: Some(false),
         log_level: Some(4),
         log_file: Some("dump.log".into()),
@@ -252,12 +187,12 @@ fn a_refused_dump_names_the_option_in_answer_and_log() {
     assert!(!resp.success);
     assert_eq!(resp.r#type, i32::from(CriuReqType::Dump));
     assert!(
-        resp.cr_errmsg().starts_with("Error (") && resp.cr_errmsg().contains("--enable-external-masters"),
+        resp.cr_errmsg().starts_with("Error (") && resp.cr_errmsg().contains("--unprivileged"),
         "{resp:?}"
     );
     assert_eq!(client.end(), 1);
     let log = fs::read_to_string(tool.dir().join("dump.log")).unwrap();
-    assert!(log.contains("--enable-external-masters") && log.contains("Dumping FAILED."), "{log}");
+    assert!(log.contains("--unprivileged") && log.contains("Dumping FAILED."), "{log}");
 }
 
 #[test]

@@ -13,7 +13,7 @@ use std::{
     ffi::OsString,
     os::{
         fd::{AsFd, BorrowedFd},
-        unix::ffi::OsStringExt,
+        unix::ffi::{OsStrExt, OsStringExt},
     },
 };
 
@@ -25,7 +25,7 @@ use nix::{
 };
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
-use super::{DrainedFd, FilesOut};
+use super::{DrainedFd, FilesOut, Root};
 use crate::{
     error::{Error, Result, SysContext},
     pstree::FileId,
@@ -50,13 +50,17 @@ pub(super) struct GhostsOut {
 }
 
 /// Names made beside lost ones. Dropped without [`GhostsOut::finish`] they go: the dump failed.
-#[derive(Debug, Default)]
-struct Links(Vec<OsString>);
+#[derive(Debug)]
+struct Links {
+    root: Root,
+    made: Vec<OsString>,
+}
 
 impl Drop for Links {
     fn drop(&mut self) {
-        for path in self.0.drain(..) {
-            if let Err(e) = unlinkat(AT_FDCWD, path.as_os_str(), UnlinkatFlags::NoRemoveDir) {
+        for path in self.made.drain(..) {
+            let whole = self.root.path(path.as_bytes());
+            if let Err(e) = unlinkat(AT_FDCWD, whole.as_ref(), UnlinkatFlags::NoRemoveDir) {
                 log::error!("unlink({}): {e}", path.display());
             }
         }
@@ -64,12 +68,12 @@ impl Drop for Links {
 }
 
 impl GhostsOut {
-    pub(super) fn new(images: &ImageDir) -> Self {
+    pub(super) fn new(images: &ImageDir, root: Root) -> Self {
         GhostsOut {
             remaps: images.writer(ImageKind::RemapFpath, 0),
             known: HashMap::new(),
             next: 1,
-            links: Links::default(),
+            links: Links { root, made: Vec::new() },
         }
     }
 
@@ -77,7 +81,7 @@ impl GhostsOut {
     pub(super) fn finish(mut self, stays: bool) -> Result<()> {
         self.remaps.finish()?;
         if !stays {
-            self.links.0.clear();
+            self.links.made.clear();
         }
         Ok(())
     }
@@ -109,7 +113,7 @@ pub(super) fn dump_ghost(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> 
         None => {
             let ghost = out.ghosts.next;
             out.ghosts.next += 1;
-            write_ghost(fd, ghost, out.images)?;
+            write_ghost(fd, ghost, out)?;
             out.ghosts.known.insert((stat.st_dev, stat.st_ino), ghost);
             ghost
         }
@@ -117,7 +121,7 @@ pub(super) fn dump_ghost(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> 
     out.ghosts.note(id, ghost, pb::RemapType::Ghost)
 }
 
-fn write_ghost(fd: &DrainedFd, ghost: u32, images: &ImageDir) -> Result<()> {
+fn write_ghost(fd: &DrainedFd, ghost: u32, out: &FilesOut<'_>) -> Result<()> {
     let stat = &fd.probe.stat;
     log::info!("Dumping ghost file contents (id {ghost:#x}): {}", fd.probe.link_text());
     let kind = fd.probe.file_type();
@@ -126,10 +130,10 @@ fn write_ghost(fd: &DrainedFd, ghost: u32, images: &ImageDir) -> Result<()> {
     };
     let chunks = kind == SFlag::S_IFREG && stat.st_size >= CHUNKS_FROM;
     let device = kind == SFlag::S_IFCHR || kind == SFlag::S_IFBLK;
-    let mut image = images.writer(ImageKind::GhostFile, u64::from(ghost));
+    let mut image = out.images.writer(ImageKind::GhostFile, u64::from(ghost));
     image.write(&pb::GhostFileEntry {
-        uid: stat.st_uid,
-        gid: stat.st_gid,
+        uid: out.users.user(stat.st_uid),
+        gid: out.users.group(stat.st_gid),
         mode: stat.st_mode,
         dev: Some(super::watch::kernel_dev(stat.st_dev)),
         ino: Some(stat.st_ino),
@@ -208,14 +212,15 @@ pub(super) fn dump_linked(fd: &DrainedFd, path: &[u8], id: FileId, out: &mut Fil
     let link = loop {
         let mut link = folder.to_vec();
         link.extend_from_slice(format!("/link_remap.{}", lid.0).as_bytes());
-        match linkat(fd.file.as_fd(), "", AT_FDCWD, link.as_slice(), LinkatFlags::AT_EMPTY_PATH) {
+        let whole = out.root.path(&link);
+        match linkat(fd.file.as_fd(), "", AT_FDCWD, whole.as_ref(), LinkatFlags::AT_EMPTY_PATH) {
             Ok(()) => break link,
             // The folder is gone as well: the one above will do, the name does not matter.
             Err(Errno::ENOENT) if !folder.is_empty() => folder = parent(folder),
             Err(e) => return Err(Error::sys("linkat", e as i32).during(format!("a name for {text}"))),
         }
     };
-    out.ghosts.links.0.push(OsString::from_vec(link.clone()));
+    out.ghosts.links.made.push(OsString::from_vec(link.clone()));
     out.write(pb::FileEntry {
         r#type: super::FdType::Reg as i32,
         id: lid.0,

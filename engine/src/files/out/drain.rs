@@ -157,9 +157,9 @@ impl<'a> FilesOut<'a> {
         numbers: &[i32],
         found: &mut Found<'_, 'a>,
     ) -> Result<()> {
-        let shmem_dev = self.host.shmem_dev;
+        let (shmem_dev, numbering, users) = (self.host.shmem_dev, self.numbering.clone(), self.users.clone());
         let look = |fds: &[i32]| -> Vec<_> {
-            let mut host = Host::new(shmem_dev);
+            let mut host = Host::new(shmem_dev, numbering.clone(), users.clone());
             let mut one = |fd: &i32| (*fd, whose.look(*fd, &mut host, |fd| pidfd::getfd(pidfd, fd)));
             fds.iter().map(&mut one).collect()
         };
@@ -205,7 +205,8 @@ impl<'a> FilesOut<'a> {
             Looked::Taken(drained) => {
                 let (cloexec, socket) = (drained.probe.cloexec, drained.probe.socket.is_some());
                 let number = self.number(&drained)?;
-                self.locks.dump(&drained, number, files_id, self.opts.common.file_locks)?;
+                let virt = self.numbering.of(task);
+                self.locks.dump(&drained, (number, virt), files_id, self.opts.common.file_locks)?;
                 let (id, fd_type) = self.open_file(*drained, number)?;
                 Ok((Slot { fd, id, fd_type, socket }, cloexec))
             }

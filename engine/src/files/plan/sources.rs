@@ -28,6 +28,8 @@ pub struct PlanFiles<'a> {
     pub kernel: &'a Kernel,
     /// All entries of files.img (and of the images older sets had instead).
     pub entries: &'a ById<Arc<pb::FileEntry>>,
+    /// Number of the network namespace whose devices are made for the tree.
+    pub network: Option<u32>,
     pub(in crate::files) remaps: Remaps,
     pipe_data: HashMap<ImageKind, HashMap<u32, PipeData>>,
     pub(super) ttys: Option<Ttys>,
@@ -55,6 +57,7 @@ impl<'a> PlanFiles<'a> {
             opts,
             kernel,
             entries,
+            network: None,
             remaps,
             pipe_data: HashMap::new(),
             ttys: None,

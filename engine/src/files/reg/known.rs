@@ -11,15 +11,15 @@ use nix::{
     sys::stat::{FileStat, Mode},
 };
 
-use super::stat_of;
 use crate::{
     error::Result,
-    files::{DrainedFd, build_id, lease::Leases},
+    files::{DrainedFd, Root, build_id, lease::Leases},
 };
 
 /// Answers that hold for the whole dump: who was asked stands still, and nobody else is waited for.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(in crate::files) struct Known {
+    root: Root,
     /// What paths lead to.
     found: HashMap<Vec<u8>, nix::Result<FileStat>>,
     /// Build-ids by device and inode.
@@ -28,12 +28,17 @@ pub(in crate::files) struct Known {
 }
 
 impl Known {
+    /// Of paths that begin at `root`.
+    pub(in crate::files) fn new(root: Root) -> Known {
+        Known { root, found: HashMap::new(), build_ids: HashMap::new(), leases: Leases::default() }
+    }
+
     /// What is at `path`; a link at its end is not followed.
     pub(super) fn stat(&mut self, path: &[u8]) -> nix::Result<FileStat> {
         if let Some(known) = self.found.get(path) {
             return *known;
         }
-        let stat = stat_of(path);
+        let stat = self.root.lstat(path);
         self.found.insert(path.to_vec(), stat);
         stat
     }

@@ -9,9 +9,8 @@ mod restore;
 
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, AtFlags},
     sys::{
-        stat::{FileStat, SFlag, fstatat, major, minor},
+        stat::{FileStat, SFlag, major, minor},
         statfs::{DEVPTS_SUPER_MAGIC, FsType, NFS_SUPER_MAGIC, OVERLAYFS_SUPER_MAGIC, PROC_SUPER_MAGIC},
     },
 };
@@ -77,6 +76,7 @@ pub(super) fn dump_path(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> R
         pos: probe.info.pos,
         fown: fd.fown,
         mode: Some(stat.st_mode),
+        mnt_id: out.own_mount(probe),
         ..Default::default()
     };
     if let Some(external) = external(probe, out) {
@@ -161,10 +161,6 @@ fn is_overlay(fs: FsType) -> bool {
     fs == OVERLAYFS_SUPER_MAGIC
 }
 
-fn stat_of(path: &[u8]) -> nix::Result<FileStat> {
-    fstatat(AT_FDCWD, path, AtFlags::AT_SYMLINK_NOFOLLOW)
-}
-
 fn same_inode(probe: &FdProbe, found: &FileStat, out: &FilesOut<'_>) -> Result<()> {
     let ours = &probe.stat;
     if (found.st_dev, found.st_ino) == (ours.st_dev, ours.st_ino) {
@@ -194,7 +190,7 @@ fn proc_name(probe: &FdProbe, id: FileId, out: &mut FilesOut<'_>) -> Result<Vec<
         return Ok(link.clone());
     };
     let folder = &link[..b"/proc/".len() + digits];
-    if bare.is_some() || stat_of(folder).is_err() {
+    if bare.is_some() || out.root.lstat(folder).is_err() {
         out.ghosts.note(id, pid, pb::RemapType::Procfs)?;
     }
     Ok(bare.unwrap_or(link).to_vec())

@@ -121,7 +121,10 @@ impl RegFile {
                 let near = cx.folder_of(&self.entry.name);
                 let near = near.and_then(|(folder, name)| openat(folder, name, flags, Mode::empty()).ok());
                 // What is wrong, the whole path tells: the folder may be another one by now.
-                let opened = near.map_or_else(|| open(self.entry.name.as_slice(), flags, Mode::empty()), Ok);
+                let opened = match near {
+                    Some(opened) => Ok(opened),
+                    None => open(cx.root().path(&self.entry.name).as_ref(), flags, Mode::empty()),
+                };
                 opened.call("open")?
             }
         };
@@ -183,8 +186,8 @@ impl RestoredFile for RegFile {
             Some(Remap::DeadProcess(_)) => return Ok(()),
             Some(Remap::Linked(_)) | None => {}
         }
-        // Names below /proc/PID come into being with the tasks.
-        if self.entry.name.starts_with(b"/proc/") {
+        // Names below /proc/PID come into being with the tasks, those of a mount namespace with it.
+        if self.entry.name.starts_with(b"/proc/") || cx.elsewhere {
             return Ok(());
         }
         let path = self.linked.as_deref().unwrap_or(&self.entry.name);

@@ -18,6 +18,7 @@ use rcriu_images::ImageDir;
 use super::{FdProbe, FilesOut};
 use crate::{
     error::{Context, Error, Result, SysContext},
+    netlock::{Method, Whole},
     options::DumpOptions,
     pstree::{FileId, RealPid},
     sys::{
@@ -97,7 +98,7 @@ pub(super) struct SocketsOut {
 }
 
 impl SocketsOut {
-    pub(super) fn new(images: &ImageDir, opts: &DumpOptions) -> Self {
+    pub(super) fn new(images: &ImageDir, opts: &DumpOptions, lock: Option<(Method, Whole)>) -> Self {
         SocketsOut {
             queues: queue::QueuesOut::new(images),
             waiting: Vec::new(),
@@ -105,11 +106,16 @@ impl SocketsOut {
             inet: inet::InetOut::default(),
             lowest: HashMap::new(),
             tcp: tcp::Waiting::default(),
-            connections: Connections::new(opts.network_lock),
+            connections: Connections::new(opts.network_lock, lock),
             netlink: None,
             packet: None,
             packet_ids: HashMap::new(),
         }
+    }
+
+    /// The lock of the tree's own network namespace.
+    pub(super) fn lock(&self) -> Option<&Whole> {
+        self.connections.whole()
     }
 
     /// The packet socket with this inode, if a task had it open so far.
@@ -159,7 +165,7 @@ fn refuse_elsewhere(socket: BorrowedFd<'_>) -> Result<()> {
         Err(e) if matches!(e.errno(), Some(libc::EPERM | libc::ENOTTY)) => return Ok(()),
         other => fstat(other?).call("fstat")?,
     };
-    let ours = stat("/proc/self/ns/net").call("stat(/proc/self/ns/net)")?;
+    let ours = stat("/proc/thread-self/ns/net").call("stat(/proc/thread-self/ns/net)")?;
     if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino) {
         return Ok(());
     }

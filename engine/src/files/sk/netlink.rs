@@ -103,7 +103,7 @@ impl FileKind for Netlink {
             dst_group: known.dst_group,
             fown: fd.fown,
             opts: opts::dump(socket, what.family)?,
-            ns_id: None,
+            ns_id: out.own_network(),
         };
         Ok(pb::FileEntry {
             r#type: FdType::Netlinksk as i32,

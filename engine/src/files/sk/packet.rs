@@ -106,7 +106,7 @@ impl FileKind for Packet {
             fanout: known.fanout,
             rx_ring: known.rings[0].as_ref().map(ring),
             tx_ring: known.rings[1].as_ref().map(ring),
-            ns_id: None,
+            ns_id: out.own_network(),
         };
         log::debug!("{} is a packet socket", socket_name(ino));
         Ok(pb::FileEntry {

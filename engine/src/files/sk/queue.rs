@@ -23,7 +23,7 @@ use crate::{
     files::{DrainedFd, FilesOut, FilesTask},
     interrupt,
     procfs::ProcDir,
-    pstree::{FileId, RealPid},
+    pstree::FileId,
     sys::{
         fd,
         sockopt::{self, Opt, general},
@@ -178,8 +178,8 @@ fn dump_files(files: Vec<OwnedFd>, out: &mut FilesOut<'_>) -> Result<Vec<pb::Scm
     if files.is_empty() {
         return Ok(Vec::new());
     }
-    let me = RealPid(std::process::id().cast_signed());
-    let proc = ProcDir::open(me)?;
+    let proc = ProcDir::own()?;
+    let me = proc.pid();
     let mut rights = Vec::with_capacity(files.len());
     for file in files {
         let number = file.as_raw_fd();

@@ -8,7 +8,8 @@
 //! `tty-data.img`.
 //!
 //! A slave whose master is not dumped is the terminal of somebody outside: with `--shell-job` the restored
-//! tasks get the terminal that the restoring process has; with `--external tty[..]` one that is handed over.
+//! tasks get the terminal that the restoring process has; with `--external tty[..]` one that is handed over. Clients of
+//! the RPC may have another master made and handed to them instead (`orphan_pts_master`).
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
@@ -21,9 +22,10 @@ use rcriu_images::{ImageDir, ImageKind, pb};
 use super::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, PlanFiles, RestoredFile, reg};
 use crate::{
     error::{Context, Error, Result, SysContext},
+    ns::user::Ids,
     options::{DumpOptions, External},
     procfs::stat::Stat,
-    pstree::{FileId, RealPid},
+    pstree::{FileId, Numbering, RealPid},
     sys::tty,
 };
 
@@ -32,6 +34,7 @@ mod queue;
 mod restore;
 mod settings;
 
+pub use restore::OpenMasters;
 pub(super) use restore::{Terminals, Ttys, adopt, foreground, prepare};
 
 const TTY_MAJOR: u64 = 4;
@@ -230,11 +233,23 @@ impl TtysOut {
         Ok(id)
     }
 
+    /// Numbers of pairs whose master was met.
+    pub(super) fn masters(&self) -> Vec<u32> {
+        let masters = self.infos.values().filter(|met| met.info.id & 1 == 1);
+        masters.filter_map(|met| Some(met.info.pty?.index)).collect()
+    }
+
     /// Writes everything, once all tasks were met.
     ///
     /// # Errors
     /// A terminal of a session that is not part of the tree, without `--shell-job`.
-    pub(super) fn finish(mut self, opts: &DumpOptions, images: &ImageDir) -> Result<()> {
+    pub(super) fn finish(
+        mut self,
+        opts: &DumpOptions,
+        images: &ImageDir,
+        numbering: &Numbering,
+        ids: &Ids,
+    ) -> Result<()> {
         let mut unpaired = 0;
         let masters: HashSet<u32> = self.infos.keys().copied().filter(|id| id & 1 == 1).collect();
         for (id, met) in &mut self.infos {
@@ -246,7 +261,8 @@ impl TtysOut {
                 && id & 1 == 0
                 && met.info.termios.is_some()
                 && !masters.contains(&(id | 1));
-            if (outside && met.info.r#type() != pb::TtyType::ExtTty || lonely) && !opts.common.shell_job {
+            let kept = opts.common.shell_job || opts.common.orphan_pts_master && !outside;
+            if (outside && met.info.r#type() != pb::TtyType::ExtTty || lonely) && !kept {
                 return Err(Error::unsupported(format!(
                     "{} is a terminal that belongs to somebody outside of the tree",
                     describe(&met.info)
@@ -260,7 +276,10 @@ impl TtysOut {
                 )
                 .remedy("only one can be replaced on restore"));
             }
-            let (sid, pgrp) = session.unwrap_or_default();
+            let (sid, pgrp) =
+                session.map_or((0, 0), |(sid, pgrp)| (numbering.virt(sid), numbering.virt(pgrp)));
+            met.info.uid = met.info.uid.map(|uid| ids.user(uid));
+            met.info.gid = met.info.gid.map(|gid| ids.group(gid));
             (met.info.sid, met.info.pgrp) = (sid.cast_unsigned(), pgrp.cast_unsigned());
         }
         let mut image = images.writer(ImageKind::TtyInfo, 0);

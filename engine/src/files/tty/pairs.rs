@@ -13,11 +13,12 @@ use rcriu_images::pb;
 
 use super::{
     queue::{self, Queued},
-    restore::Ttys,
+    restore::{OpenMasters, Ttys},
     settings::{self, settle_owner},
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
+    files::Root,
     sys::tty,
 };
 
@@ -68,35 +69,46 @@ pub(super) fn set_up_pair(info: &pb::TtyInfoEntry, pair: &Pair, ttys: &Ttys) -> 
     Ok(())
 }
 
-/// Opens masters until each wanted number has come up. The kernel gives the lowest free one.
+/// Opens masters until each wanted number has come up; `given` are open already. The kernel gives the lowest free one.
 pub(super) fn open_pairs(
     wanted: &BTreeMap<u32, Vec<u8>>,
+    given: OpenMasters,
     with_slave: &BTreeSet<u32>,
+    root: &Root,
 ) -> Result<BTreeMap<u32, Pair>> {
+    let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let mut pairs = BTreeMap::new();
+    let mut pair = |index: u32, path: &[u8], master: OwnedFd| -> Result<()> {
+        tty::set_locked(master.as_fd(), false)?;
+        let slave = with_slave.contains(&index).then(|| {
+            let path = slave_path(path, index);
+            let text = || path.escape_ascii().to_string();
+            open(root.path(&path).as_ref(), flags, Mode::empty()).call("open").during(text)
+        });
+        let slave = slave.transpose()?;
+        pairs.insert(index, Pair { master, slave });
+        Ok(())
+    };
+    let mut missing: BTreeMap<u32, &[u8]> = wanted.iter().map(|(index, path)| (*index, &path[..])).collect();
+    for (index, master) in given {
+        if let Some(path) = missing.remove(&index) {
+            pair(index, path, master)?;
+        }
+    }
     // Numbers that are free but not wanted, held so that the next ones come up.
     let mut fillers = Vec::new();
-    while let Some((index, path)) = wanted.iter().find(|(index, _)| !pairs.contains_key(*index)) {
+    while let Some((index, path)) = missing.first_key_value().map(|(index, path)| (*index, *path)) {
         crate::interrupt::check()?;
-        let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
         let text = || path.escape_ascii().to_string();
-        let master = open(path.as_slice(), flags, Mode::empty()).call("open").during(text)?;
+        let master = open(root.path(path).as_ref(), flags, Mode::empty()).call("open").during(text)?;
         let got = tty::pty_number(master.as_fd())?;
-        if got > *index && !wanted.contains_key(&got) {
+        if got > index && !missing.contains_key(&got) {
             return Err(Error::host(format!("/dev/pts/{index} is in use"))
                 .remedy("the pty must have its old number; end whoever uses it"));
         }
-        if wanted.contains_key(&got) {
-            tty::set_locked(master.as_fd(), false)?;
-            let slave = with_slave.contains(&got).then(|| {
-                let path = slave_path(path, got);
-                let text = || path.escape_ascii().to_string();
-                open(path.as_slice(), flags, Mode::empty()).call("open").during(text)
-            });
-            let slave = slave.transpose()?;
-            pairs.insert(got, Pair { master, slave });
-        } else {
-            fillers.push(master);
+        match missing.remove(&got) {
+            Some(path) => pair(got, path, master)?,
+            None => fillers.push(master),
         }
     }
     Ok(pairs)

@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
+    files::Root,
     files::{ById, FilesTask, Preflight, RestoredFile, Zone, pipe},
     options::RestoreOptions,
     pstree::FileId,
@@ -48,6 +49,9 @@ pub(super) struct TtyFile {
     path: Option<Vec<u8>>,
     mode: Option<u32>,
 }
+
+/// Masters that are open, by number.
+pub type OpenMasters = BTreeMap<u32, OwnedFd>;
 
 /// What terminals are once they are back, by session: what leaders adopt.
 #[derive(Debug, Default)]
@@ -88,6 +92,26 @@ impl Ttys {
         Ok(ttys)
     }
 
+    /// Pairs of which only the slave is in use, not counting those given from outside, with a path to the master.
+    fn orphans(
+        &self,
+        masters: &BTreeSet<u32>,
+        inherited: impl Fn(&str) -> Result<Option<OwnedFd>>,
+    ) -> Result<BTreeMap<u32, Vec<u8>>> {
+        let mut orphans = BTreeMap::new();
+        for file in self.files.values().filter(|f| f.info.r#type() == pb::TtyType::Pty && !f.is_master()) {
+            let Some(pty) = file.info.pty.filter(|pty| !masters.contains(&pty.index)) else { continue };
+            if file.info.termios.is_none() || inherited(&file.key())?.is_some() {
+                continue;
+            }
+            let path = file.path.as_deref().unwrap_or_default();
+            let folder = path.strip_suffix(format!("/{}", pty.index).as_bytes());
+            let path = folder.map_or(b"/dev/ptmx".to_vec(), |folder| [folder, b"/ptmx"].concat());
+            orphans.entry(pty.index).or_insert(path);
+        }
+        Ok(orphans)
+    }
+
     pub(super) fn collect(&mut self, entry: pb::TtyFileEntry) -> Result<TtyFile> {
         let id = FileId(entry.id);
         let info = self.infos.get(&entry.tty_info_id).cloned();
@@ -126,11 +150,13 @@ impl TtyFile {
     }
 
     /// Opens by path, never taking the terminal as the caller's own.
-    fn open_path(&self) -> Result<OwnedFd> {
+    fn open_path(&self, root: &Root) -> Result<OwnedFd> {
         let path = self.path.as_deref().unwrap_or_default();
         let flags =
             OFlag::from_bits_retain(self.entry.flags.cast_signed()) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        open(path, flags, Mode::empty()).call("open").during(|| path.escape_ascii().to_string())
+        open(root.path(path).as_ref(), flags, Mode::empty())
+            .call("open")
+            .during(|| path.escape_ascii().to_string())
     }
 }
 
@@ -152,7 +178,7 @@ impl RestoredFile for TtyFile {
         match cx.handle(FileId(self.entry.id)) {
             Some(handle) => handle.try_clone_to_owned().call("dup"),
             // The terminal that controls this very task.
-            None => self.open_path(),
+            None => self.open_path(cx.root()),
         }
     }
 
@@ -161,14 +187,17 @@ impl RestoredFile for TtyFile {
     }
 }
 
-/// Makes all terminals and opens all files on them, in the engine. Files go to `handles`.
+/// Makes all terminals and opens all files on them, in the engine. Files go to `handles`. Of pairs that had to be made
+/// before, the masters are given. Masters whose owner is outside of the tree are returned: whoever waits for them must
+/// get them.
 pub(crate) fn prepare(
     ttys: &Ttys,
     zone: Zone,
     opts: &RestoreOptions,
     inherited: impl Fn(&str) -> Result<Option<OwnedFd>>,
     handles: &mut HashMap<FileId, OwnedFd>,
-) -> Result<Terminals> {
+    (root, given): (&Root, OpenMasters),
+) -> Result<(Terminals, Vec<OwnedFd>)> {
     let mut terminals = Terminals::default();
     let masters: BTreeSet<u32> =
         ttys.files.values().filter(|f| f.is_master()).filter_map(|f| Some(f.info.pty?.index)).collect();
@@ -180,13 +209,20 @@ pub(crate) fn prepare(
         .values()
         .filter(|f| f.is_master())
         .filter_map(|f| Some((f.info.pty?.index, f.path.clone().unwrap_or_default())));
-    let wanted = hung.iter().map(|index| (*index, b"/dev/ptmx".to_vec())).chain(paths).collect();
+    let orphans = match opts.common.orphan_pts_master {
+        true => ttys.orphans(&masters, &inherited)?,
+        false => BTreeMap::new(),
+    };
+    let given_only = given.keys().filter(|index| !masters.contains(index) && !orphans.contains_key(index));
+    let given_only = given_only.map(|index| (*index, b"/dev/ptmx".to_vec())).collect::<Vec<_>>();
+    let wanted = hung.iter().map(|index| (*index, b"/dev/ptmx".to_vec()));
+    let wanted = wanted.chain(given_only).chain(paths).chain(orphans.clone()).collect();
     let slaves = ttys.files.values().filter(|f| !f.is_master()).filter_map(|f| Some(f.info.pty?.index));
     let led = ttys.infos.values().filter(|i| i.sid != 0).filter_map(|i| Some(i.pty?.index));
-    let mut pairs = open_pairs(&wanted, &slaves.chain(led).collect())?;
+    let pairs = open_pairs(&wanted, given, &slaves.chain(led).collect(), root)?;
     for (id, file) in &ttys.files {
         let text = || format!("file {id} {}", file.name());
-        let opened = open_early(file, &pairs, opts, &inherited, &mut terminals).during(text)?;
+        let opened = open_early(file, &pairs, (opts, root), &inherited, &mut terminals).during(text)?;
         if let Some(opened) = opened {
             pipe::set_flags(&opened, file.entry.flags.cast_signed()).during(text)?;
             handles.insert(*id, zone.keep(opened)?);
@@ -194,7 +230,8 @@ pub(crate) fn prepare(
     }
     for info in ttys.infos.values() {
         let index = info.pty.map(|pty| pty.index);
-        let pair = index.filter(|index| masters.contains(index)).and_then(|index| pairs.get(&index));
+        let ours = |index: &u32| masters.contains(index) || orphans.contains_key(index);
+        let pair = index.filter(ours).and_then(|index| pairs.get(&index));
         if let Some(pair) = pair {
             set_up_pair(info, pair, ttys).during(|| describe(info))?;
         }
@@ -220,15 +257,16 @@ pub(crate) fn prepare(
             tty::set_locked(pair.master.as_fd(), true)?;
         }
     }
-    pairs.retain(|index, _| masters.contains(index));
-    Ok(terminals)
+    let elsewhere = |index: &u32| !masters.contains(index) && !hung.contains(index);
+    let orphans = pairs.into_iter().filter(|(index, _)| elsewhere(index)).map(|(_, pair)| pair.master);
+    Ok((terminals, orphans.collect()))
 }
 
 /// Opens one file as early as that can be done; `None` for those only a task can open.
 fn open_early(
     file: &TtyFile,
     pairs: &BTreeMap<u32, Pair>,
-    opts: &RestoreOptions,
+    (opts, root): (&RestoreOptions, &Root),
     inherited: &impl Fn(&str) -> Result<Option<OwnedFd>>,
     terminals: &mut Terminals,
 ) -> Result<Option<OwnedFd>> {
@@ -243,7 +281,7 @@ fn open_early(
             .remedy(format!("restore with --inherit-fd fd[N]:{}", file.key()))),
         (_, Some(pair)) if file.is_master() => pair.master.try_clone().call("dup").map(Some),
         (_, Some(_)) => {
-            let opened = file.open_path()?;
+            let opened = file.open_path(root)?;
             if let Some(mode) = file.mode {
                 fchmod(&opened, Mode::from_bits_truncate(mode & 0o7777)).call("fchmod")?;
             }
@@ -251,7 +289,7 @@ fn open_early(
         }
         (pb::TtyType::Pty, None) => borrow(file, opts, terminals).map(Some),
         (_, None) => {
-            let opened = file.open_path()?;
+            let opened = file.open_path(root)?;
             settle(opened.as_fd(), &file.info, true)?;
             Ok(Some(opened))
         }

@@ -72,7 +72,12 @@ impl Giver {
     /// # Errors
     /// A kernel without userfaultfd or the events of it that are needed; a server that is gone.
     pub fn give(&self, area: &Area, pid: VirtPid) -> Result<Offer> {
-        let fd = uffd::open(false)?;
+        let fd = uffd::open(false).map_err(|e| match e.errno() {
+            Some(libc::EPERM) => {
+                e.remedy("restore without --lazy-pages what has a user namespace of its own")
+            }
+            _ => e,
+        })?;
         let needed =
             Features::EVENT_FORK | Features::EVENT_REMAP | Features::EVENT_REMOVE | Features::EVENT_UNMAP;
         uffd::api(&fd, needed).map_err(|e| e.remedy("lazy restores need Linux 4.11 or later"))?;

@@ -5,7 +5,6 @@ use std::rc::Rc;
 use super::{Range, Ranges, TABLE};
 use crate::error::{Error, Result};
 use crate::procfs::{ProcDir, maps};
-use crate::pstree::RealPid;
 use crate::sys::map::{Mapping, Region};
 
 /// Where mappings go: to their address, or where there is room.
@@ -95,7 +94,7 @@ impl Room {
 }
 
 pub fn current() -> Result<Vec<maps::Map>> {
-    maps::maps(&ProcDir::open(RealPid(std::process::id() as i32))?)
+    maps::maps(&ProcDir::own()?)
 }
 
 pub fn no_room(len: u64) -> Error {

@@ -167,6 +167,11 @@ impl Tracker {
         Ok(())
     }
 
+    /// Name of the dump.
+    pub fn run(&self) -> &str {
+        &self.run
+    }
+
     /// Completes the inventory of this dump.
     pub fn sign(&self, inventory: &mut pb::InventoryEntry) -> Result<()> {
         inventory.dump_criu_run_id = Some(self.run.clone());

@@ -21,7 +21,7 @@ use stopped::Stopped;
 use crate::error::{Context, Error, Kind, Result};
 use crate::faults;
 use crate::interrupt;
-use crate::pstree::{RealPid, TaskState, VirtPid};
+use crate::pstree::{RealPid, TaskState};
 use crate::restore::read::{Snapshot, TaskImage, TaskIx};
 use crate::restore::stages::Area;
 use crate::sys::ptrace;
@@ -80,7 +80,7 @@ impl<'a> Attached<'a> {
         for (task, image) in self.snapshot.alive() {
             let options = options(image) | ptrace::O_EXITKILL;
             for (at, tid) in image.threads.iter().enumerate().filter(|(at, _)| which(*at)) {
-                let tid = RealPid(tid.0);
+                let tid = self.area.real(*tid);
                 ptrace::seize(tid, options).during(|| format!("thread {tid}")).during(|| image.name())?;
                 self.threads.push(Thread { tid, task, at });
             }
@@ -95,8 +95,7 @@ impl<'a> Attached<'a> {
             let (leader, own) =
                 (cgroup::set_of(&image.core), image.thread_core(thread.at).and_then(cgroup::set_of));
             if let Some((leader, own)) = leader.zip(own) {
-                let tid = image.threads[thread.at];
-                groups.enter_thread(tid, leader, own).during(|| self.name(*thread))?;
+                groups.enter_thread(thread.tid, leader, own).during(|| self.name(*thread))?;
             }
         }
         Ok(())
@@ -106,7 +105,7 @@ impl<'a> Attached<'a> {
     ///
     /// Precondition: the restorer has set policies and priorities.
     pub fn schedule(&self) -> Result<()> {
-        more::from_outside(self.snapshot)
+        more::from_outside(self.snapshot, self.area)
     }
 
     /// Stops every thread where it waits and lets it go on to its next system call.
@@ -245,7 +244,7 @@ impl<'a> Attached<'a> {
                 && let Some(parent) = image.parent
             {
                 let told = News::from_image(image.tc.exit_code);
-                news.entry(parent).or_default().push(Stopped { pid: leader.tid, news: told });
+                news.entry(parent).or_default().push(Stopped { pid: image.pid, news: told });
             }
         }
         self.threads = kept;
@@ -275,7 +274,7 @@ impl<'a> Attached<'a> {
     fn give_back(&self, group: &[Thread], image: &TaskImage) -> Result<()> {
         for thread in group {
             self.give_back_rseq(*thread).during(|| self.name(*thread))?;
-            let more = image.more.as_ref().and_then(|more| more.thread(VirtPid(thread.tid.0)));
+            let more = image.more.as_ref().and_then(|more| more.thread(image.threads[thread.at]));
             dispatch::restore(thread.tid, more.and_then(|more| more.dispatch.as_ref()))
                 .during(|| self.name(*thread))?;
         }

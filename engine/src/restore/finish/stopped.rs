@@ -14,7 +14,7 @@ use super::caught::Caught;
 use crate::error::{Context, Error, Kind, Result, SysContext};
 use crate::procfs::ProcDir;
 use crate::procfs::stat::Stat;
-use crate::pstree::RealPid;
+use crate::pstree::{RealPid, VirtPid};
 use crate::restore::read::TaskImage;
 use crate::task::stop::News;
 
@@ -24,8 +24,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A child that stands still.
 #[derive(Clone, Copy, Debug)]
 pub struct Stopped {
-    /// Which.
-    pub pid: RealPid,
+    /// Which, as its parent calls it.
+    pub pid: VirtPid,
     /// What its parent knew of it.
     pub news: News,
 }

@@ -15,7 +15,6 @@ use crate::error::{Context, Error, Result};
 use crate::kernel::Kernel;
 use crate::mm::keys;
 use crate::procfs::{ProcDir, status::Status};
-use crate::pstree::RealPid;
 use crate::restore::{TaskCx, TaskImage, read::in_use};
 use crate::task::{
     attributes, creds, misc, more::More, rlimits, rseq, sched, seccomp, sigaction, sigqueue, timers,
@@ -49,7 +48,7 @@ impl<'a> Facts<'a> {
     pub fn collect(cx: &TaskCx<'a>, leftovers: Leftovers) -> Result<Facts<'a>> {
         let image = cx.image()?;
         let mm = image.mm.as_ref().ok_or_else(|| Error::bug("a living task without memory"))?;
-        let me = ProcDir::open(RealPid(std::process::id() as i32))?;
+        let me = ProcDir::own()?;
         let layout = Layout::host();
         let mut close: Vec<[u32; 2]> =
             leftovers.close.iter().map(|(a, b)| [a.unsigned_abs(), b.unsigned_abs()]).collect();
@@ -112,10 +111,7 @@ impl Facts<'_> {
 pub fn fill(facts: &Facts<'_>, arena: &mut Arena) -> Result<TaskArgs> {
     let (tc, mm) = (&facts.image.tc, facts.mm);
     let limits = match &tc.rlimits {
-        Some(wanted) => {
-            let me = ProcDir::open(RealPid(std::process::id() as i32))?;
-            rlimits::restore(wanted, &rlimits::dump(&me)?, facts.own.cap_eff & CAP_SYS_RESOURCE != 0)
-        }
+        Some(wanted) => rlimits::restore(wanted, &rlimits::own()?, facts.own.cap_eff & CAP_SYS_RESOURCE != 0),
         None => Vec::new(),
     };
     let more = facts.image.more.as_ref();

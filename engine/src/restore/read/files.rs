@@ -8,7 +8,7 @@ use rcriu_images::frame::{EntryReader, Part};
 use rcriu_images::{ImageDir, ImageKind, compat, pb};
 
 use crate::error::{Error, Result};
-use crate::files::ById;
+use crate::files::{self, ById};
 use crate::pstree::FileId;
 use crate::restore::MANY;
 use crate::restore::read::TaskImage;
@@ -67,6 +67,7 @@ fn join(dir: &ImageDir, decoded: Vec<Vec<Arc<pb::FileEntry>>>) -> Result<ById<Ar
         files.push(Arc::new(file));
         Ok(())
     })?;
+    files::join_tuns(&mut files);
     ById::new(files, |file| FileId(file.id))
         .map_err(|twice| Error::image(format!("files.img: file {twice} stands there twice")))
 }

@@ -24,9 +24,10 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
+    ns,
     options::{CgroupOptions, ManageCgroups},
     procfs::ProcDir,
-    pstree::{RealPid, VirtPid},
+    pstree::RealPid,
 };
 
 /// How long groups that a failed restore has made may stay busy.
@@ -65,6 +66,8 @@ pub struct Groups {
     hierarchies: Vec<Hierarchy>,
     /// With the engine's own, in which tasks are born.
     sets: HashMap<u32, Vec<Place>>,
+    /// Of each set, the groups at which a cgroup namespace of the tree's own begins.
+    tops: HashMap<u32, Vec<Place>>,
     late: Vec<(Place, pb::CgroupPropEntry)>,
     frozen: Vec<(Place, pb::CgroupPropEntry)>,
     undo: Vec<Undo>,
@@ -87,7 +90,7 @@ impl Groups {
             return Ok(groups);
         }
         roots::replace(&mut entry, opts)?;
-        let me = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
+        let me = ProcDir::own()?;
         let me = crate::procfs::cgroup::read(&me)?;
         for controller in &entry.controllers {
             let controllers = controller.cnames.join(",");
@@ -99,6 +102,12 @@ impl Groups {
             let place = |m: &pb::CgMemberEntry| groups.place(&String::from_utf8_lossy(&m.name), &m.path);
             let places = set.ctls.iter().map(place).collect::<Result<_>>()?;
             groups.sets.insert(set.id, places);
+            let top = |m: &pb::CgMemberEntry| {
+                let (hidden, _) = ns::cgroup::split(&m.path, m.cgns_prefix.unwrap_or(0))?;
+                groups.place(&String::from_utf8_lossy(&m.name), hidden)
+            };
+            let tops = set.ctls.iter().map(top).collect::<Result<_>>()?;
+            groups.tops.insert(set.id, tops);
         }
         let here = me.iter().filter_map(|m| groups.place(&m.controllers, &m.path).ok()).collect();
         groups.sets.insert(own, here);
@@ -234,22 +243,49 @@ impl Groups {
     /// # Errors
     /// A set that is not in the image; a group that does not take it.
     pub fn enter(&self, born: u32, set: u32) -> Result<()> {
+        self.put(RealPid(0), born, set)
+    }
+
+    /// The same for process `who`, by one that has the right; 0 is the caller.
+    pub fn put(&self, who: RealPid, born: u32, set: u32) -> Result<()> {
         if self.sets.is_empty() || born == set {
             return Ok(());
         }
-        let from = self.set(born)?;
+        self.put_from(who, self.set(born)?, set)
+    }
+
+    /// The same for one that is where [`Groups::put_at_top`] has put it.
+    pub fn put_from_top(&self, who: RealPid, set: u32) -> Result<()> {
+        match self.tops.get(&set) {
+            Some(tops) => self.put_from(who, tops, set),
+            None => Ok(()),
+        }
+    }
+
+    fn put_from(&self, who: RealPid, from: &[Place], set: u32) -> Result<()> {
         log::info!("Move into {set}");
+        let who = who.to_string();
         for place in self.set(set)?.iter().filter(|p| !from.contains(p)) {
-            self.write(place, "cgroup.procs", b"0")?;
+            self.write(place, "cgroup.procs", who.as_bytes())?;
         }
         Ok(())
+    }
+
+    /// Moves process `who` to where a cgroup namespace begins that `set` is in, from where it makes one; 0 is the caller.
+    ///
+    /// # Errors
+    /// As [`Groups::enter`].
+    pub fn put_at_top(&self, who: RealPid, set: u32) -> Result<()> {
+        let who = who.to_string();
+        let tops = self.tops.get(&set).into_iter().flatten();
+        tops.into_iter().try_for_each(|place| self.write(place, "cgroup.procs", who.as_bytes()))
     }
 
     /// Moves a thread into `set`, in hierarchies where threads of a process may differ.
     ///
     /// # Errors
     /// As [`Groups::enter`].
-    pub fn enter_thread(&self, tid: VirtPid, leader: u32, set: u32) -> Result<()> {
+    pub fn enter_thread(&self, tid: RealPid, leader: u32, set: u32) -> Result<()> {
         if self.sets.is_empty() || leader == set {
             return Ok(());
         }
@@ -377,6 +413,6 @@ mod tests {
         let images = ImageDir::open(dir.path()).unwrap();
         let groups = Groups::prepare(&images, 1, &CgroupOptions::default()).unwrap();
         groups.enter(1, 7).unwrap();
-        groups.enter_thread(VirtPid(1), 2, 3).unwrap();
+        groups.enter_thread(RealPid(1), 2, 3).unwrap();
     }
 }

@@ -18,12 +18,12 @@ use super::{
 };
 use crate::{
     error::{Context, Result, SysContext},
+    ns,
     options::{CgroupOptions, ManageCgroups},
     procfs::{
         ProcDir,
         cgroup::{self, Member},
     },
-    pstree::RealPid,
 };
 
 /// All sets of the dump.
@@ -38,6 +38,8 @@ pub struct Sets {
     only: Vec<String>,
     properties: Known,
     freezer: Option<FreezerState>,
+    /// What the tree's own cgroup namespace hides of paths, by controllers.
+    hidden: HashMap<String, Vec<u8>>,
 }
 
 /// Number of the dumping process's own set.
@@ -49,7 +51,7 @@ impl Sets {
     /// # Errors
     /// Lists of properties that are not understood.
     pub fn new(opts: &CgroupOptions) -> Result<Self> {
-        let me = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
+        let me = ProcDir::own()?;
         let mut sets = Sets {
             sets: Vec::new(),
             known: HashMap::new(),
@@ -57,6 +59,7 @@ impl Sets {
             only: opts.dump_controllers.clone(),
             properties: Known::new(opts)?,
             freezer: None,
+            hidden: HashMap::new(),
         };
         sets.of(&me)?;
         Ok(sets)
@@ -66,6 +69,18 @@ impl Sets {
     pub fn set_freezer(&mut self, folder: &Path, frozen: bool) -> Result<()> {
         let stat = nix::sys::stat::stat(folder).call(format!("stat({})", folder.display()))?;
         self.freezer = Some(FreezerState { dev: stat.st_dev, ino: stat.st_ino, frozen });
+        Ok(())
+    }
+
+    /// Takes note of the cgroup namespace that the tree has for itself; `root` is its root task.
+    ///
+    /// # Errors
+    /// A root task that has left the groups of its namespace.
+    pub fn set_namespace(&mut self, root: &ProcDir) -> Result<()> {
+        let outside = cgroup::read(root)?;
+        let prefixes = ns::cgroup::prefixes(&outside, &ns::cgroup::seen_inside(root.pid())?)?;
+        let hidden = outside.into_iter().zip(prefixes).filter(|(_, hidden)| *hidden > 0);
+        self.hidden = hidden.map(|(m, hidden)| (m.controllers, m.path[..hidden].to_vec())).collect();
         Ok(())
     }
 
@@ -106,7 +121,7 @@ impl Sets {
         let member = |m: &Member| pb::CgMemberEntry {
             name: m.controllers.clone().into_bytes(),
             path: m.path.clone(),
-            cgns_prefix: None,
+            cgns_prefix: self.hidden_of(m),
         };
         let sets = (OWN + 1..)
             .zip(others)
@@ -121,6 +136,13 @@ impl Sets {
             })
             .collect();
         Some(pb::CgroupEntry { sets, controllers })
+    }
+
+    /// Bytes of a path that the tree's namespace hides, as images have it.
+    fn hidden_of(&self, member: &Member) -> Option<u32> {
+        let hidden = self.hidden.get(&member.controllers)?;
+        let rest = member.path.strip_prefix(hidden.as_slice())?;
+        (rest.is_empty() || rest.first() == Some(&b'/')).then_some(hidden.len() as u32)
     }
 
     /// Paths of the topmost groups of one hierarchy that the sets use.
@@ -196,6 +218,7 @@ mod tests {
             only: Vec::new(),
             properties: Known::new(&CgroupOptions::default()).unwrap(),
             freezer: None,
+            hidden: HashMap::new(),
         }
     }
 

@@ -109,7 +109,7 @@ pub fn restore(
     if raw.json && !raw.dry_run {
         return Err(Error::usage("--json needs --dry-run"));
     }
-    if raw.tree.is_some() {
+    if raw.given.contains("tree") {
         log::warn!("-t has no meaning for restore");
     }
     if raw.restore_detached && raw.leave_stopped && raw.shell_job {
@@ -135,7 +135,6 @@ pub fn restore(
         join_ns: raw.join_ns.clone(),
         mntns_compat_mode: raw.mntns_compat_mode,
         skip_file_rwx_check: raw.skip_file_rwx_check,
-        orphan_pts_master: raw.orphan_pts_master,
         background: raw.background,
         dry_run: raw.dry_run,
         timeout: whole_timeout(raw),
@@ -181,6 +180,7 @@ fn common(raw: &Raw, folders: &Folders, listener: Option<Arc<dyn Notifier>>) -> 
         work_dir: folders.work.clone(),
         root: raw.root.clone(),
         shell_job: raw.shell_job,
+        orphan_pts_master: raw.orphan_pts_master,
         file_locks: raw.file_locks,
         link_remap: raw.link_remap,
         evasive_devices: raw.evasive_devices,

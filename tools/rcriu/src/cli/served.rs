@@ -21,17 +21,6 @@ const OPTIONS: &[(&str, &[Action])] = &[
     ("unprivileged", BOTH),
     ("lazy-pages", &[PreDump]),
     ("stream", BOTH),
-    ("join-ns", RESTORE),
-    ("ext-mount-map", BOTH),
-    ("enable-external-sharing", BOTH),
-    ("enable-external-masters", BOTH),
-    ("veth-pair", RESTORE),
-    ("empty-ns", BOTH),
-    ("weak-sysctls", RESTORE),
-    ("root", RESTORE),
-    ("skip-mnt", BOTH),
-    ("enable-fs", BOTH),
-    ("mntns-compat-mode", RESTORE),
     ("lsm-mount-context", RESTORE),
     ("cpu-cap", BOTH),
 ];
@@ -57,12 +46,15 @@ fn values(action: Action, raw: &Raw) -> Result<()> {
     if raw.lsm_profile.as_ref().is_some_and(|p| action == Restore && !p.is_unconfined()) {
         return Err(refusal(action, "--lsm-profile, except apparmor:unconfined,"));
     }
-    if raw.external_mounts.auto {
-        return Err(refusal(action, "--external mnt[]"));
-    }
     for external in &raw.external {
-        if !matches!(external, External::File { .. } | External::Tty { .. } | External::Unix { .. }) {
-            return Err(refusal(action, &format!("--external {external}")));
+        match external {
+            External::Dev { .. } => return Err(refusal(action, &format!("--external {external}"))),
+            External::Net { value, .. } | External::Pid { value, .. } if action == Restore => {
+                let name = value.as_deref().unwrap_or("NAME");
+                return Err(Error::usage(format!("--external {external} is for a dump"))
+                    .remedy(format!("give --inherit-fd fd[N]:{name} on restore")));
+            }
+            _ => {}
         }
     }
     Ok(())
@@ -94,8 +86,8 @@ mod tests {
 
     #[test]
     fn an_option_for_another_action_does_not_matter() {
-        check(Dump, &raw(&["--root", "/x"])).unwrap();
-        assert!(check(Restore, &raw(&["--root", "/x"])).is_err());
+        check(Dump, &raw(&["--lazy-pages"])).unwrap();
+        assert!(check(PreDump, &raw(&["--lazy-pages"])).is_err());
     }
 
     #[test]
@@ -103,9 +95,11 @@ mod tests {
         check(Dump, &raw(&["--network-lock=skip"])).unwrap();
         check(Dump, &raw(&["--external", "tty[1:2]"])).unwrap();
         check(Restore, &raw(&["--lsm-profile", "apparmor:unconfined", "--network-lock=nftables"])).unwrap();
-        for args in [&["--external", "net[1]:x"][..], &["-M", "auto"]] {
-            assert!(check(Dump, &raw(args)).is_err(), "{args:?}");
-        }
+        check(Dump, &raw(&["--external", "net[1]:x", "--external", "pid[2]:y", "--empty-ns", "net"]))
+            .unwrap();
+        let said = check(Restore, &raw(&["--external", "net[1]:x"])).unwrap_err().to_string();
+        assert!(said.contains("--inherit-fd fd[N]:x"), "{said}");
+        check(Dump, &raw(&["-M", "auto"])).unwrap();
         assert!(check(Restore, &raw(&["--lsm-profile", "selinux:x"])).is_err());
     }
 

@@ -2,6 +2,8 @@
 
 #![allow(dead_code)] // Each test program uses its part.
 
+pub mod client;
+
 use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;

@@ -117,11 +117,9 @@ impl InetFile {
     /// Gives it its name.
     pub(in crate::files::sk) fn bind(&self, socket: BorrowedFd<'_>) -> Result<()> {
         let scope = match &self.entry.ifname {
-            Some(name) => {
-                let text = std::fs::read_to_string(format!("/sys/class/net/{name}/ifindex"));
-                let text = text.call("open(ifindex)").during(|| format!("device {name}"))?;
-                text.trim().parse().map_err(|_| Error::host(format!("device {name} has no index")))?
-            }
+            Some(name) => nix::net::if_::if_nametoindex(name.as_str())
+                .call("if_nametoindex")
+                .during(|| format!("device {name}"))?,
             None => 0,
         };
         let address = self.address(&self.entry.src_addr, self.entry.src_port, scope);

@@ -194,7 +194,7 @@ impl FileKind for Inet {
             }),
             shutdown: (shutdown != 0).then_some(i32::from(shutdown)),
             opts: options,
-            ns_id: None,
+            ns_id: out.own_network(),
         };
         Ok(pb::FileEntry {
             r#type: FdType::Inetsk as i32,

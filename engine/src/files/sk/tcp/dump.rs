@@ -20,7 +20,7 @@ use crate::{
     error::{Context, Error, Result, SysContext},
     files::{FilesOut, sk::queue},
     interrupt,
-    netlock::{Connection, Lasting, Lock, Method},
+    netlock::{Connection, Lasting, Lock, Method, Whole},
     options::NetworkLock,
     pstree::FileId,
     sys::sockopt::{self, Opt, Queued, general},
@@ -195,6 +195,8 @@ struct Held {
 /// The connections of a dump, without packets. Dropped, they go on.
 #[derive(Debug)]
 pub struct Connections {
+    /// The lock of the tree's own network namespace, which is that of its connections.
+    whole: Option<Whole>,
     method: Method,
     ends: Vec<Connection>,
     held: Vec<Held>,
@@ -205,15 +207,26 @@ pub struct Connections {
 }
 
 impl Connections {
-    pub(in crate::files::sk) fn new(how: NetworkLock) -> Self {
+    /// `whole` is the lock of the tree's own network namespace, and how it was made.
+    pub(in crate::files::sk) fn new(how: NetworkLock, whole: Option<(Method, Whole)>) -> Self {
+        let (method, whole) = match whole {
+            Some((method, whole)) => (method, Some(whole)),
+            None => (Method::of_dump(how), None),
+        };
         Connections {
-            method: Method::of_dump(how),
+            whole,
+            method,
             ends: Vec::new(),
             held: Vec::new(),
             repaired: 0,
             lock: None,
             lasting: None,
         }
+    }
+
+    /// The lock of the tree's own network namespace.
+    pub(crate) fn whole(&self) -> Option<&Whole> {
+        self.whole.as_ref()
     }
 
     /// Tells the inventory how a restore is to unlock the network; the lock bears the name of the dump, which
@@ -225,6 +238,9 @@ impl Connections {
 
     /// Keeps packets away from now on.
     fn lock(&mut self, mut ends: Vec<Connection>) -> Result<()> {
+        if self.whole.is_some() {
+            return Ok(());
+        }
         // Both ends may be ours.
         ends.sort_unstable();
         ends.dedup();
@@ -238,7 +254,10 @@ impl Connections {
 
     /// The tasks are about to be killed: their ends will be silent, and packets stay away after us.
     pub fn settle(&mut self) -> Result<()> {
-        self.lasting = Some(Lasting::set(&self.method, &self.ends)?);
+        match &mut self.whole {
+            Some(whole) => whole.settle()?,
+            None => self.lasting = Some(Lasting::set(&self.method, &self.ends)?),
+        }
         while let Some(held) = self.held.get(self.repaired) {
             repair::start(held.socket.as_fd())?;
             self.repaired += 1;
@@ -253,6 +272,9 @@ impl Connections {
         self.repaired = 0;
         if let Some(lasting) = self.lasting.take() {
             lasting.keep();
+        }
+        if let Some(whole) = self.whole.take() {
+            whole.keep();
         }
     }
 }
@@ -269,6 +291,7 @@ impl Drop for Connections {
         }
         drop(self.lasting.take());
         drop(self.lock.take());
+        drop(self.whole.take());
         // Leaving repair mode asks the peer for a word, and its answer gets things going.
         for held in &self.held {
             let socket = held.socket.as_fd();

@@ -50,7 +50,7 @@ pub struct Revived {
 }
 
 impl Revived {
-    pub(in crate::files) fn new(socket: OwnedFd, reuseaddr: bool) -> Self {
+    pub(crate) fn new(socket: OwnedFd, reuseaddr: bool) -> Self {
         Revived { socket, reuseaddr }
     }
 
@@ -59,7 +59,12 @@ impl Revived {
         Ok(Revived { socket: zone.keep(self.socket)?, ..self })
     }
 
-    pub(in crate::files) fn socket(&self) -> BorrowedFd<'_> {
+    /// Whether its port may be used again by others, once it goes on.
+    pub(crate) fn reuses_address(&self) -> bool {
+        self.reuseaddr
+    }
+
+    pub(crate) fn socket(&self) -> BorrowedFd<'_> {
         self.socket.as_fd()
     }
 

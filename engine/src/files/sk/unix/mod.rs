@@ -12,7 +12,7 @@ use std::{
 use nix::{
     fcntl::readlink,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::stat::{fstat, lstat},
+    sys::stat::fstat,
 };
 use rcriu_images::pb;
 
@@ -114,6 +114,8 @@ impl FileKind for Unix {
             state,
             flags: fd.probe.info.flags,
             uflags: 0,
+            ns_id: out.own_network(),
+            mnt_id: out.own_mount(&fd.probe),
             backlog: socket.sent,
             peer,
             fown: fd.fown,
@@ -123,7 +125,7 @@ impl FileKind for Unix {
             ..Default::default()
         };
         if socket.name.first().is_some_and(|first| *first != 0) {
-            dump_name(fd, &mut entry)?;
+            dump_name(fd, &mut entry, out)?;
         }
         if peer != 0 {
             out.sockets.unix.peers.push(Peer { ino: peer, of: ino, place: fd.probe.place() });
@@ -201,18 +203,22 @@ fn connection(socket: &sock_diag::UnixSocket, table: &Table) -> Result<(u32, u32
 }
 
 /// What belongs to a name in the file system: the folder it is relative to, rights, whether it is there still.
-fn dump_name(fd: &DrainedFd, entry: &mut pb::UnixSkEntry) -> Result<()> {
+fn dump_name(fd: &DrainedFd, entry: &mut pb::UnixSkEntry, out: &FilesOut<'_>) -> Result<()> {
     let file = sockopt::unix_file(fd.file.as_fd())?;
     let stat = fstat(&file).call("fstat")?;
     let link = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).call("readlink")?;
     let mut path = std::os::unix::ffi::OsStringExt::into_vec(link);
     if let Some(plain) = path.strip_suffix(b" (deleted)")
-        && lstat(path.as_slice()).map_or(true, |found| found.st_ino != stat.st_ino)
+        && out.root.lstat(&path).map_or(true, |found| found.st_ino != stat.st_ino)
     {
         entry.deleted = Some(true);
         path = plain.to_vec();
     }
-    entry.file_perms = Some(pb::FilePermsEntry { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid });
+    entry.file_perms = Some(pb::FilePermsEntry {
+        mode: stat.st_mode,
+        uid: out.users.user(stat.st_uid),
+        gid: out.users.group(stat.st_gid),
+    });
     let name = entry.name.split(|c| *c == 0).next().unwrap_or_default();
     let shown = || path.escape_ascii().to_string();
     if name.starts_with(b"/") {

@@ -1,0 +1,240 @@
+//! Namespaces that the tree has for itself: where its files are found while it is dumped, and their images.
+
+use std::os::fd::OwnedFd;
+
+use nix::{
+    fcntl::OFlag,
+    sched::{CloneFlags, setns},
+};
+
+use rcriu_images::ImageDir;
+
+use super::{DumpCx, collect::Pstree, refuse};
+use crate::{
+    error::{Context, Error, Result, SysContext},
+    files::Root,
+    netlock::{Method, Whole, lock_all},
+    ns::{
+        enter::inside,
+        inode, ipc, mnt, net, pid,
+        user::{self, Ids, UserNs},
+        uts,
+    },
+    options::{DumpOptions, External},
+    procfs::{ProcDir, own_pid},
+    pstree::{RealPid, VirtPid},
+    scripts::Stage,
+};
+
+/// Where paths of the tree begin.
+pub(super) fn root(tree: &Pstree) -> Result<Root> {
+    if !tree.namespaces.contains(CloneFlags::CLONE_NEWNS) {
+        return Ok(Root::default());
+    }
+    let dir = &tree.tasks[0].dir;
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
+    let folder = inside(dir.pid(), CloneFlags::CLONE_NEWNS, || {
+        let flags = flags | OFlag::O_CLOEXEC;
+        nix::fcntl::open("/", flags, nix::sys::stat::Mode::empty()).call("open(/)")
+    })?;
+    Root::of(folder, &dir.read("mountinfo")?)
+}
+
+/// The calling thread in the tree's network and ipc namespaces, whose tables it looks at. Dropped, it is back in its
+/// own.
+#[derive(Debug)]
+pub(super) struct Inside(Vec<(OwnedFd, CloneFlags)>);
+
+impl Inside {
+    pub(super) fn enter(tree: &Pstree) -> Result<Inside> {
+        let mut inside = Inside(Vec::new());
+        let dir = &tree.tasks[0].dir;
+        for (flag, name) in [(CloneFlags::CLONE_NEWNET, "ns/net"), (CloneFlags::CLONE_NEWIPC, "ns/ipc")] {
+            if tree.namespaces.contains(flag) {
+                let path = format!("/proc/thread-self/{name}");
+                let ours = std::fs::File::open(&path).call(path)?;
+                setns(dir.file(name, OFlag::O_RDONLY)?, flag).call("setns").during(|| name.to_owned())?;
+                inside.0.push((ours.into(), flag));
+            }
+        }
+        Ok(inside)
+    }
+}
+
+impl Drop for Inside {
+    fn drop(&mut self) {
+        for (ours, flag) in self.0.drain(..).rev() {
+            if let Err(e) = setns(ours, flag) {
+                log::error!("Can't go back into our own namespace: {e}");
+            }
+        }
+    }
+}
+
+/// The name under which an option leaves the namespace of task `dir` outside, `kind` being `net` or `pid`.
+///
+/// # Errors
+/// An option without a name.
+fn external(dir: &ProcDir, kind: &str, opts: &DumpOptions) -> Result<Option<String>> {
+    let number = inode(dir, kind)?.to_string();
+    let named = opts.common.external.iter().find_map(|external| match external {
+        External::Net { key, value } if kind == "net" && *key == number => Some((external, value)),
+        External::Pid { key, value } if kind == "pid" && *key == number => Some((external, value)),
+        _ => None,
+    });
+    match named {
+        None => Ok(None),
+        Some((_, Some(name))) if !name.is_empty() => Ok(Some(name.clone())),
+        Some((external, _)) => Err(Error::usage(format!("--external {external} has no name"))
+            .remedy(format!("give --external {}:NAME", external.id()))),
+    }
+}
+
+/// Refuses a tree that does not begin with the first process of the pid namespace it has for itself, unless that stays
+/// outside. `root` is what its root task, whose folder is `dir`, is called inside.
+pub(super) fn check_first(dir: &ProcDir, root: VirtPid, opts: &DumpOptions) -> Result<()> {
+    let is_own = dir.link("ns/pid")? != ProcDir::open(own_pid()?)?.link("ns/pid")?;
+    match (external(dir, "pid", opts)?, is_own, root) {
+        (None, true, VirtPid(2..)) => Err(Error::unsupported(format!(
+            "{} is in a pid namespace of its own, but not its first process",
+            refuse::name(dir.pid())
+        ))
+        .remedy(format!(
+            "dump the tree of process 1 of that namespace, or leave it outside with --external pid[{}]:NAME",
+            inode(dir, "pid")?
+        ))),
+        (Some(name), _, VirtPid(1)) => Err(Error::unsupported(format!(
+            "{} is the first process of its pid namespace, which cannot stay outside as {name}",
+            refuse::name(dir.pid())
+        ))
+        .remedy("leave out --external pid")),
+        _ => Ok(()),
+    }
+}
+
+/// The tree's own network namespace, without packets.
+///
+/// Dropped, scripts are told that it may be unlocked; the lock itself is with the connections of the dump.
+pub(super) struct Network<'a>(Option<(&'a DumpOptions, RealPid)>);
+
+impl<'a> Network<'a> {
+    /// Locks it, if the tree has one.
+    ///
+    /// Preconditions: the tree is frozen; the calling thread is in its network namespace.
+    pub(super) fn lock(
+        tree: &Pstree,
+        opts: &'a DumpOptions,
+        run: &str,
+    ) -> Result<(Network<'a>, Option<(Method, Whole)>)> {
+        if !tree.namespaces.contains(CloneFlags::CLONE_NEWNET) {
+            return Ok((Network(None), None));
+        }
+        log::info!("Lock network");
+        let root = tree.tasks[0].dir.pid();
+        opts.common.notifier.notify(Stage::NetworkLock, Some(root))?;
+        let network = Network(Some((opts, root)));
+        let mut method = Method::of_dump(opts.network_lock);
+        method.find_program();
+        method.name(run);
+        let whole = lock_all(&method).during(|| "network namespace".into())?;
+        Ok((network, Some((method, whole))))
+    }
+
+    /// The tree is gone: it stays without packets.
+    pub(super) fn stays(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for Network<'_> {
+    fn drop(&mut self) {
+        if let Some((opts, root)) = self.0.take() {
+            log::info!("Unlock network");
+            if let Err(e) = opts.common.notifier.notify(Stage::NetworkUnlock, Some(root)) {
+                log::error!("{e}");
+            }
+        }
+    }
+}
+
+/// Writes the images of the namespaces.
+///
+/// Precondition: all files are dumped: what had to be made for them lies on mounts.
+pub(super) fn dump(tree: &Pstree, cx: &DumpCx<'_>) -> Result<()> {
+    let Some(root) = tree.tasks.first() else { return Ok(()) };
+    let (real, ids) = (root.dir.pid(), &root.ids);
+    let wanted = |flag, id: Option<u32>| id.filter(|_| tree.namespaces.contains(flag));
+    if let (Some(id), Some(name)) = (ids.pid_ns_id, external(&root.dir, "pid", cx.opts)?) {
+        pid::dump(cx.images, id, &name)?;
+    }
+    if let Some(id) = wanted(CloneFlags::CLONE_NEWUTS, ids.uts_ns_id) {
+        within(real, CloneFlags::CLONE_NEWUTS, "uts", || uts::dump(cx.images, id))?;
+    }
+    if let Some(id) = wanted(CloneFlags::CLONE_NEWIPC, ids.ipc_ns_id) {
+        let (taken, attached) = (cx.shmem.numbers(), cx.segments.attachments());
+        let ipc = ipc::DumpIpc {
+            id,
+            images: cx.images,
+            store: &cx.pages,
+            user: cx.ids.namespace(),
+            taken: &taken,
+            attached: Some(&attached),
+        };
+        within(real, CloneFlags::CLONE_NEWIPC, "ipc", || ipc::dump(&ipc))?;
+    }
+    if let Some(id) = wanted(CloneFlags::CLONE_NEWNET, ids.net_ns_id) {
+        let (uids, gids) = cx.ids.namespace().map(UserNs::ranges).unwrap_or_default();
+        let (uids, gids) = (net::IdMap(uids), net::IdMap(gids));
+        let external = external(&root.dir, "net", cx.opts)?;
+        let net = net::DumpNet {
+            uids,
+            gids,
+            external: external.as_deref(),
+            inode: Some(inode(&root.dir, "net")?),
+            tuns: cx.files.tuns(),
+            lock: cx.files.network_lock(),
+            ..net::DumpNet::new(id, cx.opts, cx.images)
+        };
+        within(real, CloneFlags::CLONE_NEWNET, "network", || net::dump(&net))?;
+    }
+    if let Some(id) = wanted(CloneFlags::CLONE_NEWNS, ids.mnt_ns_id) {
+        let masters = cx.files.masters();
+        let mounts = mnt::DumpMounts { pid: real, id, opts: cx.opts, images: cx.images, masters: &masters };
+        mnt::dump(&mounts).during(|| "mount namespace".into())?;
+    }
+    Ok(())
+}
+
+fn within(
+    pid: RealPid,
+    flag: CloneFlags,
+    what: &str,
+    dump: impl FnOnce() -> Result<()> + Send,
+) -> Result<()> {
+    inside(pid, flag, dump).during(|| format!("{what} namespace"))
+}
+
+/// A user namespace of its own without a pid namespace of its own: its root may choose no pid outside.
+///
+/// # Errors
+/// More than one thread in such a tree.
+pub(super) fn check(tree: &Pstree) -> Result<()> {
+    let own = |kind| tree.namespaces.contains(kind);
+    let threads: usize = tree.tasks.iter().map(|task| task.threads.len().max(1)).sum();
+    if own(CloneFlags::CLONE_NEWUSER) && !own(CloneFlags::CLONE_NEWPID) && threads > 1 {
+        return Err(Error::unsupported(
+            "several threads in a user namespace of their own, but in the pid namespace of this process",
+        )
+        .remedy("no restore could choose their pids: give the tree a pid namespace too"));
+    }
+    Ok(())
+}
+
+/// How users and groups of the tree stand in images; writes the image of its user namespace, if it has its own.
+pub(super) fn ids(tree: &Pstree, images: &ImageDir) -> Result<Ids> {
+    let root = &tree.tasks[0];
+    match root.ids.user_ns_id.filter(|_| tree.namespaces.contains(CloneFlags::CLONE_NEWUSER)) {
+        Some(id) => Ok(Ids::of(user::dump(root.dir.pid(), images, id)?)),
+        None => Ok(Ids::default()),
+    }
+}

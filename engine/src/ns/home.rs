@@ -1,0 +1,120 @@
+//! Where a tree lives: the namespaces of its root task, which of them are not this process's own, and that all
+//! other tasks are in the same.
+
+use std::path::PathBuf;
+
+use nix::sched::CloneFlags;
+
+use crate::{
+    dump::refuse,
+    error::{Error, Result},
+    procfs::{ProcDir, status::Status},
+    pstree::RealPid,
+};
+
+/// Kinds of namespaces but that of time: what clone(2) calls them, their name in `/proc/PID/ns`, that in messages.
+pub const KINDS: [(CloneFlags, &str, &str); 7] = [
+    (CloneFlags::CLONE_NEWPID, "pid", "pid"),
+    (CloneFlags::CLONE_NEWUSER, "user", "user"),
+    (CloneFlags::CLONE_NEWNS, "mnt", "mount"),
+    (CloneFlags::CLONE_NEWNET, "net", "network"),
+    (CloneFlags::CLONE_NEWIPC, "ipc", "ipc"),
+    (CloneFlags::CLONE_NEWUTS, "uts", "uts"),
+    (CloneFlags::CLONE_NEWCGROUP, "cgroup", "cgroup"),
+];
+
+/// One kind: whose is which.
+#[derive(Clone, Debug)]
+struct Kind {
+    flag: CloneFlags,
+    name: &'static str,
+    what: &'static str,
+    ours: PathBuf,
+    theirs: PathBuf,
+}
+
+/// The namespaces of a tree, as far as the kernel has them.
+#[derive(Clone, Debug)]
+pub struct Home {
+    kinds: Vec<Kind>,
+}
+
+impl Home {
+    /// Those of the root task, whose folder is `root`.
+    ///
+    /// Preconditions: it is stopped.
+    ///
+    /// # Errors
+    /// A pid namespace below one that is not ours.
+    pub fn of(root: &ProcDir, status: &Status) -> Result<Home> {
+        let me = ProcDir::open(RealPid(std::process::id().cast_signed()))?;
+        let mut kinds = Vec::new();
+        for (flag, name, what) in KINDS {
+            let (Some(ours), Some(theirs)) = (link(&me, name)?, link(root, name)?) else { continue };
+            kinds.push(Kind { flag, name, what, ours, theirs });
+        }
+        let home = Home { kinds };
+        if home.has_own(CloneFlags::CLONE_NEWPID) && status.nspid.len() > 2 {
+            return Err(nested(root.pid(), "pid", "a pid namespace below the one it is in"));
+        }
+        Ok(home)
+    }
+
+    /// Kinds in which the tree has a namespace of its own.
+    pub fn own(&self) -> CloneFlags {
+        let own = self.kinds.iter().filter(|kind| kind.ours != kind.theirs);
+        own.fold(CloneFlags::empty(), |flags, kind| flags | kind.flag)
+    }
+
+    /// Whether the tree has a namespace of its own of this kind.
+    pub fn has_own(&self, flag: CloneFlags) -> bool {
+        self.own().contains(flag)
+    }
+
+    /// Fails unless the thread is in all of them; gives its time namespace, which may be another (where the kernel has
+    /// any).
+    ///
+    /// Preconditions: it is stopped.
+    pub fn check(&self, dir: &ProcDir) -> Result<Option<PathBuf>> {
+        for kind in &self.kinds {
+            match link(dir, kind.name)? {
+                Some(leads) if leads != kind.theirs => {
+                    return Err(nested(dir.pid(), kind.what, "another than the root task"));
+                }
+                _ => {}
+            }
+            // Nobody lives in the children's one yet, if there is none.
+            if kind.flag == CloneFlags::CLONE_NEWPID
+                && link(dir, "pid_for_children")?.is_some_and(|leads| leads != kind.theirs)
+            {
+                return Err(nested(dir.pid(), "pid (of its children)", "another than its own"));
+            }
+        }
+        time_namespace(dir)
+    }
+}
+
+/// Where a link of `/proc/PID/ns` leads; `None` where the kernel has no such kind, or nobody lives there yet.
+fn link(dir: &ProcDir, name: &str) -> Result<Option<PathBuf>> {
+    match dir.link(&format!("ns/{name}")) {
+        Ok(leads) => Ok(Some(leads)),
+        Err(e) if e.errno() == Some(libc::ENOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+fn time_namespace(dir: &ProcDir) -> Result<Option<PathBuf>> {
+    // Another time namespace is fine if the whole tree is in it, which is looked at when the tree is known.
+    match (link(dir, "time")?, link(dir, "time_for_children")?) {
+        (Some(own), Some(children)) if own != children => Err(Error::unsupported(format!(
+            "{} makes its children in another time namespace than its own",
+            refuse::name(dir.pid())
+        ))),
+        (own, _) => Ok(own),
+    }
+}
+
+fn nested(pid: RealPid, what: &str, which: &str) -> Error {
+    Error::unsupported(format!("{}: its {what} namespace is {which}", refuse::name(pid)))
+        .remedy("namespaces inside of namespaces cannot be dumped yet")
+}

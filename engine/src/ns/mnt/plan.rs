@@ -1,0 +1,124 @@
+//! From images to a tree that a restore can make, before anything is made.
+
+use std::{collections::HashSet, path::PathBuf};
+
+use rcriu_images::{ImageDir, ImageKind, pb};
+
+use super::{
+    external, flags,
+    fstypes::Again,
+    mount::Mount,
+    terminals,
+    tree::{Source, Tree},
+};
+use crate::{
+    error::{Context, Error, Result},
+    options::RestoreOptions,
+};
+
+/// Reads `mountpoints-ID.img`. Everything that can be refused is refused here; nothing is made.
+///
+/// # Errors
+/// Images that are damaged; mounts that cannot be made; an option that is missing, by its name.
+pub fn read(images: &ImageDir, id: u32, opts: &RestoreOptions) -> Result<Tree> {
+    let image = || ImageKind::Mnts.file_name(id.into());
+    let tree = || {
+        let mut entries = images.read_all::<pb::MntEntry>(ImageKind::Mnts, id.into())?;
+        // The last mounted comes first.
+        entries.reverse();
+        let mounts = entries.into_iter().map(Mount::from_entry).collect::<Result<Vec<_>>>()?;
+        Tree::new(id, mounts)
+    };
+    let mut tree = tree().during(image)?;
+    if let Some(context) = &opts.common.lsm_mount_context {
+        for mount in &mut tree.mounts {
+            mount.options = with_context(&mount.options, context);
+        }
+    }
+    let mut names = HashSet::new();
+    for at in 0..tree.mounts.len() {
+        let checked = check(&tree, at, images, opts, &mut names);
+        checked.during(image)?;
+    }
+    Ok(tree)
+}
+
+fn check(
+    tree: &Tree,
+    at: usize,
+    images: &ImageDir,
+    opts: &RestoreOptions,
+    contents: &mut HashSet<u32>,
+) -> Result<()> {
+    let mount = tree.at(at)?;
+    match tree.sources.get(at) {
+        Some(Source::Root) => {
+            root_of(opts)?;
+        }
+        Some(Source::Outside) => {
+            external::path_of(mount, &opts.common)?;
+        }
+        Some(Source::New) => {
+            external::source_of(mount, &opts.common)?;
+            let content = mount.kind.is_some_and(|kind| kind.again == Again::Content);
+            if content && contents.insert(mount.dev) && content_of(mount, images)?.is_none() {
+                let name = ImageKind::TmpfsDev.file_name(mount.dev.into());
+                return Err(Error::image(format!("{name}, its content, is missing")).during(mount.name()));
+            }
+        }
+        Some(Source::Of(_)) => {
+            terminals::check(tree, at).during(|| mount.name())?;
+        }
+        None => return Err(Error::bug("a mount without a source")),
+    }
+    if flags::to_set(mount.flags).is_err() {
+        return Err(Error::bug("flags that were checked"));
+    }
+    Ok(())
+}
+
+/// The content of a tmpfs: by device, in old sets by mount.
+pub(super) fn content_of(mount: &Mount, images: &ImageDir) -> Result<Option<std::fs::File>> {
+    match images.open_raw(ImageKind::TmpfsDev, mount.dev.into())? {
+        Some(file) => Ok(Some(file)),
+        None => Ok(images.open_raw(ImageKind::TmpfsImg, mount.id.into())?),
+    }
+}
+
+/// What becomes the root: an absolute path of the host.
+pub(super) fn root_of(opts: &RestoreOptions) -> Result<PathBuf> {
+    let path = opts.common.root.clone().unwrap_or_else(|| "/".into());
+    let found = std::fs::metadata(&path).map_err(|e| {
+        Error::io("stat", &e).during(format!("the new root {}", path.display())).remedy("give --root PATH")
+    })?;
+    if !found.is_dir() {
+        return Err(Error::usage(format!("--root {}: it is no folder", path.display())));
+    }
+    std::path::absolute(&path).map_err(|e| Error::io("getcwd", &e))
+}
+
+/// Options with another SELinux context.
+fn with_context(options: &[u8], context: &str) -> Vec<u8> {
+    // The value may be in quotes, and have commas then.
+    let Some(start) = options.windows(8).position(|w| w == b"context=") else { return options.to_vec() };
+    let value = options.get(start + 8..).unwrap_or_default();
+    let len = match value.strip_prefix(b"\"").map(|rest| rest.iter().position(|c| *c == b'"')) {
+        Some(Some(end)) => end + 2,
+        _ => value.iter().position(|c| *c == b',').unwrap_or(value.len()),
+    };
+    let (before, after) = (options.get(..start), value.get(len..));
+    [before.unwrap_or_default(), b"context=\"", context.as_bytes(), b"\"", after.unwrap_or_default()].concat()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_context_of_a_mount_is_replaced() {
+        let old = b"rw,context=\"a:b:c:s0:c1,c2\",inode64";
+        assert_eq!(with_context(old, "x:y"), b"rw,context=\"x:y\",inode64");
+        assert_eq!(with_context(b"context=a,size=1", "x"), b"context=\"x\",size=1");
+        assert_eq!(with_context(b"size=1", "x"), b"size=1");
+    }
+}

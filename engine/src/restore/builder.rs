@@ -1,0 +1,104 @@
+//! The builder: a child of the root task that makes the mounts of a restored tree and ends, so that the root itself stays
+//! in the engine's mount namespace, with its /proc.
+
+use std::{
+    io::Read,
+    os::fd::{AsFd, OwnedFd},
+};
+
+use nix::{
+    fcntl::{OFlag, open},
+    sched::{CloneFlags, unshare},
+    sys::stat::Mode,
+};
+use rcriu_images::ImageDir;
+
+use super::{TaskCx, fork, passing::Channel};
+use crate::{
+    error::{Error, Result, SysContext},
+    files::OpenMasters,
+    ns::mnt,
+    procfs::ProcDir,
+    pstree::RealPid,
+    sys::{clone3::Side, fork::fork},
+    task::cgroup,
+};
+
+/// What it tells the root.
+const ROOT: u8 = 0;
+const MOUNTS: u8 = 1;
+const ENTRY: u8 = 2;
+const MASTER: u8 = 3;
+
+/// What it has made.
+#[derive(Debug)]
+pub(super) struct Built {
+    /// The root folder.
+    pub root: OwnedFd,
+    /// The file mountinfo of a process there.
+    pub mountinfo: Vec<u8>,
+    /// The mount namespace.
+    pub entry: OwnedFd,
+    /// Masters of terminals that are mounted on files.
+    pub masters: OpenMasters,
+}
+
+/// Has the mounts made. With `groups` the tree has a cgroup namespace that the root is not in yet.
+pub(super) fn run(tree: &mnt::Tree, outside: &mnt::Prepared, cx: &TaskCx<'_>, groups: bool) -> Result<Built> {
+    let (ours, builders) = Channel::pair()?;
+    let builder = match fork()? {
+        Side::Parent(builder) => builder,
+        Side::Child => {
+            drop(ours);
+            let begin = if groups { begin_groups(cx) } else { Ok(()) };
+            let built = begin.and_then(|()| build(tree, outside, &cx.snapshot.dir, &builders));
+            if let Err(e) = &built {
+                let e = e.clone().during("mount namespace").during(cx.name());
+                log::error!("{e}");
+                cx.area.fail(cx.node().pid, &e);
+            }
+            fork::leave(i32::from(built.is_err()))
+        }
+    };
+    drop(builders);
+    let (mut root, mut mounts, mut entry, mut masters) = (None, None, None, OpenMasters::new());
+    while let Some((kind, number, fd)) = ours.receive()? {
+        match (kind, fd) {
+            (ROOT, fd) => root = fd,
+            (MOUNTS, fd) => mounts = fd,
+            (ENTRY, fd) => entry = fd,
+            (MASTER, Some(master)) => drop(masters.insert(number, master)),
+            _ => return Err(Error::bug("a message of no kind")),
+        }
+    }
+    fork::reap(builder)?;
+    let (Some(root), Some(mounts), Some(entry)) = (root, mounts, entry) else {
+        return Err(Error::host("the builder of mounts ended"));
+    };
+    let mut mountinfo = Vec::new();
+    std::fs::File::from(mounts).read_to_end(&mut mountinfo).call("read(mountinfo)")?;
+    Ok(Built { root, mountinfo, entry, masters })
+}
+
+/// What is mounted of control groups begins where the tree's own namespace of them does.
+fn begin_groups(cx: &TaskCx<'_>) -> Result<()> {
+    if let Some(set) = cgroup::set_of(&cx.image()?.core) {
+        cx.groups.put_at_top(RealPid(0), set)?;
+    }
+    unshare(CloneFlags::CLONE_NEWCGROUP).call("unshare(CLONE_NEWCGROUP)")
+}
+
+fn build(tree: &mnt::Tree, outside: &mnt::Prepared, images: &ImageDir, to: &Channel) -> Result<()> {
+    // Found by descriptor in the end, when another /proc is mounted or none.
+    let me = ProcDir::own()?;
+    unshare(CloneFlags::CLONE_NEWNS).call("unshare(CLONE_NEWNS)")?;
+    let masters = mnt::build(tree, outside, images)?;
+    for (number, master) in masters.each() {
+        to.send(MASTER, number, Some(master.as_fd()))?;
+    }
+    let root =
+        open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).call("open(/)")?;
+    to.send(ROOT, 0, Some(root.as_fd()))?;
+    to.send(MOUNTS, 0, Some(me.file("mountinfo", OFlag::O_RDONLY)?.as_fd()))?;
+    to.send(ENTRY, 0, Some(me.file("ns/mnt", OFlag::O_RDONLY)?.as_fd()))
+}

@@ -1,0 +1,355 @@
+//! Namespaces of its own that a restored tree gets: read and checked before anything is made, then filled by the root
+//! task before it becomes what it was.
+//!
+//! ```text
+//! engine                                root task
+//! fork with CLONE_NEW*  --------------> waits
+//! maps of ids, what connects the
+//! network with ours     -- go --------> host name, ipc, network
+//!                                       builder: a child that makes the mounts and ends
+//!                                       files without a name, terminals, connections
+//! takes them over       <-- made ------ goes on: memory, children
+//! ```
+//!
+//! Engine and tasks stay in the engine's mount namespace, with its /proc, until each task enters the restored one as its
+//! last step; until then paths are found below the root folder that the builder hands over ([`Root`]).
+
+use std::{
+    cell::OnceCell,
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+
+use nix::{
+    fcntl::OFlag,
+    sched::{CloneFlags, setns, unshare},
+};
+use rcriu_images::{ImageDir, pb};
+
+use super::{
+    TaskCx,
+    builder::{self, Built},
+    entered::{Entered, Opened},
+    passing::Channel,
+    stages::Area,
+};
+use crate::{
+    error::{Context, Error, Result, SysContext},
+    files::{FilesPlan, FilesShared, OpenMasters, Revived, Root},
+    interrupt,
+    ns::{enter::inside, ipc, mnt, net, user, uts},
+    options::RestoreOptions,
+    procfs::ProcDir,
+    pstree::{FileId, RealPid},
+};
+
+/// How often the engine looks whether the root task still lives while it waits for it.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// What the root tells the engine.
+const MADE: u8 = 0;
+const ROOT: u8 = 1;
+const CONNECTION: u8 = 2;
+const REUSING: u8 = 3;
+const MASTER: u8 = 4;
+
+/// Namespaces that a tree gets for itself.
+#[derive(Debug, Default)]
+pub struct Home {
+    kinds: Kinds,
+    uts: Option<uts::Uts>,
+    ipc: Option<ipc::Ipc>,
+    net: Option<net::Net>,
+    user: Option<user::UserNs>,
+    mnt: Option<mnt::Tree>,
+    entered: Entered,
+}
+
+/// Which kinds.
+#[derive(Clone, Copy, Debug)]
+pub struct Kinds(CloneFlags);
+
+impl Default for Kinds {
+    fn default() -> Self {
+        Kinds(CloneFlags::empty())
+    }
+}
+
+impl Kinds {
+    /// Those in which a tree whose root has `ids` does not share the namespace of `host`, the process that dumped it.
+    /// Images of a kernel without the kind have no number.
+    pub fn of(ids: &pb::TaskKobjIdsEntry, host: Option<&pb::TaskKobjIdsEntry>) -> Kinds {
+        let Some(host) = host else { return Kinds::default() };
+        let kinds = [
+            (CloneFlags::CLONE_NEWPID, ids.pid_ns_id, host.pid_ns_id),
+            (CloneFlags::CLONE_NEWNET, ids.net_ns_id, host.net_ns_id),
+            (CloneFlags::CLONE_NEWIPC, ids.ipc_ns_id, host.ipc_ns_id),
+            (CloneFlags::CLONE_NEWUTS, ids.uts_ns_id, host.uts_ns_id),
+            (CloneFlags::CLONE_NEWNS, ids.mnt_ns_id, host.mnt_ns_id),
+            (CloneFlags::CLONE_NEWUSER, ids.user_ns_id, host.user_ns_id),
+            (CloneFlags::CLONE_NEWCGROUP, ids.cgroup_ns_id, host.cgroup_ns_id),
+        ];
+        let own = kinds.iter().filter(|(_, own, host)| own.is_some() && host.is_some() && own != host);
+        Kinds(own.fold(CloneFlags::empty(), |flags, (flag, ..)| flags | *flag))
+    }
+
+    /// Whether this is one of them.
+    pub fn has(self, flag: CloneFlags) -> bool {
+        self.0.contains(flag)
+    }
+
+    /// The others.
+    pub fn without(self, flags: CloneFlags) -> Kinds {
+        Kinds(self.0 & !flags)
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+impl Home {
+    /// Reads and checks the images of all namespaces of a tree whose root has `ids`; of those that are `entered` there are
+    /// none to be read.
+    ///
+    /// # Errors
+    /// What cannot be made again; images that are missing or contradict each other.
+    pub fn read(
+        images: &ImageDir,
+        ids: &pb::TaskKobjIdsEntry,
+        (kinds, entered): (Kinds, Entered),
+        opts: &RestoreOptions,
+    ) -> Result<Home> {
+        let kinds = kinds.without(entered.kinds());
+        if entered.has(CloneFlags::CLONE_NEWUSER) && !kinds.is_empty() {
+            return Err(Error::unsupported(
+                "namespaces that are made for the tree would not belong to the user namespace it joins",
+            )
+            .remedy("restore without --join-ns user, or join those of all other kinds as well"));
+        }
+        let wanted = |flag, id: Option<u32>| id.filter(|_| kinds.has(flag));
+        Ok(Home {
+            kinds,
+            uts: wanted(CloneFlags::CLONE_NEWUTS, ids.uts_ns_id)
+                .map(|id| uts::read(images, id))
+                .transpose()?,
+            ipc: wanted(CloneFlags::CLONE_NEWIPC, ids.ipc_ns_id)
+                .map(|id| ipc::read(images, id))
+                .transpose()?,
+            net: wanted(CloneFlags::CLONE_NEWNET, ids.net_ns_id)
+                .map(|id| net::read(images, id, opts))
+                .transpose()?,
+            user: wanted(CloneFlags::CLONE_NEWUSER, ids.user_ns_id)
+                .map(|id| user::read(images, id))
+                .transpose()?,
+            mnt: wanted(CloneFlags::CLONE_NEWNS, ids.mnt_ns_id)
+                .map(|id| mnt::read(images, id, opts))
+                .transpose()?,
+            entered,
+        })
+    }
+
+    /// Kinds that are made for the tree.
+    pub fn kinds(&self) -> Kinds {
+        self.kinds
+    }
+
+    /// Those that it enters.
+    pub fn entered(&self) -> &Entered {
+        &self.entered
+    }
+
+    /// Whether the tree is in another namespace of this kind than we are.
+    pub fn is_away(&self, kind: CloneFlags) -> bool {
+        self.kinds.has(kind) || self.entered.has(kind)
+    }
+
+    /// Whether the tree shares all namespaces with us.
+    pub fn is_ours(&self) -> bool {
+        self.kinds.is_empty() && self.entered.is_empty()
+    }
+
+    /// Opens what comes from outside, in the engine, before the root is forked.
+    pub fn prepare(&self, opts: &RestoreOptions, files: &FilesShared) -> Result<Prepared> {
+        let outside = self.mnt.as_ref().map(|tree| tree.prepare(opts)).transpose()?;
+        let (engine, root) = Channel::pair()?;
+        let keep = |fd| files.keep(fd);
+        let (engine, root) = (engine.moved(keep)?, root.moved(keep)?);
+        let entered = self.entered.open(opts, files)?;
+        Ok(Prepared { outside, engine, root, entry: OnceCell::new(), entered })
+    }
+
+    /// What clone(2) is told for the root: all but mounts, which its builder makes, and control groups, which come when
+    /// it is in its own.
+    pub fn clone_flags(&self) -> u64 {
+        let later = CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP;
+        (self.kinds.0 & !later).bits().cast_unsigned().into()
+    }
+
+    /// The root task fills its namespaces. On return files can be opened.
+    pub fn settle(&self, cx: &TaskCx<'_>, prepared: &Prepared) -> Result<()> {
+        while !prepared.root.is_ready(LOOK)? {
+            cx.area.goes_on()?;
+        }
+        prepared.root.receive()?.ok_or_else(gone)?;
+        prepared.entered.enter()?;
+        if self.user.is_some() {
+            user::UserNs::become_root()?;
+            // The engine has put it where that begins, and moves it on.
+            if self.kinds.has(CloneFlags::CLONE_NEWCGROUP) {
+                unshare(CloneFlags::CLONE_NEWCGROUP).call("unshare(CLONE_NEWCGROUP)")?;
+            }
+        }
+        if let Some(uts) = &self.uts {
+            uts.restore().during(|| "uts namespace".into())?;
+        }
+        if let Some(ipc) = &self.ipc {
+            ipc.restore(&cx.snapshot.dir)?;
+        }
+        if let Some(net) = &self.net {
+            net::restore(net).during(|| "network namespace".into())?;
+        }
+        let (root, masters) = match &self.mnt {
+            Some(tree) => self.mounts(tree, cx, prepared).during(|| "mount namespace".into())?,
+            None => match prepared.entered.root(|fd| cx.files.keep(fd))? {
+                Some(root) => {
+                    prepared.root.send(ROOT, 0, Some(root.folder()?.as_fd()))?;
+                    (root, OpenMasters::new())
+                }
+                None => Default::default(),
+            },
+        };
+        cx.files.make(&cx.plan.files, &cx.snapshot.dir, cx.opts, root, masters)?;
+        for master in cx.files.take_orphans()? {
+            prepared.root.send(MASTER, 0, Some(master.as_fd()))?;
+        }
+        cx.files.each_revived(|id, revived| {
+            let kind = if revived.reuses_address() { REUSING } else { CONNECTION };
+            prepared.root.send(kind, id.0, Some(revived.socket()))
+        })?;
+        prepared.root.send(MADE, 0, None)
+    }
+
+    /// Has the mounts made. With masters of terminals that are mounted on files.
+    fn mounts(&self, tree: &mnt::Tree, cx: &TaskCx<'_>, prepared: &Prepared) -> Result<(Root, OpenMasters)> {
+        let outside = prepared.outside.as_ref().ok_or_else(|| Error::bug("no mounts are prepared"))?;
+        // In a user namespace of its own, the root is in its cgroup namespace already.
+        let groups = self.kinds.has(CloneFlags::CLONE_NEWCGROUP) && self.user.is_none();
+        let Built { root, mountinfo, entry, masters } = builder::run(tree, outside, cx, groups)?;
+        let namespace = cx.files.keep(entry.try_clone().call("dup")?)?;
+        prepared.entry.set(cx.files.keep(entry)?).map_err(|_| Error::bug("mounts are made twice"))?;
+        let root = cx.files.keep(root)?;
+        prepared.root.send(ROOT, 0, Some(root.as_fd()))?;
+        Ok((Root::of_namespace(root, &mountinfo, Some(namespace))?, masters))
+    }
+
+    /// All tasks have attached their segments of System V shared memory: those settings follow that would have been in the
+    /// way. In the engine; `root` is the root task.
+    pub fn attached(&self, root: RealPid) -> Result<()> {
+        match &self.ipc {
+            Some(ipc) => inside(root, CloneFlags::CLONE_NEWIPC, || ipc.attached()),
+            None => Ok(()),
+        }
+    }
+}
+
+/// What is ready before the root is forked.
+#[derive(Debug)]
+pub struct Prepared {
+    outside: Option<mnt::Prepared>,
+    engine: Channel,
+    root: Channel,
+    /// The restored mount namespace, in tasks.
+    entry: OnceCell<OwnedFd>,
+    /// Namespaces that are entered.
+    entered: Opened,
+}
+
+impl Prepared {
+    /// Namespaces that are entered.
+    pub fn entered(&self) -> &Opened {
+        &self.entered
+    }
+
+    /// Enters the restored mount namespace, at its root; does nothing if there is none.
+    ///
+    /// # Errors
+    /// EINVAL if the folders are shared with another task.
+    pub fn enter_mounts(&self) -> Result<()> {
+        let made = self.entry.get().map(AsFd::as_fd);
+        match made.or_else(|| self.entered.get(CloneFlags::CLONE_NEWNS)) {
+            Some(entry) => setns(entry, CloneFlags::CLONE_NEWNS).call("setns(CLONE_NEWNS)"),
+            None => Ok(()),
+        }
+    }
+
+    /// In the engine, when the root task `root` is forked: gives it what only we can give, and lets it fill its
+    /// namespaces, which others may look at `empty` before.
+    pub fn let_go(
+        &self,
+        home: &Home,
+        root: RealPid,
+        empty: impl FnOnce() -> Result<()>,
+    ) -> Result<Option<net::Undo>> {
+        if let Some(user) = &home.user {
+            user.write_maps(root)?;
+        }
+        empty()?;
+        let outside = match &home.net {
+            Some(net) => Some(net::restore_outside(net, network_of(root)?.as_fd())?),
+            None => None,
+        };
+        self.engine.send(MADE, 0, None)?;
+        Ok(outside)
+    }
+
+    /// In the engine: waits until the root has filled them, and takes over what the engine needs of it.
+    pub fn await_root(
+        &self,
+        (files, plan): (&FilesShared, &FilesPlan),
+        area: &Area,
+        watch: impl Fn() -> Result<()>,
+    ) -> Result<()> {
+        let mut root = Root::default();
+        let (mut revived, mut orphans) = (Vec::new(), Vec::new());
+        loop {
+            interrupt::check()?;
+            if area.failed() {
+                return Err(area.failure());
+            }
+            if !self.engine.is_ready(LOOK)? {
+                // It tells why it ends, if it can.
+                watch().map_err(|e| if area.failed() { area.failure() } else { e })?;
+                continue;
+            }
+            match self.engine.receive()? {
+                Some((MADE, ..)) => break,
+                Some((ROOT, _, Some(fd))) => root = Root::of(files.keep(fd)?, b"")?,
+                Some((kind @ (CONNECTION | REUSING), id, Some(fd))) => {
+                    revived.push((FileId(id), Revived::new(fd, kind == REUSING)));
+                }
+                Some((MASTER, _, Some(fd))) => orphans.push(fd),
+                Some(_) => return Err(Error::bug("a message of no kind")),
+                None => {
+                    let ended = watch();
+                    return Err(if area.failed() {
+                        area.failure()
+                    } else {
+                        ended.err().unwrap_or_else(gone)
+                    });
+                }
+            }
+        }
+        files.made_elsewhere(plan, root, revived, orphans)
+    }
+}
+
+/// The network namespace of a task.
+pub(super) fn network_of(root: RealPid) -> Result<OwnedFd> {
+    ProcDir::open(root)?.file("ns/net", OFlag::O_RDONLY)
+}
+
+fn gone() -> Error {
+    Error::host("the other side ended")
+}
