@@ -97,13 +97,13 @@ impl Home {
             return Ok(None);
         }
         let root = scratch.join("root");
-        let folders = ["", "dev", "dev/pts", "dev/shm", "proc", "sys", "tmp", "work"];
+        let folders = ["", "dev", "dev/pts", "dev/shm", "proc", "sys", "tmp", "scratch"];
         for folder in folders {
             let path = root.join(folder);
             fs::create_dir(&path).with_context(|| path.display().to_string())?;
             fs::set_permissions(&path, Permissions::from_mode(0o755)).context("chmod")?;
         }
-        fs::set_permissions(root.join("work"), Permissions::from_mode(0o777)).context("chmod")?;
+        fs::set_permissions(root.join("scratch"), Permissions::from_mode(0o777)).context("chmod")?;
         same_file(program, &root.join("program"))?;
         for library in libraries()? {
             same_file(&library, &root.join(library.strip_prefix("/").unwrap_or(&library)))?;
@@ -147,13 +147,13 @@ impl Home {
             Err(e) => Err(e).context("clone"),
             Ok(0) => {
                 drop(go);
-                let out = root.map_or_else(|| scratch.join("out"), |root| root.join("work/out"));
+                let out = root.map_or_else(|| scratch.join("out"), |root| root.join("scratch/out"));
                 let failed = match self.become_program(may_go, scratch, root, program, args) {
                     Ok(never) => match never {},
                     Err(e) => e,
                 };
                 // Whichever of the two leads there now.
-                for out in [&out, Path::new("/work/out")] {
+                for out in [&out, Path::new("/scratch/out")] {
                     let _ = fs::write(out, format!("FAIL in the first process: {failed:#}\n"));
                 }
                 // SAFETY: ends the process; nothing of the parent's may be run here at exit.
@@ -198,7 +198,7 @@ impl Home {
         let program = match root {
             Some(root) => {
                 self.mounts(scratch, root)?;
-                chdir("/work").context("/work")?;
+                chdir("/scratch").context("/scratch")?;
                 Path::new("/program")
             }
             None => {

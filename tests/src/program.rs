@@ -137,7 +137,7 @@ impl Program {
         let root = home.lay(scratch.path(), &program)?;
         let args = [&[kind], args].concat();
         let pid = Cell::new(home.launch(scratch.path(), root.as_deref(), &program, &args)?);
-        let dir = root.as_ref().map(|root| root.join("work"));
+        let dir = root.as_ref().map(|root| root.join("scratch"));
         let program = Program { pid, scratch, dir, root, home: Some(home), checks_itself: true };
         program.wait_line("READY").with_context(|| format!("setting up {kind}"))?;
         Ok(program)
