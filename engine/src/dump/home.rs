@@ -1,6 +1,6 @@
 //! Namespaces that the tree has for itself: where its files are found while it is dumped, and their images.
 
-use std::os::fd::OwnedFd;
+use std::{collections::HashMap, os::fd::OwnedFd};
 
 use nix::{
     fcntl::OFlag,
@@ -214,18 +214,34 @@ fn within(
     inside(pid, flag, dump).during(|| format!("{what} namespace"))
 }
 
-/// A user namespace of its own without a pid namespace of its own: its root may choose no pid outside.
+/// What no restore could make again in namespaces of the tree's own.
 ///
 /// # Errors
-/// More than one thread in such a tree.
+/// More than one thread in a user namespace without a pid namespace, whose root may choose no pid outside; folders that
+/// tasks share in a mount namespace, which the kernel lets nobody enter whose folders are shared (setns(2)).
 pub(super) fn check(tree: &Pstree) -> Result<()> {
     let own = |kind| tree.namespaces.contains(kind);
     let threads: usize = tree.tasks.iter().map(|task| task.threads.len().max(1)).sum();
     if own(CloneFlags::CLONE_NEWUSER) && !own(CloneFlags::CLONE_NEWPID) && threads > 1 {
-        return Err(Error::unsupported(
-            "several threads in a user namespace of their own, but in the pid namespace of this process",
-        )
-        .remedy("no restore could choose their pids: give the tree a pid namespace too"));
+        return Err(Error::unsupported(format!(
+            "the tree of {} has several threads in a user namespace of its own, but in the pid namespace of this \
+             process: no restore could choose their pids",
+            refuse::name(tree.tasks[0].pid)
+        ))
+        .remedy("start it in a pid namespace of its own too (unshare --user --pid --fork)"));
+    }
+    let mut folders = HashMap::new();
+    let alive = tree.tasks.iter().filter(|task| task.state.is_alive() && own(CloneFlags::CLONE_NEWNS));
+    for task in alive {
+        if let Some(other) = folders.insert(task.ids.fs_id, task.pid) {
+            return Err(Error::unsupported(format!(
+                "{} and {} share their working folder (CLONE_FS) in a mount namespace of their own, which no \
+                 restore can enter then",
+                refuse::name(other),
+                refuse::name(task.pid)
+            ))
+            .remedy("let one of them call unshare(CLONE_FS) before the dump"));
+        }
     }
     Ok(())
 }

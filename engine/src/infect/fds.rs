@@ -17,7 +17,7 @@ use std::{
 
 use nix::{
     fcntl::OFlag,
-    sched::{CloneFlags, setns},
+    sched::CloneFlags,
     sys::socket::{ControlMessageOwned, MsgFlags, UnixAddr, recvmsg, setsockopt, sockopt},
 };
 use parasite::{Command, fds::MAX_FDS};
@@ -25,6 +25,7 @@ use parasite::{Command, fds::MAX_FDS};
 use super::Infected;
 use crate::{
     error::{Context, Error, Result, SysContext},
+    ns::enter::inside,
     sys::{self, pidfd},
 };
 
@@ -135,14 +136,7 @@ impl Infected<'_> {
         if same_file(&theirs, &File::open("/proc/thread-self/ns/net").call("open(ns/net)")?)? {
             return make();
         }
-        // setns changes one thread only; ours must stay where it is.
-        std::thread::scope(|s| {
-            let inside = s.spawn(|| {
-                setns(&theirs, CloneFlags::CLONE_NEWNET).call("setns(CLONE_NEWNET)")?;
-                make()
-            });
-            inside.join().unwrap_or_else(|_| Err(Error::bug("the thread in the other namespace panicked")))
-        })
+        inside(dir.pid(), CloneFlags::CLONE_NEWNET, make)
     }
 
     /// The message that comes from our process, whatever else is sent to the name.

@@ -73,7 +73,8 @@ pub(super) fn run(tree: &mnt::Tree, outside: &mnt::Prepared, cx: &TaskCx<'_>, gr
     }
     fork::reap(builder)?;
     let (Some(root), Some(mounts), Some(entry)) = (root, mounts, entry) else {
-        return Err(Error::host("the builder of mounts ended"));
+        return Err(Error::host("the process that makes the mounts of the tree was ended")
+            .remedy("somebody killed it: restore again"));
     };
     let mut mountinfo = Vec::new();
     std::fs::File::from(mounts).read_to_end(&mut mountinfo).call("read(mountinfo)")?;

@@ -351,5 +351,6 @@ pub(super) fn network_of(root: RealPid) -> Result<OwnedFd> {
 }
 
 fn gone() -> Error {
-    Error::host("the other side ended")
+    Error::host("the root task and this process lost each other while its namespaces were being filled")
+        .remedy("one of the two was killed: restore again")
 }

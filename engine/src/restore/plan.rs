@@ -44,6 +44,16 @@ impl Plan {
         let mut cx = PlanFiles::new(&snapshot.dir, opts, kernel, &snapshot.files)?;
         let has_devices = home.kinds().has(CloneFlags::CLONE_NEWNET) && !opts.common.empty_net_ns;
         cx.network = root.ids.net_ns_id.filter(|_| has_devices);
+        if home.is_away(CloneFlags::CLONE_NEWNS)
+            && let Some(make) = tree.nodes.iter().flat_map(|node| &node.makes).find(|make| make.share_fs)
+        {
+            return Err(Error::unsupported(format!(
+                "task {} shares its working folder (CLONE_FS) with another in a mount namespace of their own, which \
+                 the kernel lets neither enter",
+                tree.node(make.task).pid
+            ))
+            .remedy("dump the tree when they no longer share it"));
+        }
         let plan = Plan { tree, files: FilesPlan::build(cx, &tables(snapshot))?, home };
         plan.log();
         Ok(plan)
