@@ -41,15 +41,31 @@ pub fn restore(task: &Task, me: &ThreadArgs) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Most supplementary groups that are compared with those that are there.
+const COMPARED: usize = 64;
+
+/// Whether these are the supplementary groups, in this order, of the calling thread.
+fn has_groups(groups: &[u32]) -> bool {
+    let mut now = [0u32; COMPARED];
+    // SAFETY: no more are written than there is room for.
+    match unsafe { syscall2(nr::GETGROUPS, COMPARED, now.as_mut_ptr() as usize) } {
+        Ok(n) => now.get(..n) == Some(groups),
+        Err(_) => false,
+    }
+}
+
 fn change(task: &Task, c: &Creds) -> Result<(), Failed> {
     let groups = task.table(c.groups);
-    // SAFETY: the list is in the arena.
-    unsafe { syscall2(nr::SETGROUPS, groups.len(), groups.as_ptr() as usize) }.on(
-        Call::Setgroups,
-        Object::Creds,
-        groups.len() as u64,
-        0,
-    )?;
+    // A user namespace may deny setgroups(2), also to who asks for what is there.
+    if !has_groups(groups) {
+        // SAFETY: the list is in the arena.
+        unsafe { syscall2(nr::SETGROUPS, groups.len(), groups.as_ptr() as usize) }.on(
+            Call::Setgroups,
+            Object::Creds,
+            groups.len() as u64,
+            0,
+        )?;
+    }
     prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, Object::Creds)?;
     ids(c)?;
     // Inheritable capabilities must lie in the bounding set when they are added, not later. All

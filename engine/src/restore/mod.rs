@@ -13,7 +13,7 @@ pub mod guard;
 pub mod handoff;
 pub mod home;
 mod network;
-mod passing;
+pub(crate) mod passing;
 mod pidfile;
 pub mod plan;
 pub mod preflight;
@@ -138,7 +138,9 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         files.make(&plan.files, &snapshot.dir, opts, Root::default(), OpenMasters::new())?;
         give_away(files.take_orphans()?, opts)?;
     }
-    let (giver, mut filler) = late_memory(opts, &snapshot, &files)?;
+    let (mut giver, mut filler) = late_memory(opts, &snapshot, &files)?;
+    let sponsor = giver.as_mut().filter(|_| away(CloneFlags::CLONE_NEWUSER));
+    let _sponsor = sponsor.map(|giver| giver.sponsor(|fd| files.keep(fd))).transpose()?;
     if opts.common.auto_dedup {
         // Shared memory has been read by now, that of memfds too.
         crate::mm::dedup::begin(&snapshot.dir)?;

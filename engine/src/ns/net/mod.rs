@@ -34,6 +34,7 @@ mod sysctl;
 #[cfg(test)]
 mod tests;
 mod tun;
+mod unkept;
 
 use std::os::fd::BorrowedFd;
 
@@ -136,6 +137,7 @@ fn dump_all(cx: &DumpNet<'_>) -> Result<()> {
         return write(&pb::NetnsEntry { ext_key: Some(name.to_owned()), ..Default::default() });
     }
     if !cx.opts.common.empty_net_ns {
+        unkept::check()?;
         let netlink = &mut Netlink::route()?;
         // Asking a device of programs makes its link come and go, upon which the kernel acts.
         address::dump(netlink, cx.images, cx.id)?;
