@@ -58,7 +58,7 @@ use crate::{
     },
     netlock::{Method, Whole},
     ns::user::Ids,
-    options::{Afterwards, DumpOptions},
+    options::{Afterwards, CpuCap, DumpOptions},
     pstree::{Numbering, RealPid},
     scripts::Stage,
     spread,
@@ -173,6 +173,9 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     notify(Stage::PreDump)?;
     let images = opts.common.images_dir.images()?;
     let created = Created::new(&images);
+    if opts.common.cpu_cap.contains(CpuCap::IMAGE) {
+        crate::cpuinfo::dump(&images)?;
+    }
     // A page server that is not there is noticed before anything is frozen.
     let pages = PageStore::of_dump(images.clone(), Link::connect(&opts.common)?, opts.compress);
     let pages = pages.with_sums(opts.checksum);
