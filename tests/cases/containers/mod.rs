@@ -1,5 +1,9 @@
 //! Containers as runc, crun, podman and LXC make them, with the requests that these send: what is left of a container
 //! after them is what it was.
+//!
+//! # Safety
+//!
+//! Descriptors that came with a message belong to nobody else yet.
 
 mod lxc;
 mod order;
