@@ -7,6 +7,7 @@ mod cgroups;
 mod chain;
 mod clocks;
 mod compressed;
+mod containers;
 mod damage;
 mod entered;
 mod failures;
@@ -62,6 +63,7 @@ fn main() -> ExitCode {
         damage::cases,
         real_programs::cases,
         inside::cases,
+        containers::cases,
         interop::cases,
     ];
     let cases = families.iter().flat_map(|family| family()).collect();

@@ -2,7 +2,7 @@
 //!
 //! # Safety
 //!
-//! pre_exec runs setsid(2) between fork and exec; nothing there allocates or locks.
+//! pre_exec runs setsid(2) or close_range(2) between fork and exec; nothing there allocates or locks.
 
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
@@ -16,7 +16,7 @@ use nix::unistd::Pid;
 
 use crate::engine::build_folder;
 use crate::events::{PATIENCE, PidFd, wait_file};
-use crate::home::Home;
+use crate::home::{Container, Home};
 use crate::runner::skip;
 use crate::state::{State, descendants, processes};
 
@@ -133,11 +133,26 @@ impl Program {
 
     /// Starts program `kind` in namespaces of its own.
     pub fn start_inside(home: Home, kind: &str, args: &[&str]) -> Result<Program> {
+        Program::start_at_home(home, None, kind, args)
+    }
+
+    /// Starts program `kind` as a container.
+    pub fn start_container(home: Home, container: &Container, kind: &str, args: &[&str]) -> Result<Program> {
+        Program::start_at_home(home, Some(container), kind, args)
+    }
+
+    fn start_at_home(
+        home: Home,
+        container: Option<&Container>,
+        kind: &str,
+        args: &[&str],
+    ) -> Result<Program> {
         let (scratch, program) = (Scratch::new()?, programs()?);
-        let root = home.lay(scratch.path(), &program)?;
+        let root = home.lay(scratch.path(), &program, container)?;
         let args = [&[kind], args].concat();
-        let pid = Cell::new(home.launch(scratch.path(), root.as_deref(), &program, &args)?);
+        let pid = home.launch(scratch.path(), root.as_deref(), (&program, &args), container)?;
         let dir = root.as_ref().map(|root| root.join("scratch"));
+        let pid = Cell::new(pid);
         let program = Program { pid, scratch, dir, root, home: Some(home), checks_itself: true };
         program.wait_line("READY").with_context(|| format!("setting up {kind}"))?;
         Ok(program)
@@ -234,6 +249,18 @@ impl Program {
         pids.extend(descendants(&processes()?, self.pid()));
         Ok(pids.into_iter().filter_map(|pid| PidFd::open(Pid::from_raw(pid)).ok()).collect())
     }
+}
+
+/// Has what `command` starts begin without descriptors of whoever started the tests, which no dump could keep.
+pub fn without_inherited(command: &mut Command) {
+    const CLOEXEC: libc::c_uint = 4;
+    // SAFETY: the call gets numbers only. Before Linux 5.11 it does nothing.
+    unsafe {
+        command.pre_exec(|| {
+            libc::syscall(libc::SYS_close_range, 3, u32::MAX, CLOEXEC);
+            Ok(())
+        })
+    };
 }
 
 /// Waits until all of a tree is dead and reaps what has become ours.

@@ -1,7 +1,7 @@
 //! Dump of a mount namespace.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     ffi::OsStr,
     io::Read,
     os::{
@@ -88,17 +88,18 @@ impl Table {
 pub fn dump(cx: &DumpMounts<'_>) -> Result<Table> {
     let opts = &cx.opts.common;
     let maps = IdMaps::read(cx.pid)?;
-    let own_cgroups = differs(cx.pid, "cgroup")?;
-    let lines = table(cx.pid)?;
+    let lines = table(cx.pid, CloneFlags::CLONE_NEWNS)?;
+    let groups = groups_inside(cx.pid)?;
     let mut mounts = lines.iter().map(Mount::from_kernel).collect::<Vec<_>>();
     check_all_there(cx.pid, &lines)?;
     let ours: Vec<Mount> = mountinfo::own()?.iter().map(Mount::from_kernel).collect();
     let host = if opts.external_mounts.auto { &ours[..] } else { &[] };
-    for mount in &mut mounts {
-        prepare(mount, opts, &maps, own_cgroups).during(|| mount.name())?;
-    }
-    external::mark(&mut mounts, host, opts);
+    let own = groups.iter().filter(|(_, root)| !is_above(root)).map(|(id, _)| *id).collect();
+    external::mark(&mut mounts, host, &own, opts);
     leave_out(&mut mounts, opts)?;
+    for mount in &mut mounts {
+        prepare(mount, opts, &maps, groups.get(&mount.id)).during(|| mount.name())?;
+    }
     for mount in mounts.iter().filter(|m| m.outside.is_none() && m.point != b"/") {
         let line = lines.iter().find(|line| line.id.cast_unsigned() == mount.id);
         let unknown = line.and_then(|line| flags::of_mount(&line.options).1.first().map(|w| shown(w)));
@@ -133,11 +134,27 @@ fn differs(pid: RealPid, kind: &str) -> Result<bool> {
     Ok(matches!((ours, theirs), (Ok(ours), Ok(theirs)) if ours != theirs))
 }
 
-/// All mounts that paths lead to from the root of the namespace, wherever the root of the task is.
-fn table(pid: RealPid) -> Result<Vec<mountinfo::Mount>> {
+/// Roots of mounts of control groups as they are seen in the task's cgroup namespace, by number; none if it is ours.
+fn groups_inside(pid: RealPid) -> Result<HashMap<u32, Vec<u8>>> {
+    if !differs(pid, "cgroup")? {
+        return Ok(HashMap::new());
+    }
+    let lines = table(pid, CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP)?;
+    let groups = lines.into_iter().filter(|line| line.fs_type.starts_with(b"cgroup"));
+    Ok(groups.map(|line| (line.id.cast_unsigned(), line.root)).collect())
+}
+
+/// Whether a root seen in a cgroup namespace lies outside of it.
+fn is_above(root: &[u8]) -> bool {
+    root == b"/.." || root.starts_with(b"/../")
+}
+
+/// All mounts that paths lead to from the root of the namespace, wherever the root of the task is, seen from its
+/// namespaces of `kinds`.
+fn table(pid: RealPid, kinds: CloneFlags) -> Result<Vec<mountinfo::Mount>> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let proc = nix::fcntl::open("/proc", flags, Mode::empty()).call("open(/proc)")?;
-    let bytes = enter::inside(pid, CloneFlags::CLONE_NEWNS, || {
+    let bytes = enter::inside(pid, kinds, || {
         let name = "thread-self/mountinfo";
         let file = openat(&proc, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
         let mut bytes = Vec::new();
@@ -164,11 +181,21 @@ fn check_all_there(pid: RealPid, lines: &[mountinfo::Mount]) -> Result<()> {
 }
 
 /// What the table does not show, or not as whoever restores needs it.
-fn prepare(mount: &mut Mount, opts: &CommonOptions, maps: &IdMaps, own_cgroups: bool) -> Result<()> {
+fn prepare(mount: &mut Mount, opts: &CommonOptions, maps: &IdMaps, groups: Option<&Vec<u8>>) -> Result<()> {
     let kind = mount.kind.map_or("", |kind| kind.name);
-    if own_cgroups && kind.starts_with("cgroup") {
-        // Told as seen from our cgroup; in theirs it is the root.
-        mount.root = Some(b"/".to_vec());
+    match groups {
+        None => {}
+        Some(_) if mount.outside.is_some() => mount.root = Some(b"/".to_vec()),
+        Some(root) if is_above(root) => {
+            let point = shown(&mount.point);
+            return Err(Error::unsupported(
+                "it shows control groups above those of the tree's cgroup namespace, in which it cannot be made again",
+            )
+            .remedy(format!(
+                "dump with --external mnt[{point}]:NAME, restore with --external mnt[NAME]:PATH"
+            )));
+        }
+        Some(root) => mount.root = Some(root.clone()),
     }
     if kind == "devpts" {
         let ours = stat("/dev/pts").map(|s| device(libc::major(s.st_dev), libc::minor(s.st_dev)));
