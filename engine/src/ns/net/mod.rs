@@ -218,6 +218,18 @@ fn read_all(images: &ImageDir, id: u32, opts: &RestoreOptions) -> Result<Net> {
         ))
         .remedy("restore these images with CRIU"));
     }
+    // Every namespace has devices, and every dump tells of addresses.
+    let missing = |kind: ImageKind| {
+        let name = kind.file_name(id.into());
+        Error::image(format!("{name}: there is no such image"))
+            .remedy("restore with --empty-ns net what was dumped with it")
+    };
+    if images.read_all::<pb::NetDeviceEntry>(ImageKind::Netdev, id.into())?.is_empty() {
+        return Err(missing(ImageKind::Netdev));
+    }
+    if images.open_raw(ImageKind::Ifaddr, id.into())?.is_none() {
+        return Err(missing(ImageKind::Ifaddr));
+    }
     let more: pb::RcriuNetnsEntry = images.read_opt(ImageKind::RcriuNetns, id.into())?.unwrap_or_default();
     let name = ImageKind::RcriuNetns.file_name(id.into());
     let messages = |all: &[Vec<u8>]| -> Result<Vec<Message>> {
