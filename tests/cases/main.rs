@@ -31,6 +31,7 @@ mod sockets;
 mod special_memory;
 mod sums;
 mod tasks;
+mod unprivileged;
 mod vdso;
 
 use std::process::ExitCode;
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
     let families = [
         tasks::cases,
         clocks::cases,
+        unprivileged::cases,
         vdso::cases,
         memory::cases,
         page_path::cases,

@@ -8,6 +8,7 @@
 //! program    a program of tests/programs or any command, in its own session and scratch folder
 //! rpc        a client of the worker that container runtimes start
 //! cycle      dump -> reap -> restore, with the state of the tree compared from outside
+//! user       somebody who is not root, and the binaries for them
 //! state      what /proc shows of a tree, as keys and values that can be compared
 //! events     waiting for deaths and file changes without sleeping
 //! ```
@@ -30,6 +31,7 @@ pub mod program;
 pub mod rpc;
 pub mod runner;
 pub mod state;
+pub mod user;
 
 pub use cycle::{Cycle, Images};
 pub use engine::{Engine, Finished};
@@ -37,3 +39,4 @@ pub use home::Home;
 pub use program::Program;
 pub use program::Scratch;
 pub use runner::{Case, skip};
+pub use user::User;

@@ -6,6 +6,7 @@
 
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -34,7 +35,7 @@ pub struct Program {
 }
 
 /// The binary of tests/programs: beside this one, unless RCRIU_TEST_PROGRAM names it.
-fn programs() -> Result<PathBuf> {
+pub(crate) fn programs() -> Result<PathBuf> {
     match std::env::var_os("RCRIU_TEST_PROGRAM") {
         Some(bin) => Ok(PathBuf::from(bin)),
         None => Ok(build_folder()?.join("rcriu-test-program")),
@@ -72,7 +73,6 @@ impl Scratch {
         let dir =
             tempfile::Builder::new().prefix("rcriu-test.").tempdir_in(parent).context("scratch folder")?;
         // Programs that give up root still work here.
-        use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).context("chmod")?;
         Ok(Scratch { dir })
     }
@@ -102,7 +102,16 @@ impl Program {
     fn start_in(place: Place, input: &File, kind: &str, args: &[&str]) -> Result<Program> {
         let mut command = Command::new(programs()?);
         command.arg(kind).args(args).stdin(input.try_clone()?);
-        let mut program = Program::spawn_in(command, place)?;
+        Program::ready(Program::spawn_in(command, place)?, kind)
+    }
+
+    /// Program `kind`, as `command` starts it, in a session of its own.
+    pub fn start_by(mut command: Command, kind: &str) -> Result<Program> {
+        command.stdin(File::open("/dev/null").map(Stdio::from)?);
+        Program::ready(Program::spawn_in(command, Place::Session)?, kind)
+    }
+
+    fn ready(mut program: Program, kind: &str) -> Result<Program> {
         program.checks_itself = true;
         program.wait_line("READY").with_context(|| format!("setting up {kind}"))?;
         Ok(program)
@@ -118,6 +127,8 @@ impl Program {
         let scratch = Scratch::new()?;
         let out =
             OpenOptions::new().append(true).create(true).open(scratch.path().join("out")).context("out")?;
+        // Programs that are not root's open it again when they are restored.
+        out.set_permissions(fs::Permissions::from_mode(0o666)).context("out")?;
         command.current_dir(scratch.path()).stdout(out.try_clone()?).stderr(out);
         // SAFETY: setsid is async-signal-safe and touches no memory.
         unsafe {

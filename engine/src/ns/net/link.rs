@@ -107,7 +107,10 @@ impl<'a> Told<'a> {
 
     /// Its alternative names (Linux 5.5).
     pub(super) fn other_names(self) -> impl Iterator<Item = &'a [u8]> {
-        self.attributes.inside(IFLA_PROP_LIST).filter(|(kind, _)| *kind == IFLA_ALT_IFNAME).map(|(_, name)| name)
+        self.attributes
+            .inside(IFLA_PROP_LIST)
+            .filter(|(kind, _)| *kind == IFLA_ALT_IFNAME)
+            .map(|(_, name)| name)
     }
 
     /// The kind of device; empty for hardware.

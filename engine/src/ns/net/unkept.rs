@@ -50,10 +50,14 @@ fn xfrm() -> Result<()> {
     for (kind, what) in XFRM {
         let found = netlink.dump("XFRM_MSG_GET", kind, &Body::default())?.len();
         if found > 0 {
-            return Err(Error::unsupported(format!("it has {found} IPsec {what}, whose keys and counters \
-                 belong to nobody else"))
-            .remedy("take them away before the dump (ip xfrm state flush; ip xfrm policy flush) and set \
-                 them up after the restore"));
+            return Err(Error::unsupported(format!(
+                "it has {found} IPsec {what}, whose keys and counters \
+                 belong to nobody else"
+            ))
+            .remedy(
+                "take them away before the dump (ip xfrm state flush; ip xfrm policy flush) and set \
+                 them up after the restore",
+            ));
         }
     }
     Ok(())

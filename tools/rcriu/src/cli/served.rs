@@ -13,13 +13,8 @@ const RESTORE: &[Action] = &[Restore];
 const BOTH: &[Action] = &[Dump, PreDump, Restore];
 
 /// Options not served by some actions, whatever their value.
-const OPTIONS: &[(&str, &[Action])] = &[
-    ("libdir", BOTH),
-    ("unprivileged", BOTH),
-    ("lazy-pages", &[PreDump]),
-    ("stream", BOTH),
-    ("lsm-mount-context", RESTORE),
-];
+const OPTIONS: &[(&str, &[Action])] =
+    &[("libdir", BOTH), ("lazy-pages", &[PreDump]), ("stream", BOTH), ("lsm-mount-context", RESTORE)];
 
 /// Fails with the name of the first thing asked for that is not served.
 pub fn check(action: Action, raw: &Raw) -> Result<()> {

@@ -266,11 +266,14 @@ fn connect_datagrams(cluster: &Cluster, cx: &FilesTask<'_>) -> Result<()> {
 fn connect(socket: BorrowedFd<'_>, peer: &Member, there: Option<BorrowedFd<'_>>, root: &Root) -> Result<()> {
     let name = || peer.entry.name.escape_ascii().to_string();
     match (there, peer.path()) {
-        (Some(there), Some(_)) => {
-            let file = sockopt::unix_file(there)?;
-            let path = format!("/proc/self/fd/{}\0", file.as_raw_fd());
-            sockopt::connect_unix(socket, path.as_bytes()).during(name)
-        }
+        (Some(there), Some(_)) => match sockopt::unix_file(there) {
+            // Asking takes CAP_NET_ADMIN; who restores without has just bound it.
+            Err(e) if e.errno() == Some(libc::EPERM) => connect(socket, peer, None, root),
+            file => {
+                let path = format!("/proc/self/fd/{}\0", file?.as_raw_fd());
+                sockopt::connect_unix(socket, path.as_bytes()).during(name)
+            }
+        },
         (None, Some(_)) => {
             let by_name = || sockopt::connect_unix(socket, &peer.entry.name);
             root.within(|| in_folder(peer, by_name)).during(name)
