@@ -138,7 +138,7 @@ fn name_of(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<Vec<u8>
         ghost::dump_linked(fd, link, id, out)?;
         return Ok(link.clone());
     }
-    match out.known.stat(link) {
+    match out.known.stat(link, probe.info.mnt_id) {
         Ok(found) => {
             same_inode(probe, &found, out)?;
             Ok(link.clone())
@@ -190,7 +190,7 @@ fn proc_name(probe: &FdProbe, id: FileId, out: &mut FilesOut<'_>) -> Result<Vec<
         return Ok(link.clone());
     };
     let folder = &link[..b"/proc/".len() + digits];
-    if bare.is_some() || out.root.lstat(folder).is_err() {
+    if bare.is_some() || out.roots.of_mount(probe.info.mnt_id).lstat(folder).is_err() {
         out.ghosts.note(id, pid, pb::RemapType::Procfs)?;
     }
     Ok(bare.unwrap_or(link).to_vec())

@@ -19,7 +19,7 @@ use rcriu_images::pb;
 use super::{CLOSED, ESTABLISHED, LISTEN, is_family, opts, queue::Queue};
 use crate::{
     error::{Context, Error, Result, SysContext},
-    files::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, PlanFiles, RestoredFile},
+    files::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, PlanFiles, RestoredFile, watch},
     options::External,
     pstree::FileId,
     sys::{sock_diag, sockopt},
@@ -115,7 +115,6 @@ impl FileKind for Unix {
             flags: fd.probe.info.flags,
             uflags: 0,
             ns_id: out.own_network(),
-            mnt_id: out.own_mount(&fd.probe),
             backlog: socket.sent,
             peer,
             fown: fd.fown,
@@ -205,11 +204,13 @@ fn connection(socket: &sock_diag::UnixSocket, table: &Table) -> Result<(u32, u32
 /// What belongs to a name in the file system: the folder it is relative to, rights, whether it is there still.
 fn dump_name(fd: &DrainedFd, entry: &mut pb::UnixSkEntry, out: &FilesOut<'_>) -> Result<()> {
     let file = sockopt::unix_file(fd.file.as_fd())?;
+    let mount = watch::mount_of(&file)?;
+    entry.mnt_id = out.own_number(mount);
     let stat = fstat(&file).call("fstat")?;
     let link = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).call("readlink")?;
     let mut path = std::os::unix::ffi::OsStringExt::into_vec(link);
     if let Some(plain) = path.strip_suffix(b" (deleted)")
-        && out.root.lstat(&path).map_or(true, |found| found.st_ino != stat.st_ino)
+        && out.roots.of_mount(mount).lstat(&path).map_or(true, |found| found.st_ino != stat.st_ino)
     {
         entry.deleted = Some(true);
         path = plain.to_vec();
