@@ -29,6 +29,7 @@ mod init;
 mod kept;
 mod kit;
 mod late_memory;
+mod mount_namespaces;
 mod movers;
 mod namespace_files;
 mod nested;
@@ -138,6 +139,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("limits", credentials::limits),
     ("many-descriptors", regular::many),
     ("many-mappings", private_memory::many),
+    ("mount-namespaces", mount_namespaces::run),
     ("nested", nested::run),
     ("netlink", other_sockets::netlink),
     ("namespace-files", namespace_files::run),

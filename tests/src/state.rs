@@ -129,12 +129,14 @@ impl State {
         let mut pids = vec![root];
         pids.extend(descendants(&processes()?, root));
         let numbers = Numbers::of(root, &pids)?;
+        // Their order here may be another after a restore.
+        pids.sort_by_key(|pid| numbers.within(*pid));
         for pid in &pids {
             state
                 .process(*pid, &mut names, &numbers)
                 .with_context(|| format!("reading the state of pid {pid}"))?;
         }
-        for (what, value) in home::of(root)? {
+        for (what, value) in home::of(root, &pids)? {
             state.put(numbers.within(root), &what, value);
         }
         Ok(state)
@@ -244,7 +246,8 @@ impl State {
             .filter_map(|ns| Some((ns, fs::read_link(format!("/proc/{real}/ns/{ns}")).ok()?)))
         {
             let ours = fs::read_link(format!("/proc/self/ns/{name}")).is_ok_and(|ours| ours == value);
-            self.put(pid, &format!("{name} namespace"), if ours { "ours" } else { "its own" });
+            let which = if ours { "ours".into() } else { names.of(&value.to_string_lossy()) };
+            self.put(pid, &format!("{name} namespace"), which);
         }
         for thread in sorted_numbers(&format!("/proc/{real}/task"))? {
             self.thread(real, thread, numbers)?;

@@ -90,7 +90,7 @@ pub fn pstree(frozen: &Frozen, shell_job: bool, kernel: &Kernel) -> Result<Pstre
         }
         let ids = if task.state.is_alive() {
             let mut ids = sharing.shared(live, Some(kernel))?;
-            sharing.namespaces.fill_as(&home, task.time_ns.as_deref(), &mut ids);
+            sharing.namespaces.fill_as(&home, &task.apart, &mut ids);
             ids
         } else {
             pb::TaskKobjIdsEntry::default()
@@ -141,6 +141,20 @@ pub(super) fn own(kernel: &Kernel) -> Result<pb::TaskKobjIdsEntry> {
 }
 
 impl Pstree {
+    /// A task in each mount namespace of the tree, and its number: that of the root task first. None if all are in ours.
+    pub fn mount_namespaces(&self) -> Vec<(RealPid, u32)> {
+        let mut spaces: Vec<(RealPid, u32)> = Vec::new();
+        let own = self.namespaces.contains(CloneFlags::CLONE_NEWNS);
+        for task in self.tasks.iter().filter(|task| own && task.state.is_alive()) {
+            if let Some(id) = task.ids.mnt_ns_id
+                && spaces.iter().all(|(_, known)| *known != id)
+            {
+                spaces.push((task.dir.pid(), id));
+            }
+        }
+        spaces
+    }
+
     /// How numbers of the tree read inside of it.
     pub fn numbering(&self) -> Numbering {
         if !self.namespaces.contains(CloneFlags::CLONE_NEWPID) {

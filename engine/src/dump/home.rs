@@ -15,7 +15,7 @@ use rcriu_images::ImageDir;
 use super::{DumpCx, collect::Pstree, refuse};
 use crate::{
     error::{Context, Error, Result, SysContext},
-    files::Root,
+    files::{Place, Root, Roots},
     netlock::{Method, Whole, lock_all},
     ns::{
         enter::{here, inside},
@@ -30,17 +30,20 @@ use crate::{
 };
 
 /// Where paths of the tree begin.
-pub(super) fn root(tree: &Pstree) -> Result<Root> {
-    if !tree.namespaces.contains(CloneFlags::CLONE_NEWNS) {
-        return Ok(Root::default());
+pub(super) fn roots(tree: &Pstree) -> Result<Roots> {
+    let spaces = tree.mount_namespaces();
+    if spaces.is_empty() {
+        return Ok(Roots::default());
     }
-    let dir = &tree.tasks[0].dir;
-    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY;
-    let folder = inside(dir.pid(), CloneFlags::CLONE_NEWNS, || {
-        let flags = flags | OFlag::O_CLOEXEC;
-        nix::fcntl::open("/", flags, nix::sys::stat::Mode::empty()).call("open(/)")
-    })?;
-    Root::of(folder, &dir.read("mountinfo")?)
+    let (mut list, mut places) = (Vec::new(), Vec::new());
+    for (pid, id) in spaces {
+        let (folder, mountinfo) = mnt::look(pid)?;
+        let namespace = ProcDir::open(pid)?.file("ns/mnt", OFlag::O_RDONLY)?;
+        let root = Root::of_namespace(folder, &mountinfo, Some(namespace))?;
+        places.push(root.mounts()?.iter().map(Place::of).collect());
+        list.push((id, root));
+    }
+    Ok(Roots::new(list, places))
 }
 
 /// The calling thread in the tree's network and ipc namespaces, whose tables it looks at. Dropped, it is back in its
@@ -203,9 +206,10 @@ pub(super) fn dump(tree: &Pstree, cx: &DumpCx<'_>) -> Result<()> {
         };
         within(real, CloneFlags::CLONE_NEWNET, "network", || net::dump(&net))?;
     }
-    if let Some(id) = wanted(CloneFlags::CLONE_NEWNS, ids.mnt_ns_id) {
+    let spaces = tree.mount_namespaces();
+    if !spaces.is_empty() {
         let masters = cx.files.masters();
-        let mounts = mnt::DumpMounts { pid: real, id, opts: cx.opts, images: cx.images, masters: &masters };
+        let mounts = mnt::DumpMounts { spaces: &spaces, opts: cx.opts, images: cx.images, masters: &masters };
         mnt::dump(&mounts).during(|| "mount namespace".into())?;
     }
     Ok(())

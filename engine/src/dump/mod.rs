@@ -133,7 +133,7 @@ impl<'a> DumpCx<'a> {
                 files::Where {
                     numbering: numbering.clone(),
                     ids: ids.clone(),
-                    root: home::root(tree)?,
+                    roots: home::roots(tree)?,
                     own: tree.namespaces,
                     lock,
                 },

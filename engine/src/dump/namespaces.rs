@@ -4,11 +4,11 @@
 //! task's numbers with those that the inventory gives for the dumping process: equal means that the task is
 //! to live in whatever namespace the restoring process is in.
 
-use std::{collections::HashMap, os::unix::ffi::OsStrExt, path::Path};
+use std::{collections::HashMap, os::unix::ffi::OsStrExt, path::PathBuf};
 
 use rcriu_images::pb;
 
-use crate::{error::Result, procfs::ProcDir};
+use crate::{error::Result, ns::home::Apart, procfs::ProcDir};
 
 /// Namespaces met so far.
 #[derive(Debug, Default)]
@@ -32,19 +32,16 @@ impl NsIds {
         Ok(())
     }
 
-    /// The same for a task that is in all namespaces of `home`, but for that of time, whose link text is `time`.
-    pub fn fill_as(
-        &mut self,
-        home: &pb::TaskKobjIdsEntry,
-        time: Option<&Path>,
-        ids: &mut pb::TaskKobjIdsEntry,
-    ) {
+    /// The same for a task that is in all namespaces of `home`, but for those in `apart`.
+    pub fn fill_as(&mut self, home: &pb::TaskKobjIdsEntry, apart: &Apart, ids: &mut pb::TaskKobjIdsEntry) {
+        let mut number =
+            |link: &Option<PathBuf>| Some(self.known(link.as_ref()?.as_os_str().as_bytes().to_vec()));
         ids.pid_ns_id = home.pid_ns_id;
         ids.net_ns_id = home.net_ns_id;
         ids.ipc_ns_id = home.ipc_ns_id;
         ids.uts_ns_id = home.uts_ns_id;
-        ids.time_ns_id = time.map(|link| self.known(link.as_os_str().as_bytes().to_vec()));
-        ids.mnt_ns_id = home.mnt_ns_id;
+        ids.time_ns_id = number(&apart.time);
+        ids.mnt_ns_id = number(&apart.mnt);
         ids.user_ns_id = home.user_ns_id;
         ids.cgroup_ns_id = home.cgroup_ns_id;
     }

@@ -8,7 +8,7 @@
 use std::{
     collections::{HashMap, HashSet},
     os::fd::AsFd,
-    path::{Path, PathBuf},
+    path::Path,
     time::{Duration, Instant},
 };
 
@@ -24,7 +24,7 @@ use crate::{
     infect::StoppedTask,
     interrupt,
     kernel::Kernel,
-    ns::home::Home,
+    ns::home::{Apart, Home},
     options::{Afterwards, DumpOptions},
     procfs::{ProcDir, stat::Stat, status::Status},
     pstree::{RealPid, TaskState},
@@ -51,8 +51,8 @@ pub struct FrozenTask {
     pub stop_signal: Option<i32>,
     /// The hold on its threads; an ended task has none.
     pub stopped: Option<StoppedTask>,
-    /// Its time namespace, where the kernel has any.
-    pub time_ns: Option<PathBuf>,
+    /// Its namespaces of kinds that may be others than those of the root task.
+    pub apart: Apart,
     /// Seizures that had happened when its children were listed; 0 before the first time.
     listed: u64,
 }
@@ -213,8 +213,8 @@ impl Frozen {
             return Err(Error::new(Kind::TaskDied(pid.0)));
         }
         // A leader may end before the other threads: then the task lives on.
-        let (state, stop_signal, stopped, time_ns) = if status.is_zombie() && dir.threads()?.len() <= 1 {
-            (TaskState::Dead, None, None, None)
+        let (state, stop_signal, stopped, apart) = if status.is_zombie() && dir.threads()?.len() <= 1 {
+            (TaskState::Dead, None, None, Apart::default())
         } else {
             refuse::task(&dir, status)?;
             let mut stopped = StoppedTask::seize_held(pid, kernel, self.left(), &mut self.waiting)?;
@@ -229,24 +229,24 @@ impl Frozen {
             // A leader that is gone shows nothing of what it had.
             let live = if stopped.leader_gone() { Some(stopped.live_dir()?) } else { None };
             let live = live.as_ref().unwrap_or(&dir);
-            let time_ns = match &self.home {
+            let apart = match &self.home {
                 Some(home) => home.check(live)?,
                 None => {
                     let home = Home::of(live, &now)?;
-                    let time_ns = home.check(live)?;
+                    let apart = home.check(live)?;
                     self.home = Some(home);
-                    time_ns
+                    apart
                 }
             };
             self.seizures += 1;
             match stopped.job_stop() {
-                None => (TaskState::Alive, None, Some(stopped), time_ns),
-                Some(signal) => (TaskState::Stopped, Some(signal), Some(stopped), time_ns),
+                None => (TaskState::Alive, None, Some(stopped), apart),
+                Some(signal) => (TaskState::Stopped, Some(signal), Some(stopped), apart),
             }
         };
         log::info!("Seized task {pid}, state {}", state.to_image());
         self.known.insert(pid, self.tasks.len());
-        self.tasks.push(FrozenTask { pid, parent, state, stop_signal, stopped, time_ns, listed: 0 });
+        self.tasks.push(FrozenTask { pid, parent, state, stop_signal, stopped, apart, listed: 0 });
         Ok(())
     }
 

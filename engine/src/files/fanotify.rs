@@ -16,7 +16,7 @@ use nix::{
 use rcriu_images::pb;
 
 use super::{
-    DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, PlanFiles, RestoredFile, Root, pipe,
+    DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, PlanFiles, RestoredFile, Roots, pipe,
     watch::{self, Fields, Inode, Mounts},
 };
 use crate::{
@@ -113,14 +113,14 @@ fn mark(line: &[u8], out: &mut FilesOut<'_>) -> Option<Result<pb::FanotifyMarkEn
         let path = out.inodes.path_of(inode, &f_handle);
         return Some(path.during(|| format!("mark on inode {i_ino} of device {:#x}", entry.s_dev)).map(
             |path| {
-                f_handle.path = path;
+                f_handle = watch::named(f_handle, path, out);
                 entry.ie = Some(pb::FanotifyInodeMarkEntry { i_ino, f_handle });
                 entry
             },
         ));
     }
     if let Some(mnt_id) = fields.hex("mnt_id") {
-        return Some(mount_of(mnt_id, &out.root).map(|mount| {
+        return Some(mount_of(mnt_id, &out.roots).map(|mount| {
             entry.r#type = pb::MarkType::Mount as i32;
             entry.s_dev = mount.dev.0 << 20 | mount.dev.1;
             entry.me = Some(pb::FanotifyMountMarkEntry { mnt_id: mnt_id as u32, path: Some(mount.point) });
@@ -131,9 +131,10 @@ fn mark(line: &[u8], out: &mut FilesOut<'_>) -> Option<Result<pb::FanotifyMarkEn
     Some(Err(Error::unsupported("fanotify marks on whole file systems (FAN_MARK_FILESYSTEM) cannot be kept")))
 }
 
-fn mount_of(id: u64, root: &Root) -> Result<mountinfo::Mount> {
-    let mounts = root.mounts()?;
-    let found = mounts.iter().find(|mount| u64::try_from(mount.id) == Ok(id));
+fn mount_of(id: u64, roots: &Roots) -> Result<mountinfo::Mount> {
+    let mounts = roots.mounts()?;
+    let mut all = mounts.iter().flat_map(|(_, mounts)| mounts.iter());
+    let found = all.find(|mount| u64::try_from(mount.id) == Ok(id));
     found
         .cloned()
         .ok_or_else(|| Error::unsupported(format!("a fanotify mark on mount {id}, which is not seen here")))
@@ -165,7 +166,7 @@ impl RestoredFile for FanotifyFile {
 
     /// Marks come last, so that fewer of the restore's own doings are seen.
     fn finish(&self, fd: BorrowedFd<'_>, cx: &mut FilesTask<'_>) -> Result<()> {
-        let mut mounts = Mounts::new(cx.root().clone());
+        let mut mounts = Mounts::new(cx.roots().clone());
         for at in 0..self.entry.mark.len() {
             self.add(fd, at, &mut mounts, cx).during(|| format!("mark {at}"))?;
         }
@@ -183,9 +184,9 @@ impl FanotifyFile {
             (None, Some(mount)) => {
                 let path = match &mount.path {
                     Some(path) => path.clone(),
-                    None => mount_of(mount.mnt_id.into(), cx.root())?.point,
+                    None => mount_of(mount.mnt_id.into(), cx.roots())?.point,
                 };
-                let whole = cx.root().path(&path);
+                let whole = cx.roots().of_mount(Some(mount.mnt_id.cast_signed())).path(&path);
                 let target = open(whole.as_ref(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
                 let target = target.call("open").during(|| path.escape_ascii().to_string())?;
                 (target, libc::FAN_MARK_MOUNT)

@@ -46,9 +46,10 @@ impl FileKind for InotifyKind {
         for line in lines {
             let mut watch = parse(line).ok_or_else(|| fd.probe.strange())?;
             let inode = Inode { dev: watch.s_dev, ino: watch.i_ino };
-            watch.f_handle.path = out.inodes.path_of(inode, &watch.f_handle).during(|| {
+            let name = out.inodes.path_of(inode, &watch.f_handle).during(|| {
                 format!("watch {} on inode {} of device {:#x}", watch.wd, watch.i_ino, watch.s_dev)
             })?;
+            watch.f_handle = watch::named(watch.f_handle, name, out);
             wd.push(watch);
         }
         let ify = pb::InotifyFileEntry { id: id.0, flags: info.flags, fown: fd.fown, wd };
@@ -114,7 +115,7 @@ impl RestoredFile for InotifyFile {
 
     /// Watches come last, so that fewer of the restore's own doings are seen.
     fn finish(&self, fd: BorrowedFd<'_>, cx: &mut FilesTask<'_>) -> Result<()> {
-        let mut mounts = Mounts::new(cx.root().clone());
+        let mut mounts = Mounts::new(cx.roots().clone());
         for watch in &self.entry.wd {
             self.add(fd, watch, &mut mounts, cx).during(|| {
                 let path = watch.f_handle.path.as_deref().unwrap_or_default();

@@ -75,7 +75,7 @@ pub use fd::{DrainedFd, FdProbe};
 pub use ghost::{Lost, Source};
 pub use out::{FilesOut, PathUse};
 pub use plan::{FilesPlan, PlanFiles, Table, TableIx, Zone};
-pub use root::{Root, Where};
+pub use root::{Path, Place, Root, Roots, Where};
 pub use shared::FilesShared;
 pub use sk::Connections;
 pub use task::FilesTask;

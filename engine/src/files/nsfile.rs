@@ -1,6 +1,7 @@
 //! Files of `/proc/PID/ns`: a namespace, by descriptor.
 //!
-//! Supported is the namespace that the task itself is in: on restore it opens its own.
+//! Supported is the namespace that the task itself is in: on restore it opens its own; of mounts also all others that
+//! tasks of the tree are in.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -51,8 +52,8 @@ impl FileKind for Nsfile {
         let own = nix::sys::stat::stat(format!("/proc/{}/ns/{name}", probe.task).as_str()).call("stat")?;
         let number = out.namespaces.and_then(|ids| number(&ids, name));
         let ns_id = number.filter(|_| (own.st_dev, own.st_ino) == (probe.stat.st_dev, probe.stat.st_ino));
-        let ns_id = ns_id.ok_or_else(|| {
-            Error::unsupported(format!("{} is not the namespace of the task itself", probe.link_text()))
+        let ns_id = ns_id.or_else(|| out.roots.number_of(&probe.stat)).ok_or_else(|| {
+            Error::unsupported(format!("{} is a namespace that its task is not in", probe.link_text()))
                 .remedy("close it before the dump")
         })?;
         let nsf = pb::NsFileEntry { id: id.0, ns_id, ns_cflag: flag, flags: probe.info.flags };
@@ -100,7 +101,8 @@ impl RestoredFile for NsFile {
 
     fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {
         // The namespace of mounts is entered last.
-        let path = match cx.root().namespace().filter(|_| self.name == "mnt") {
+        let root = cx.roots().of_namespace(self.entry.ns_id).filter(|_| self.name == "mnt");
+        let path = match root.unwrap_or(cx.roots().main()).namespace().filter(|_| self.name == "mnt") {
             Some(namespace) => format!("/proc/self/fd/{}", namespace.as_raw_fd()),
             None => format!("/proc/self/ns/{}", self.name),
         };

@@ -12,7 +12,7 @@ use nix::{fcntl::readlink, sched::CloneFlags};
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
 use super::{
-    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Root, Where,
+    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Where,
     fd::Host,
     ghost::GhostsOut,
     lock::LocksOut,
@@ -95,7 +95,7 @@ pub struct FilesOut<'a> {
     /// Devices tun and tap that are open.
     tuns: Vec<net::Tun>,
     /// Where paths of tasks begin.
-    pub(super) root: Root,
+    pub(super) roots: Roots,
     /// How numbers of tasks read inside of the tree.
     pub(super) numbering: Numbering,
     /// The same of users and groups.
@@ -158,7 +158,7 @@ impl<'a> FilesOut<'a> {
         kernel: &'a Kernel,
         images: &'a ImageDir,
         (pages, shmem_dev): (PageStore, u64),
-        Where { numbering, ids: users, root, own, lock }: Where,
+        Where { numbering, ids: users, roots, own, lock }: Where,
     ) -> Self {
         FilesOut {
             opts,
@@ -168,9 +168,9 @@ impl<'a> FilesOut<'a> {
             host: Host::new(shmem_dev, numbering.clone(), users.clone()),
             users,
             numbering,
-            known: reg::Known::new(root.clone()),
+            known: reg::Known::new(roots.clone()),
             memfds: MemfdsOut::new(images),
-            inodes: Inodes::new(opts, root.clone()),
+            inodes: Inodes::new(opts, roots.clone()),
             locks: LocksOut::new(images),
             namespaces: None,
             ids: FileIds::new(kernel),
@@ -183,8 +183,8 @@ impl<'a> FilesOut<'a> {
             table_of: HashMap::new(),
             paths: HashMap::new(),
             places: HashMap::new(),
-            ghosts: GhostsOut::new(images, root.clone()),
-            root,
+            ghosts: GhostsOut::new(images, roots.clone()),
+            roots,
             pipes: PipesOut::new(images),
             ttys: TtysOut::default(),
             more: images.writer(ImageKind::RcriuFiles, 0),
@@ -307,7 +307,12 @@ impl<'a> FilesOut<'a> {
 
     /// Number of the mount that a file of the tree's own mount namespace lies on.
     pub(super) fn own_mount(&self, probe: &FdProbe) -> Option<i32> {
-        probe.info.mnt_id.filter(|_| self.own.contains(CloneFlags::CLONE_NEWNS))
+        self.own_number(probe.info.mnt_id)
+    }
+
+    /// The same of a mount.
+    pub(super) fn own_number(&self, mount: Option<i32>) -> Option<i32> {
+        mount.filter(|_| self.own.contains(CloneFlags::CLONE_NEWNS))
     }
 
     /// The number of a file that a task uses without a descriptor; `file` is opened through /proc (exe, cwd,

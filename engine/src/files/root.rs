@@ -5,6 +5,7 @@
 
 use std::{
     borrow::Cow,
+    collections::HashMap,
     os::fd::{AsFd, AsRawFd, OwnedFd},
     sync::Arc,
 };
@@ -12,14 +13,14 @@ use std::{
 use nix::{
     fcntl::{AtFlags, OFlag, openat},
     sched::CloneFlags,
-    sys::stat::{FileStat, Mode, fstatat},
+    sys::stat::{FileStat, Mode, fstat, fstatat},
     unistd::{chroot, fchdir},
 };
 
 use crate::{
     error::{Context, Error, Result, SysContext},
     netlock::{Method, Whole},
-    ns::user::Ids,
+    ns::{mnt::paths as mounts, user::Ids},
     procfs::mountinfo::{self, Mount},
     pstree::Numbering,
 };
@@ -32,7 +33,7 @@ pub struct Where {
     /// The same of users and groups.
     pub ids: Ids,
     /// Where paths begin.
-    pub root: Root,
+    pub roots: Roots,
     /// Kinds of which the tree has a namespace of its own.
     pub own: CloneFlags,
     /// The lock of its own network namespace, and how it was made.
@@ -41,8 +42,8 @@ pub struct Where {
 
 impl Default for Where {
     fn default() -> Self {
-        let (numbering, ids, root) = Default::default();
-        Where { numbering, ids, root, own: CloneFlags::empty(), lock: None }
+        let (numbering, ids, roots) = Default::default();
+        Where { numbering, ids, roots, own: CloneFlags::empty(), lock: None }
     }
 }
 
@@ -68,7 +69,7 @@ impl Root {
         Root::of_namespace(folder, mountinfo, None)
     }
 
-    /// The same of one whose tasks may open `namespace` as a file while they are not in it yet.
+    /// The same of one whose tasks may have `namespace` open as a file.
     pub fn of_namespace(folder: OwnedFd, mountinfo: &[u8], namespace: Option<OwnedFd>) -> Result<Root> {
         let mounts =
             mountinfo::parse(mountinfo).ok_or_else(|| Error::host("its mountinfo is not understood"))?;
@@ -76,7 +77,7 @@ impl Root {
     }
 
     /// Mounts of the namespace, in order of mounting; their points are paths of tasks.
-    pub fn mounts(&self) -> Result<Cow<'_, [Mount]>> {
+    pub fn mounts(&self) -> Result<Mounts<'_>> {
         match &self.0 {
             Some(elsewhere) => Ok(Cow::Borrowed(&elsewhere.mounts)),
             None => Ok(Cow::Owned(mountinfo::own()?)),
@@ -106,6 +107,18 @@ impl Root {
         fstatat(nix::fcntl::AT_FDCWD, self.path(path).as_ref(), AtFlags::AT_SYMLINK_NOFOLLOW)
     }
 
+    /// Opens what is at an absolute path of a task, also while another folder is our root.
+    pub fn open(&self, path: &[u8], flags: OFlag) -> nix::Result<OwnedFd> {
+        let rest = path.strip_prefix(b"/").unwrap_or(path);
+        match &self.0 {
+            Some(root) => {
+                let rest = if rest.is_empty() { &b"."[..] } else { rest };
+                openat(&root.folder, rest, flags, Mode::empty())
+            }
+            None => openat(nix::fcntl::AT_FDCWD, path, flags, Mode::empty()),
+        }
+    }
+
     /// Acts with this as root folder of the calling process, where the name itself matters.
     ///
     /// Preconditions: the process has a single thread; `act` needs nothing of /proc.
@@ -129,7 +142,7 @@ impl Root {
         done
     }
 
-    /// The namespace, if tasks are not in it yet.
+    /// The namespace, if it is told.
     pub fn namespace(&self) -> Option<&OwnedFd> {
         self.0.as_deref().and_then(|root| root.namespace.as_ref())
     }
@@ -140,6 +153,161 @@ impl Root {
     /// It is our own.
     pub fn folder(&self) -> Result<&OwnedFd> {
         self.0.as_deref().map(|root| &root.folder).ok_or_else(|| Error::bug("no other root"))
+    }
+}
+
+/// Mounts of a namespace.
+pub type Mounts<'a> = Cow<'a, [Mount]>;
+
+/// Our own root.
+static OURS: Root = Root(None);
+
+/// A mount: which files of its file system are where.
+#[derive(Clone, Debug)]
+pub struct Place {
+    /// Its number in images.
+    pub id: i32,
+    /// The file system's device: major << 20 | minor.
+    pub dev: u32,
+    /// Which folder of the file system is mounted.
+    pub root: Vec<u8>,
+    /// Where.
+    pub point: Vec<u8>,
+    pub writable: bool,
+}
+
+impl Place {
+    /// A mount, as the kernel tells of it.
+    pub fn of(mount: &Mount) -> Place {
+        Place {
+            id: mount.id,
+            dev: mount.dev.0 << 20 | mount.dev.1,
+            root: mount.root.clone(),
+            point: mount.point.clone(),
+            writable: !mount.has_option("ro") && !mount.options.split(|c| *c == b',').any(|o| o == b"ro"),
+        }
+    }
+}
+
+/// Roots of all mount namespaces of a tree, and which mount is in which.
+#[derive(Clone, Debug, Default)]
+pub struct Roots(Arc<Spaces>);
+
+#[derive(Debug, Default)]
+struct Spaces {
+    /// With their numbers in images; that of the root task first.
+    list: Vec<(u32, Root)>,
+    places: Vec<Vec<Place>>,
+    /// Mount -> position of its namespace and among the places there.
+    by_id: HashMap<i32, (usize, usize)>,
+}
+
+/// A file: the mount it is on, and its path in the namespace of that.
+pub type Path<'a> = (Option<i32>, &'a [u8]);
+
+impl Roots {
+    /// A single root; the numbers of its mounts are not known.
+    pub fn of(root: Root) -> Roots {
+        Roots(Arc::new(Spaces { list: vec![(0, root)], ..Spaces::default() }))
+    }
+
+    /// Those of several namespaces, with their mounts.
+    pub fn new(list: Vec<(u32, Root)>, places: Vec<Vec<Place>>) -> Roots {
+        let numbered = places.iter().enumerate().flat_map(|(space, places)| {
+            places.iter().enumerate().map(move |(at, place)| (place.id, (space, at)))
+        });
+        let by_id = numbered.collect();
+        Roots(Arc::new(Spaces { list, places, by_id }))
+    }
+
+    /// That of the root task.
+    pub fn main(&self) -> &Root {
+        self.0.list.first().map_or(&OURS, |(_, root)| root)
+    }
+
+    /// Position of the namespace that a mount is in.
+    pub(super) fn position(&self, mount: Option<i32>) -> usize {
+        mount.and_then(|mount| self.0.by_id.get(&mount)).map_or(0, |(space, _)| *space)
+    }
+
+    /// That of the namespace that a mount is in; for one that is not known, that of the root task.
+    pub fn of_mount(&self, mount: Option<i32>) -> &Root {
+        self.0.list.get(self.position(mount)).map_or(&OURS, |(_, root)| root)
+    }
+
+    /// That of the namespace with this number in images.
+    pub fn of_namespace(&self, id: u32) -> Option<&Root> {
+        self.0.list.iter().find(|(known, _)| *known == id).map(|(_, root)| root)
+    }
+
+    /// Number in images of the namespace that a file is, if it is one of these.
+    pub(super) fn number_of(&self, file: &FileStat) -> Option<u32> {
+        let is = |root: &Root| {
+            let stat = root.namespace().and_then(|namespace| fstat(namespace).ok());
+            stat.is_some_and(|stat| (stat.st_dev, stat.st_ino) == (file.st_dev, file.st_ino))
+        };
+        self.0.list.iter().find(|(_, root)| is(root)).map(|(id, _)| *id)
+    }
+
+    /// All of them, that of the root task first.
+    pub fn each(&self) -> impl Iterator<Item = &Root> {
+        let none = self.0.list.is_empty().then_some(&OURS);
+        none.into_iter().chain(self.0.list.iter().map(|(_, root)| root))
+    }
+
+    /// All mounts, with their namespaces.
+    pub fn mounts(&self) -> Result<Vec<(&Root, Mounts<'_>)>> {
+        self.each().map(|root| Ok((root, root.mounts()?))).collect()
+    }
+
+    /// One mount through which all these names of one file can be made, as names cannot be linked from one mount to
+    /// another: its namespace, and the names there. Without such a mount, the root of the first and the names as they
+    /// are.
+    pub(super) fn together(&self, files: &[Path<'_>]) -> (&Root, Vec<Vec<u8>>) {
+        let spaces = &*self.0;
+        let as_is = || {
+            let root = self.of_mount(files.first().and_then(|(mount, _)| *mount));
+            (root, files.iter().map(|(_, path)| path.to_vec()).collect())
+        };
+        let of = |mount: Option<i32>| {
+            let (space, at) = *spaces.by_id.get(&mount?)?;
+            Some((space, spaces.places.get(space)?.get(at)?))
+        };
+        let inner = |(mount, path): &Path<'_>| {
+            let (_, place) = of(*mount)?;
+            Some((place.dev, mounts::join(&place.root, mounts::below(path, &place.point)?)))
+        };
+        let Some(inner) = files.iter().map(inner).collect::<Option<Vec<_>>>() else { return as_is() };
+        let Some(dev) = inner.first().map(|(dev, _)| *dev) else { return as_is() };
+        let names = |place: &Place| {
+            let name = |(of, path): &(u32, Vec<u8>)| {
+                let rest = mounts::below(path, &place.root).filter(|_| *of == dev && place.dev == dev)?;
+                Some(mounts::join(&place.point, rest))
+            };
+            inner.iter().map(name).collect::<Option<Vec<_>>>().filter(|_| place.writable)
+        };
+        // Their own first: it is known not to be hidden.
+        let own = files.iter().filter_map(|(mount, _)| of(*mount));
+        let all = spaces.places.iter().enumerate();
+        let all = all.flat_map(|(space, places)| places.iter().map(move |place| (space, place)));
+        let found = own.chain(all).find_map(|(space, place)| {
+            // A name that leads to another mount is none of this one.
+            let leads = |path: &Vec<u8>| spaces.leads_to(space, path) == Some(place.id);
+            Some((space, names(place).filter(|names| names.iter().all(leads))?))
+        });
+        match found.and_then(|(space, names)| Some((&spaces.list.get(space)?.1, names))) {
+            Some(found) => found,
+            None => as_is(),
+        }
+    }
+}
+
+impl Spaces {
+    /// The mount that a path of a namespace leads to: that of the longest point, of several the last.
+    fn leads_to(&self, space: usize, path: &[u8]) -> Option<i32> {
+        let places = self.places.get(space)?.iter();
+        let on = places.filter(|place| mounts::below(path, &place.point).is_some());
+        on.max_by_key(|place| place.point.len()).map(|place| place.id)
     }
 }
 

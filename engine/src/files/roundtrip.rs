@@ -14,7 +14,7 @@ use std::{
 use rcriu_images::{ImageDir, ImageKind, pb};
 
 use super::{
-    ById, FilesOut, FilesPlan, FilesShared, FilesTask, PlanFiles, Preflight, Root, Table, join_tuns,
+    ById, FilesOut, FilesPlan, FilesShared, FilesTask, PlanFiles, Preflight, Roots, Table, join_tuns,
 };
 use crate::{
     error::Result,
@@ -170,14 +170,14 @@ impl Trip {
         if let Some(e) = wrong.into_iter().next() {
             return Err(e.during("preflight"));
         }
-        let zone = FilesShared::zone(&plan, 1024, &opts, &kernel)?;
+        let zone = FilesShared::zone(&plan, 1024, 0, &opts, &kernel)?;
         // The engine's own descriptors live in the zone.
         let kept = zone.keep(images.as_fd().try_clone_to_owned().unwrap())?;
         let images = ImageDir::from_fd(kept, "images");
         // What the options hold open is closed like everything else outside the zone.
         let opts = std::mem::ManuallyDrop::new(opts);
         let shared = FilesShared::prepare(&plan, zone, &images, &opts, &kernel)?;
-        shared.make(&plan, &images, &opts, Root::default(), Default::default())?;
+        shared.make(&plan, &images, &opts, Roots::default(), Default::default())?;
         let mut files = FilesTask::new(&plan, &shared, &images, &opts, &kernel, task)?;
         files.restore()?;
         // What the restorer would do.

@@ -9,7 +9,7 @@ use std::{
 use rcriu_images::ImageDir;
 
 use super::{
-    Lost, Revived, Root, Source,
+    Lost, Revived, Roots, Source,
     fdpass::{self, FdPass},
     ghost, memfd, pidfd,
     plan::{FilesPlan, Zone},
@@ -50,11 +50,11 @@ pub struct FilesShared {
 #[derive(Debug)]
 pub(super) struct Made {
     /// Where paths of tasks begin.
-    pub(super) root: Root,
+    pub(super) roots: Roots,
     /// Inodes without a name.
     pub(super) handles: HashMap<FileId, OwnedFd>,
-    /// Names that were made for this restore by the dump.
-    links: Vec<Vec<u8>>,
+    /// Names that were made for this restore by the dump, with the mounts they are on.
+    links: Vec<(Option<i32>, Vec<u8>)>,
     pub(super) terminals: Terminals,
     /// TCP connections, which the engine lets go in the end.
     pub(super) revived: RefCell<HashMap<FileId, Revived>>,
@@ -64,11 +64,17 @@ pub(super) struct Made {
 
 impl FilesShared {
     /// Numbers in which everything must lie that tasks inherit and need: the engine moves its own descriptors
-    /// there before it forks. `limit` is RLIMIT_NOFILE, already raised.
+    /// there before it forks. `limit` is RLIMIT_NOFILE, already raised; `namespaces` are made for the tree.
     ///
     /// # Errors
     /// More descriptors than `limit` allows.
-    pub fn zone(plan: &FilesPlan, limit: RawFd, opts: &RestoreOptions, kernel: &Kernel) -> Result<Zone> {
+    pub fn zone(
+        plan: &FilesPlan,
+        limit: RawFd,
+        namespaces: usize,
+        opts: &RestoreOptions,
+        kernel: &Kernel,
+    ) -> Result<Zone> {
         let passing = if fdpass::by_socket(kernel) { plan.slots + 2 * plan.receivers().count() } else { 0 };
         let early = plan.memfds.len() + plan.dead_pidfds.values().map(Vec::len).sum::<usize>();
         let lost = plan.nodes.values().iter().filter(|node| node.file.lost().is_some()).count();
@@ -76,7 +82,7 @@ impl FilesShared {
         let given = plan.nodes.values().iter().filter(|node| node.file.is_given(opts)).count();
         let early = early + plan.connections().len() + given;
         // And the folder that a task opens files from.
-        let room = plan.most_kept() + passing + early + lost + outside + 1;
+        let room = plan.most_kept() + passing + early + lost + outside + 3 * namespaces + 1;
         let room = i32::try_from(room).unwrap_or(i32::MAX);
         plan.zone(limit, room.saturating_add(ENGINE_ROOM))
     }
@@ -111,14 +117,14 @@ impl FilesShared {
     }
 
     /// Makes the rest in the namespaces of the tree, before any task but the root is forked: files without a name are
-    /// brought back, terminals and connections are made. Paths begin at `root`; `masters` are those of terminals that had
+    /// brought back, terminals and connections are made. Paths begin at `roots`; `masters` are those of terminals that had
     /// to be made before.
     pub fn make(
         &self,
         plan: &FilesPlan,
         images: &ImageDir,
         opts: &RestoreOptions,
-        root: Root,
+        roots: Roots,
         masters: OpenMasters,
     ) -> Result<()> {
         let zone = self.zone;
@@ -128,16 +134,16 @@ impl FilesShared {
         }
         let (mut handles, mut links) = (HashMap::new(), Vec::new());
         for (source, files) in &lost {
-            for (id, handle) in root.within(|| ghost::bring_back(images, source, files))? {
+            for (id, handle) in ghost::bring_back(images, source, files, &roots)? {
                 handles.insert(id, zone.keep(handle)?);
             }
-            if let Source::Link(path) = source {
-                links.push(path.to_vec());
+            if let Source::Link((mount, path)) = source {
+                links.push((*mount, path.to_vec()));
             }
         }
         let outside = |name: &str| find_inherited(opts, &self.inherited, name);
         let (terminals, orphans) =
-            tty::prepare(&plan.ttys, zone, opts, outside, &mut handles, (&root, masters))?;
+            tty::prepare(&plan.ttys, zone, opts, outside, &mut handles, (&roots, masters))?;
         for (id, handle) in pidfd::prepare(&plan.dead_pidfds)? {
             handles.insert(id, zone.keep(handle)?);
         }
@@ -149,24 +155,24 @@ impl FilesShared {
             }
         }
         let (revived, orphans) = (RefCell::new(revived), RefCell::new(orphans));
-        self.set(Made { root, handles, links, terminals, revived, orphans })
+        self.set(Made { roots, handles, links, terminals, revived, orphans })
     }
 
-    /// Takes over from the root task what only the engine can do in the end: `root` is where paths begin.
+    /// Takes over from the root task what only the engine can do in the end: `roots` are where paths begin.
     pub fn made_elsewhere(
         &self,
         plan: &FilesPlan,
-        root: Root,
+        roots: Roots,
         revived: Vec<(FileId, Revived)>,
         orphans: Vec<OwnedFd>,
     ) -> Result<()> {
         let links = plan.nodes.values().iter().filter_map(|node| match node.file.lost()?.0 {
-            Source::Link(path) => Some(path.to_vec()),
+            Source::Link((mount, path)) => Some((mount, path.to_vec())),
             Source::Ghost(_) => None,
         });
         let revived = revived.into_iter().map(|(id, made)| Ok((id, made.keep(self.zone)?)));
         self.set(Made {
-            root,
+            roots,
             handles: HashMap::new(),
             links: links.collect(),
             terminals: Terminals::default(),
@@ -185,8 +191,8 @@ impl FilesShared {
     }
 
     /// Where paths of tasks begin.
-    pub fn root(&self) -> Result<&Root> {
-        Ok(&self.made()?.root)
+    pub fn roots(&self) -> Result<&Roots> {
+        Ok(&self.made()?.roots)
     }
 
     /// Connections that were made, for [`FilesShared::made_elsewhere`].
@@ -230,8 +236,8 @@ impl FilesShared {
     /// After a restore that succeeded: names that the dump made for it go.
     pub fn finished(&self) {
         let Some(made) = self.made.get() else { return };
-        for path in &made.links {
-            if let Err(e) = nix::unistd::unlink(made.root.path(path).as_ref()) {
+        for (mount, path) in &made.links {
+            if let Err(e) = nix::unistd::unlink(made.roots.of_mount(*mount).path(path).as_ref()) {
                 log::warn!("unlink({}): {e}", path.escape_ascii());
             }
         }

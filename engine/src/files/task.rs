@@ -18,7 +18,7 @@ use rcriu_images::{ImageDir, ImageKind};
 use restorer::args::Late;
 
 use super::{
-    GroupKey, OpenHow, Root,
+    GroupKey, OpenHow, Path, Roots,
     fdpass::{self, Passer},
     lock,
     plan::{FilesPlan, Node, Place, Step, TableIx, TablePlan},
@@ -65,8 +65,8 @@ pub struct FilesTask<'a> {
     group_key: Option<GroupKey>,
     /// Whether the descriptor that `open` has just given is close-on-exec, of kinds that say so.
     pub(super) opened_cloexec: Option<bool>,
-    /// The folder of the file opened last by its path, and a handle of it once another one in it was asked for.
-    near: Option<(Vec<u8>, Option<OwnedFd>)>,
+    /// The folder of the file opened last by its path, with its mount, and a handle of it once another one in it was asked for.
+    near: Option<(Option<i32>, Vec<u8>, Option<OwnedFd>)>,
     late: Vec<Late>,
 }
 
@@ -220,8 +220,8 @@ impl<'a> FilesTask<'a> {
     }
 
     /// Where paths of tasks begin.
-    pub(super) fn root(&self) -> &'a Root {
-        &self.made.root
+    pub(super) fn roots(&self) -> &'a Roots {
+        &self.made.roots
     }
 
     /// A memfd inode, by its number in images.
@@ -246,18 +246,21 @@ impl<'a> FilesTask<'a> {
 
     /// Where to open `path` from, if files of one folder are opened one after the other: its folder, and the name in it.
     /// The way there is walked once for all of them.
-    pub(super) fn folder_of<'p>(&mut self, path: &'p [u8]) -> Option<(BorrowedFd<'_>, &'p [u8])> {
+    pub(super) fn folder_of<'p>(&mut self, (mount, path): Path<'p>) -> Option<(BorrowedFd<'_>, &'p [u8])> {
         let cut = path.iter().rposition(|byte| *byte == b'/').filter(|at| *at > 0)?;
         let (folder, name) = (&path[..cut], &path[cut + 1..]);
-        if name.is_empty() || self.near.as_ref().is_none_or(|(known, _)| known != folder) {
-            self.near = Some((folder.to_vec(), None));
+        if name.is_empty()
+            || self.near.as_ref().is_none_or(|(on, known, _)| (*on, &known[..]) != (mount, folder))
+        {
+            self.near = Some((mount, folder.to_vec(), None));
             return None;
         }
-        let (_, handle) = self.near.as_mut()?;
+        let (.., handle) = self.near.as_mut()?;
         if handle.is_none() {
             let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
             // What is wrong with it, the whole path tells.
-            let opened = open(self.made.root.path(folder).as_ref(), flags, Mode::empty()).ok()?;
+            let root = self.made.roots.of_mount(mount);
+            let opened = open(root.path(folder).as_ref(), flags, Mode::empty()).ok()?;
             *handle = Some(self.shared.zone.keep(opened).ok()?);
         }
         handle.as_ref().map(|folder| (folder.as_fd(), name))

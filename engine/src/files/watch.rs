@@ -24,7 +24,7 @@ use nix::{
 };
 use rcriu_images::pb;
 
-use super::{DrainedFd, FilesTask, Root};
+use super::{DrainedFd, FilesOut, FilesTask, Roots};
 use crate::{
     error::{Error, Result, SysContext},
     options::DumpOptions,
@@ -91,6 +91,16 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// The entry of a handle with a name that was found for its inode.
+pub(super) fn named(
+    handle: pb::FhEntry,
+    name: Option<(Vec<u8>, Option<i32>)>,
+    out: &FilesOut<'_>,
+) -> pb::FhEntry {
+    let (path, mount) = name.map_or((None, None), |(path, mount)| (Some(path), mount));
+    pb::FhEntry { path, mnt_id: out.own_number(mount).map(i32::cast_unsigned), ..handle }
+}
+
 /// The bytes of a handle.
 pub(super) fn handle_bytes(entry: &pb::FhEntry) -> Vec<u8> {
     let mut bytes: Vec<u8> = entry.handle.iter().flat_map(|word| word.to_ne_bytes()).collect();
@@ -114,14 +124,14 @@ pub(super) fn kernel_dev(dev: u64) -> u32 {
 /// Folders through which the files of a device can be opened, found once for each device.
 #[derive(Debug, Default)]
 pub(super) struct Mounts {
-    root: Root,
+    roots: Roots,
     known: HashMap<u32, Vec<OwnedFd>>,
 }
 
 impl Mounts {
-    /// Those of the namespace whose root folder this is.
-    pub(super) fn new(root: Root) -> Mounts {
-        Mounts { root, known: HashMap::new() }
+    /// Those of the namespaces whose root folders these are.
+    pub(super) fn new(roots: Roots) -> Mounts {
+        Mounts { roots, known: HashMap::new() }
     }
 
     /// Mounts of a device in the kernel's numbering (major, 20 bits of minor).
@@ -131,10 +141,11 @@ impl Mounts {
             Entry::Occupied(known) => known.into_mut(),
             Entry::Vacant(free) => {
                 let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
-                let mounts = self.root.mounts()?;
-                let mounts = mounts.iter().filter(|m| m.dev == (dev >> 20, dev & 0xf_ffff));
-                let folders =
-                    mounts.filter_map(|m| open(self.root.path(&m.point).as_ref(), flags, Mode::empty()).ok());
+                let mounts = self.roots.mounts()?;
+                let mounts = mounts.iter().flat_map(|(root, mounts)| mounts.iter().map(move |m| (root, m)));
+                let mounts = mounts.filter(|(_, m)| m.dev == (dev >> 20, dev & 0xf_ffff));
+                let folders = mounts
+                    .filter_map(|(root, m)| open(root.path(&m.point).as_ref(), flags, Mode::empty()).ok());
                 free.insert(folders.collect())
             }
         })
@@ -147,6 +158,14 @@ impl Mounts {
         let folders = self.of(dev)?.iter();
         Ok(folders.filter_map(|folder| handle::open(folder.as_fd(), kind, &data, libc::O_PATH).ok()).next())
     }
+}
+
+/// The mount that an open file is on, as mountinfo has it.
+pub(super) fn mount_of(file: &OwnedFd) -> Result<Option<i32>> {
+    let path = format!("/proc/self/fdinfo/{}", file.as_raw_fd());
+    let text = std::fs::read(&path).call(path)?;
+    let value = text.split(|c| *c == b'\n').find_map(|line| line.strip_prefix(b"mnt_id:"));
+    Ok(value.and_then(|value| procfs::number(value.trim_ascii())))
 }
 
 /// An inode as watches tell it.
@@ -167,7 +186,7 @@ impl Inode {
 /// Finds names of watched inodes, on dump.
 #[derive(Debug, Default)]
 pub(super) struct Inodes {
-    root: Root,
+    roots: Roots,
     mounts: Mounts,
     forced: bool,
     scan: Vec<PathBuf>,
@@ -176,33 +195,38 @@ pub(super) struct Inodes {
 }
 
 impl Inodes {
-    pub(super) fn new(opts: &DumpOptions, root: Root) -> Self {
+    pub(super) fn new(opts: &DumpOptions, roots: Roots) -> Self {
         Inodes {
-            mounts: Mounts::new(root.clone()),
-            root,
+            mounts: Mounts::new(roots.clone()),
+            roots,
             forced: opts.common.force_irmap,
             scan: opts.common.irmap_scan_paths.clone(),
             ..Inodes::default()
         }
     }
 
-    /// A name of the watched inode, if one can be found.
+    /// A name of the watched inode, if one can be found, with the mount it is on, if that is known.
     ///
     /// # Errors
     /// Nothing leads to the inode: neither its handle nor a name.
-    pub(super) fn path_of(&mut self, inode: Inode, handle: &pb::FhEntry) -> Result<Option<Vec<u8>>> {
+    pub(super) fn path_of(
+        &mut self,
+        inode: Inode,
+        handle: &pb::FhEntry,
+    ) -> Result<Option<(Vec<u8>, Option<i32>)>> {
         let file = self.mounts.open(inode.dev, handle)?;
         if let Some(file) = &file {
             let path = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).call("readlink")?;
-            let whole = self.root.path(path.as_bytes());
+            let mount = mount_of(file)?;
+            let whole = self.roots.of_mount(mount).path(path.as_bytes());
             if stat(whole.as_ref()).is_ok_and(|found| inode.is(&found)) {
-                return Ok(Some(path.into_vec()));
+                return Ok(Some((path.into_vec(), mount)));
             }
         }
         if (self.forced || file.is_none())
             && let Some(path) = self.walk().get(&inode)
         {
-            return Ok(Some(path.as_os_str().as_bytes().to_vec()));
+            return Ok(Some((path.as_os_str().as_bytes().to_vec(), None)));
         }
         match file {
             Some(_) => Ok(None),
@@ -219,7 +243,7 @@ impl Inodes {
             let mut found = HashMap::new();
             let asked = self.scan.iter().map(PathBuf::as_path);
             for root in asked.chain(KNOWN.iter().map(Path::new)) {
-                let below = self.root.path(root.as_os_str().as_bytes());
+                let below = self.roots.main().path(root.as_os_str().as_bytes());
                 let real = Path::new(OsStr::from_bytes(&below));
                 let Ok(top) = std::fs::metadata(real) else { continue };
                 let dev = kernel_dev(top.dev());
@@ -256,7 +280,8 @@ pub(super) fn target(
             handle.try_clone_to_owned().call("dup")
         }
         (None, Some(path)) => {
-            open(cx.root().path(path).as_ref(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")
+            let root = cx.roots().of_mount(handle.mnt_id.map(u32::cast_signed));
+            open(root.path(path).as_ref(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")
         }
         (None, None) => mounts.open(dev, handle)?.ok_or_else(|| Error::host("the watched file is gone")),
     }
@@ -279,7 +304,8 @@ mod tests {
         // A handle of no file system.
         let none =
             pb::FhEntry { bytes: 8, r#type: 0x7f, handle: vec![0; HANDLE_WORDS], ..Default::default() };
-        assert_eq!(inodes.path_of(inode, &none).unwrap().as_deref(), Some(file.as_os_str().as_bytes()));
+        let found = inodes.path_of(inode, &none).unwrap().map(|(path, _)| path);
+        assert_eq!(found.as_deref(), Some(file.as_os_str().as_bytes()));
         assert!(inodes.path_of(Inode { ino: u64::MAX, ..inode }, &none).is_err());
     }
 }

@@ -1,5 +1,5 @@
 //! Where a tree lives: the namespaces of its root task, which of them are not this process's own, and that all
-//! other tasks are in the same.
+//! other tasks are in the same, or in one of their own where there may be several.
 
 use std::path::PathBuf;
 
@@ -22,6 +22,16 @@ pub const KINDS: [(CloneFlags, &str, &str); 7] = [
     (CloneFlags::CLONE_NEWUTS, "uts", "uts"),
     (CloneFlags::CLONE_NEWCGROUP, "cgroup", "cgroup"),
 ];
+
+/// Kinds of which tasks of one tree may have several, if the root task has one of its own.
+const SEVERAL: CloneFlags = CloneFlags::CLONE_NEWNS;
+
+/// Namespaces of one task that may be others than those of the root task; none where the kernel has no such kind.
+#[derive(Clone, Debug, Default)]
+pub struct Apart {
+    pub time: Option<PathBuf>,
+    pub mnt: Option<PathBuf>,
+}
 
 /// One kind: whose is which.
 #[derive(Clone, Debug)]
@@ -71,17 +81,29 @@ impl Home {
         self.own().contains(flag)
     }
 
-    /// Fails unless the thread is in all of them; gives its time namespace, which may be another (where the kernel has
-    /// any).
+    /// Fails unless the thread is in all of them, but for kinds of which there may be several; gives those that may be
+    /// others.
     ///
     /// Preconditions: it is stopped.
-    pub fn check(&self, dir: &ProcDir) -> Result<Option<PathBuf>> {
+    pub fn check(&self, dir: &ProcDir) -> Result<Apart> {
+        let mut apart = Apart::default();
         for kind in &self.kinds {
-            match link(dir, kind.name)? {
-                Some(leads) if leads != kind.theirs => {
-                    return Err(nested(dir.pid(), kind.what, "another than the root task"));
-                }
-                _ => {}
+            let leads = link(dir, kind.name)?;
+            let other = leads.as_ref().is_some_and(|leads| *leads != kind.theirs);
+            if other && !SEVERAL.contains(kind.flag) {
+                return Err(nested(dir.pid(), kind.what, "another than the root task's"));
+            }
+            if other && kind.ours == kind.theirs {
+                let (who, what) = (refuse::name(dir.pid()), kind.what);
+                return Err(Error::unsupported(format!(
+                    "{who} has a {what} namespace of its own, but the root task is in that of this process"
+                ))
+                .remedy(format!(
+                    "start the tree in a {what} namespace of its own too (unshare --{what}), or dump only the task"
+                )));
+            }
+            if kind.flag == CloneFlags::CLONE_NEWNS {
+                apart.mnt = leads;
             }
             // Nobody lives in the children's one yet, if there is none.
             if kind.flag == CloneFlags::CLONE_NEWPID
@@ -90,7 +112,7 @@ impl Home {
                 return Err(nested(dir.pid(), "pid (of its children)", "another than its own"));
             }
         }
-        time_namespace(dir)
+        Ok(Apart { time: time_namespace(dir)?, ..apart })
     }
 }
 

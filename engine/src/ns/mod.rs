@@ -13,11 +13,13 @@ pub mod time;
 pub mod user;
 pub mod uts;
 
+use nix::sched::CloneFlags;
 use rcriu_images::pb;
 
 use crate::{
     error::{Error, Result},
     procfs::{ProcDir, number},
+    restore::home::Kinds,
 };
 
 /// Number of a namespace of a task, as in its file `ns/KIND`: what options like `net[INODE]` name.
@@ -32,14 +34,16 @@ pub fn inode(dir: &ProcDir, kind: &str) -> Result<u64> {
     number.ok_or_else(|| dir.strange(&file, &link))
 }
 
-/// Refuses a task that is to live in other namespaces than the root task, whose numbers are `root`.
-pub fn check(ids: &pb::TaskKobjIdsEntry, root: &pb::TaskKobjIdsEntry) -> Result<()> {
+/// Refuses a task that is to live in other namespaces than the root task, whose numbers are `root`, but for kinds of
+/// which a tree may have several, if the root has one of its own: those are `own`.
+pub fn check(ids: &pb::TaskKobjIdsEntry, root: &pb::TaskKobjIdsEntry, own: Kinds) -> Result<()> {
+    let several = own.has(CloneFlags::CLONE_NEWNS);
     let kinds = [
         ("pid", ids.pid_ns_id, root.pid_ns_id),
         ("network", ids.net_ns_id, root.net_ns_id),
         ("IPC", ids.ipc_ns_id, root.ipc_ns_id),
         ("UTS", ids.uts_ns_id, root.uts_ns_id),
-        ("mount", ids.mnt_ns_id, root.mnt_ns_id),
+        ("mount", ids.mnt_ns_id.filter(|_| !several), root.mnt_ns_id),
         ("user", ids.user_ns_id, root.user_ns_id),
         ("cgroup", ids.cgroup_ns_id, root.cgroup_ns_id),
     ];
@@ -62,10 +66,18 @@ mod tests {
     fn namespaces_of_its_own_are_refused_by_name() {
         let host = pb::TaskKobjIdsEntry { net_ns_id: Some(2), time_ns_id: Some(3), ..Default::default() };
         let own = pb::TaskKobjIdsEntry { net_ns_id: Some(9), ..host };
-        check(&host, &host).unwrap();
-        check(&pb::TaskKobjIdsEntry { time_ns_id: Some(9), ipc_ns_id: Some(1), ..host }, &host).unwrap();
-        let said = check(&own, &host).unwrap_err().to_string();
+        let none = Kinds::default();
+        check(&host, &host, none).unwrap();
+        let others = pb::TaskKobjIdsEntry { time_ns_id: Some(9), ipc_ns_id: Some(1), ..host };
+        check(&others, &host, none).unwrap();
+        let said = check(&own, &host, none).unwrap_err().to_string();
         assert!(said.contains("a network namespace other than"), "{said}");
+        let root = pb::TaskKobjIdsEntry { mnt_ns_id: Some(4), ..host };
+        let other = pb::TaskKobjIdsEntry { mnt_ns_id: Some(5), ..host };
+        check(&other, &root, Kinds::of(&root, Some(&pb::TaskKobjIdsEntry { mnt_ns_id: Some(3), ..host })))
+            .unwrap();
+        let said = check(&other, &root, Kinds::of(&root, Some(&root))).unwrap_err().to_string();
+        assert!(said.contains("a mount namespace other than"), "{said}");
     }
 
     #[test]

@@ -211,6 +211,23 @@ impl UserNs {
         (self.uid.ranges(), self.gid.ranges())
     }
 
+    /// Acts in a thread that is a user and in a group of the namespace, with all rights over ours that this thread has:
+    /// nobody else can make anything in a file system that belongs to it.
+    ///
+    /// World: the engine.
+    pub fn acting<T: Send>(&self, act: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let first = |map: &Map| map.ranges().first().map(|range| range.lower_first);
+        let (Some(uid), Some(gid)) = (first(&self.uid), first(&self.gid)) else { return act() };
+        let dumpable = nix::sys::prctl::get_dumpable().call("prctl(PR_GET_DUMPABLE)")?;
+        let done = std::thread::scope(|scope| {
+            let acting = scope.spawn(|| ids::become_user(uid, gid).and_then(|()| act()));
+            acting.join().unwrap_or_else(|_| Err(Error::bug("a thread of another user panicked")))
+        });
+        // The kernel takes it away with a change of ids.
+        nix::sys::prctl::set_dumpable(dumpable).call("prctl(PR_SET_DUMPABLE)")?;
+        done
+    }
+
     /// Gives the maps to the namespace of child `pid`, made with CLONE_NEWUSER and waiting.
     ///
     /// World: the engine, with CAP_SETUID and CAP_SETGID in the namespace above; without, it may map its own ids only,

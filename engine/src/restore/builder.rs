@@ -2,6 +2,7 @@
 //! in the engine's mount namespace, with its /proc.
 
 use std::{
+    collections::BTreeMap,
     io::Read,
     os::fd::{AsFd, OwnedFd},
 };
@@ -30,15 +31,22 @@ const MOUNTS: u8 = 1;
 const ENTRY: u8 = 2;
 const MASTER: u8 = 3;
 
-/// What it has made.
+/// A mount namespace that is made.
 #[derive(Debug)]
-pub(super) struct Built {
+pub(super) struct Space {
     /// The root folder.
     pub root: OwnedFd,
     /// The file mountinfo of a process there.
     pub mountinfo: Vec<u8>,
     /// The mount namespace.
     pub entry: OwnedFd,
+}
+
+/// What it has made.
+#[derive(Debug)]
+pub(super) struct Built {
+    /// In the order of the tree.
+    pub spaces: Vec<Space>,
     /// Masters of terminals that are mounted on files.
     pub masters: OpenMasters,
 }
@@ -61,24 +69,27 @@ pub(super) fn run(tree: &mnt::Tree, outside: &mnt::Prepared, cx: &TaskCx<'_>, gr
         }
     };
     drop(builders);
-    let (mut root, mut mounts, mut entry, mut masters) = (None, None, None, OpenMasters::new());
+    let (mut found, mut masters) = (BTreeMap::new(), OpenMasters::new());
     while let Some((kind, number, fd)) = ours.receive()? {
         match (kind, fd) {
-            (ROOT, fd) => root = fd,
-            (MOUNTS, fd) => mounts = fd,
-            (ENTRY, fd) => entry = fd,
+            (ROOT | MOUNTS | ENTRY, Some(fd)) => drop(found.insert((number, kind), fd)),
             (MASTER, Some(master)) => drop(masters.insert(number, master)),
             _ => return Err(Error::bug("a message of no kind")),
         }
     }
     fork::reap(builder)?;
-    let (Some(root), Some(mounts), Some(entry)) = (root, mounts, entry) else {
-        return Err(Error::host("the process that makes the mounts of the tree was ended")
-            .remedy("somebody killed it: restore again"));
-    };
-    let mut mountinfo = Vec::new();
-    std::fs::File::from(mounts).read_to_end(&mut mountinfo).call("read(mountinfo)")?;
-    Ok(Built { root, mountinfo, entry, masters })
+    let mut spaces = Vec::new();
+    for (number, _) in (0..).zip(tree.ids()) {
+        let mut take = |kind| found.remove(&(number, kind));
+        let (Some(root), Some(mounts), Some(entry)) = (take(ROOT), take(MOUNTS), take(ENTRY)) else {
+            return Err(Error::host("the process that makes the mounts of the tree was ended")
+                .remedy("somebody killed it: restore again"));
+        };
+        let mut mountinfo = Vec::new();
+        std::fs::File::from(mounts).read_to_end(&mut mountinfo).call("read(mountinfo)")?;
+        spaces.push(Space { root, mountinfo, entry });
+    }
+    Ok(Built { spaces, masters })
 }
 
 /// What is mounted of control groups begins where the tree's own namespace of them does.
@@ -93,13 +104,16 @@ fn build(tree: &mnt::Tree, outside: &mnt::Prepared, images: &ImageDir, to: &Chan
     // Found by descriptor in the end, when another /proc is mounted or none.
     let me = ProcDir::own()?;
     unshare(CloneFlags::CLONE_NEWNS).call("unshare(CLONE_NEWNS)")?;
-    let masters = mnt::build(tree, outside, images)?;
+    let masters = mnt::build(tree, outside, images, |space| {
+        let number = u32::try_from(space).map_err(|_| Error::bug("too many namespaces"))?;
+        let folder = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+        let root = open("/", folder, Mode::empty()).call("open(/)")?;
+        to.send(ROOT, number, Some(root.as_fd()))?;
+        to.send(MOUNTS, number, Some(me.file("mountinfo", OFlag::O_RDONLY)?.as_fd()))?;
+        to.send(ENTRY, number, Some(me.file("ns/mnt", OFlag::O_RDONLY)?.as_fd()))
+    })?;
     for (number, master) in masters.each() {
         to.send(MASTER, number, Some(master.as_fd()))?;
     }
-    let root =
-        open("/", OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, Mode::empty()).call("open(/)")?;
-    to.send(ROOT, 0, Some(root.as_fd()))?;
-    to.send(MOUNTS, 0, Some(me.file("mountinfo", OFlag::O_RDONLY)?.as_fd()))?;
-    to.send(ENTRY, 0, Some(me.file("ns/mnt", OFlag::O_RDONLY)?.as_fd()))
+    Ok(())
 }

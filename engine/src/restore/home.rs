@@ -12,7 +12,7 @@
 //! ```
 //!
 //! Engine and tasks stay in the engine's mount namespace, with its /proc, until each task enters the restored one as its
-//! last step; until then paths are found below the root folder that the builder hands over ([`Root`]).
+//! last step; until then paths are found below the root folders that the builder hands over ([`Roots`]).
 
 use std::{
     cell::OnceCell,
@@ -35,7 +35,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
-    files::{FilesPlan, FilesShared, OpenMasters, Revived, Root},
+    files::{FilesPlan, FilesShared, OpenMasters, Revived, Root, Roots},
     interrupt,
     ns::{enter::inside, ipc, mnt, net, user, uts},
     options::RestoreOptions,
@@ -110,14 +110,14 @@ impl Kinds {
 }
 
 impl Home {
-    /// Reads and checks the images of all namespaces of a tree whose root has `ids`; of those that are `entered` there are
-    /// none to be read.
+    /// Reads and checks the images of all namespaces of a tree whose root has `ids` and whose tasks are in all of `mounts`;
+    /// of those that are `entered` there are none to be read.
     ///
     /// # Errors
     /// What cannot be made again; images that are missing or contradict each other.
     pub fn read(
         images: &ImageDir,
-        ids: &pb::TaskKobjIdsEntry,
+        (ids, mounts): (&pb::TaskKobjIdsEntry, &[u32]),
         (kinds, entered): (Kinds, Entered),
         opts: &RestoreOptions,
     ) -> Result<Home> {
@@ -127,6 +127,12 @@ impl Home {
                 "namespaces that are made for the tree would not belong to the user namespace it joins",
             )
             .remedy("restore without --join-ns user, or join those of all other kinds as well"));
+        }
+        if entered.has(CloneFlags::CLONE_NEWNS) && mounts.len() > 1 {
+            return Err(Error::unsupported(
+                "tasks that were in several mount namespaces cannot all be in the one that is joined",
+            )
+            .remedy("restore without --join-ns mnt"));
         }
         let wanted = |flag, id: Option<u32>| id.filter(|_| kinds.has(flag));
         Ok(Home {
@@ -144,10 +150,15 @@ impl Home {
                 .map(|id| user::read(images, id))
                 .transpose()?,
             mnt: wanted(CloneFlags::CLONE_NEWNS, ids.mnt_ns_id)
-                .map(|id| mnt::read(images, id, opts))
+                .map(|_| mnt::read(images, mounts, opts))
                 .transpose()?,
             entered,
         })
+    }
+
+    /// How many mount namespaces are made for the tree.
+    pub fn mount_namespaces(&self) -> usize {
+        self.mnt.as_ref().map_or(0, |tree| tree.ids().count())
     }
 
     /// Kinds that are made for the tree.
@@ -177,7 +188,7 @@ impl Home {
         let keep = |fd| files.keep(fd);
         let (engine, root) = (engine.moved(keep)?, root.moved(keep)?);
         let entered = self.entered.open(opts, files)?;
-        Ok(Prepared { outside, engine, root, entry: OnceCell::new(), entered })
+        Ok(Prepared { outside, engine, root, entries: OnceCell::new(), entered })
     }
 
     /// What clone(2) is told for the root: all but mounts, which its builder makes, and control groups, which come when
@@ -210,17 +221,17 @@ impl Home {
         if let Some(net) = &self.net {
             net::restore(net).during(|| "network namespace".into())?;
         }
-        let (root, masters) = match &self.mnt {
+        let (roots, masters) = match &self.mnt {
             Some(tree) => self.mounts(tree, cx, prepared).during(|| "mount namespace".into())?,
             None => match prepared.entered.root(|fd| cx.files.keep(fd))? {
                 Some(root) => {
                     prepared.root.send(ROOT, 0, Some(root.folder()?.as_fd()))?;
-                    (root, OpenMasters::new())
+                    (Roots::of(root), OpenMasters::new())
                 }
                 None => Default::default(),
             },
         };
-        cx.files.make(&cx.plan.files, &cx.snapshot.dir, cx.opts, root, masters)?;
+        cx.files.make(&cx.plan.files, &cx.snapshot.dir, cx.opts, roots, masters)?;
         for master in cx.files.take_orphans()? {
             prepared.root.send(MASTER, 0, Some(master.as_fd()))?;
         }
@@ -232,16 +243,21 @@ impl Home {
     }
 
     /// Has the mounts made. With masters of terminals that are mounted on files.
-    fn mounts(&self, tree: &mnt::Tree, cx: &TaskCx<'_>, prepared: &Prepared) -> Result<(Root, OpenMasters)> {
+    fn mounts(&self, tree: &mnt::Tree, cx: &TaskCx<'_>, prepared: &Prepared) -> Result<(Roots, OpenMasters)> {
         let outside = prepared.outside.as_ref().ok_or_else(|| Error::bug("no mounts are prepared"))?;
         // In a user namespace of its own, the root is in its cgroup namespace already.
         let groups = self.kinds.has(CloneFlags::CLONE_NEWCGROUP) && self.user.is_none();
-        let Built { root, mountinfo, entry, masters } = builder::run(tree, outside, cx, groups)?;
-        let namespace = cx.files.keep(entry.try_clone().call("dup")?)?;
-        prepared.entry.set(cx.files.keep(entry)?).map_err(|_| Error::bug("mounts are made twice"))?;
-        let root = cx.files.keep(root)?;
-        prepared.root.send(ROOT, 0, Some(root.as_fd()))?;
-        Ok((Root::of_namespace(root, &mountinfo, Some(namespace))?, masters))
+        let Built { spaces, masters } = builder::run(tree, outside, cx, groups)?;
+        let (mut list, mut entries) = (Vec::new(), Vec::new());
+        for (number, (id, space)) in (0..).zip(tree.ids().zip(spaces)) {
+            let namespace = cx.files.keep(space.entry.try_clone().call("dup")?)?;
+            entries.push((id, cx.files.keep(space.entry)?));
+            let root = cx.files.keep(space.root)?;
+            prepared.root.send(ROOT, number, Some(root.as_fd()))?;
+            list.push((id, Root::of_namespace(root, &space.mountinfo, Some(namespace))?));
+        }
+        prepared.entries.set(entries).map_err(|_| Error::bug("mounts are made twice"))?;
+        Ok((Roots::new(list, tree.places()), masters))
     }
 
     /// All tasks have attached their segments of System V shared memory: those settings follow that would have been in the
@@ -260,8 +276,8 @@ pub struct Prepared {
     outside: Option<mnt::Prepared>,
     engine: Channel,
     root: Channel,
-    /// The restored mount namespace, in tasks.
-    entry: OnceCell<OwnedFd>,
+    /// The restored mount namespaces by their numbers in images, in tasks.
+    entries: OnceCell<Vec<(u32, OwnedFd)>>,
     /// Namespaces that are entered.
     entered: Opened,
 }
@@ -272,16 +288,20 @@ impl Prepared {
         &self.entered
     }
 
-    /// Enters the restored mount namespace, at its root; does nothing if there is none.
+    /// Enters the restored mount namespace of a task that images say is in `id`, at its root; does nothing if there is
+    /// none.
     ///
     /// # Errors
     /// EINVAL if the folders are shared with another task.
-    pub fn enter_mounts(&self) -> Result<()> {
-        let made = self.entry.get().map(AsFd::as_fd);
-        match made.or_else(|| self.entered.get(CloneFlags::CLONE_NEWNS)) {
-            Some(entry) => setns(entry, CloneFlags::CLONE_NEWNS).call("setns(CLONE_NEWNS)"),
-            None => Ok(()),
-        }
+    pub fn enter_mounts(&self, id: Option<u32>) -> Result<()> {
+        let entry = match self.entries.get() {
+            Some(made) => {
+                let own = made.iter().find(|(known, _)| Some(*known) == id);
+                Some(own.ok_or_else(|| Error::bug("a mount namespace that is not made"))?.1.as_fd())
+            }
+            None => self.entered.get(CloneFlags::CLONE_NEWNS),
+        };
+        entry.map_or(Ok(()), |entry| setns(entry, CloneFlags::CLONE_NEWNS).call("setns(CLONE_NEWNS)"))
     }
 
     /// In the engine, when the root task `root` is forked: gives it what only we can give, and lets it fill its
@@ -307,12 +327,12 @@ impl Prepared {
     /// In the engine: waits until the root has filled them, and takes over what the engine needs of it.
     pub fn await_root(
         &self,
+        home: &Home,
         (files, plan): (&FilesShared, &FilesPlan),
         area: &Area,
         watch: impl Fn() -> Result<()>,
     ) -> Result<()> {
-        let mut root = Root::default();
-        let (mut revived, mut orphans) = (Vec::new(), Vec::new());
+        let (mut roots, mut revived, mut orphans) = (Vec::new(), Vec::new(), Vec::new());
         loop {
             interrupt::check()?;
             if area.failed() {
@@ -325,7 +345,7 @@ impl Prepared {
             }
             match self.engine.receive()? {
                 Some((MADE, ..)) => break,
-                Some((ROOT, _, Some(fd))) => root = Root::of(files.keep(fd)?, b"")?,
+                Some((ROOT, _, Some(fd))) => roots.push(Root::of(files.keep(fd)?, b"")?),
                 Some((kind @ (CONNECTION | REUSING), id, Some(fd))) => {
                     revived.push((FileId(id), Revived::new(fd, kind == REUSING)));
                 }
@@ -341,7 +361,11 @@ impl Prepared {
                 }
             }
         }
-        files.made_elsewhere(plan, root, revived, orphans)
+        let roots = match &home.mnt {
+            Some(tree) => Roots::new(tree.ids().zip(roots).collect(), tree.places()),
+            None => roots.pop().map_or_else(Roots::default, Roots::of),
+        };
+        files.made_elsewhere(plan, roots, revived, orphans)
     }
 }
 

@@ -34,7 +34,7 @@ use restorer::Stage;
 
 use crate::error::{Context, Error, Result, SysContext};
 use crate::faults;
-use crate::files::{FilesShared, OpenMasters, Root};
+use crate::files::{FilesShared, OpenMasters, Roots};
 use crate::interrupt;
 use crate::kernel::Kernel;
 use crate::mm::{
@@ -135,7 +135,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     };
     let memory = Prepared::new(&snapshot)?;
     if home.is_none() {
-        files.make(&plan.files, &snapshot.dir, opts, Root::default(), OpenMasters::new())?;
+        files.make(&plan.files, &snapshot.dir, opts, Roots::default(), OpenMasters::new())?;
         give_away(files.take_orphans()?, opts)?;
     }
     let (mut giver, mut filler) = late_memory(opts, &snapshot, &files)?;
@@ -184,7 +184,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
             }
             let empty = || notifier.notify(Moment::SetupNamespaces, Some(root));
             let outside = home.let_go(&plan.home, root, empty).map_err(|e| area.why(e))?;
-            home.await_root((&files, &plan.files), &area, watch)?;
+            home.await_root(&plan.home, (&files, &plan.files), &area, watch)?;
             if away(CloneFlags::CLONE_NEWUSER) && own_groups {
                 groups.put_from_top(root, set_of_root(&snapshot))?;
             }
@@ -348,7 +348,8 @@ fn prepare_files(
     crate::process::raise_descriptor_limit();
     let (limit, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
         .call("getrlimit(RLIMIT_NOFILE)")?;
-    let zone = FilesShared::zone(&plan.files, i32::try_from(limit).unwrap_or(i32::MAX), opts, kernel)?;
+    let limit = i32::try_from(limit).unwrap_or(i32::MAX);
+    let zone = FilesShared::zone(&plan.files, limit, plan.home.mount_namespaces(), opts, kernel)?;
     let keep = |fd: std::os::fd::RawFd| zone.keep(crate::process::duplicate_descriptor(fd)?);
     let path = snapshot.dir.path().to_owned();
     snapshot.dir = ImageDir::from_fd(keep(opts.common.images_dir.raw_fd())?, path);

@@ -35,7 +35,8 @@ impl Plan {
     pub fn build(snapshot: &Snapshot, opts: &RestoreOptions, kernel: &Kernel) -> Result<Plan> {
         let root = snapshot.root();
         let entered = Entered::read(&snapshot.dir, root.pid.0, &root.ids, opts)?;
-        let home = Home::read(&snapshot.dir, &root.ids, (snapshot.namespaces, entered), opts)?;
+        let mounts = mount_namespaces(snapshot);
+        let home = Home::read(&snapshot.dir, (&root.ids, &mounts), (snapshot.namespaces, entered), opts)?;
         segments_stay(snapshot, &home)?;
         let apart = home.is_away(CloneFlags::CLONE_NEWPID);
         // Nobody else is in a pid namespace that is made for the tree.
@@ -113,6 +114,17 @@ fn tables(snapshot: &Snapshot) -> Vec<Table<'_>> {
         }
     }
     tables
+}
+
+/// Numbers of all mount namespaces that tasks are in, that of the root task first; none if images do not tell.
+fn mount_namespaces(snapshot: &Snapshot) -> Vec<u32> {
+    let mut ids: Vec<u32> = Vec::new();
+    for id in snapshot.alive().filter_map(|(_, task)| task.ids.mnt_ns_id) {
+        if !ids.contains(&id) {
+            ids.push(id);
+        }
+    }
+    ids
 }
 
 /// Refuses to join an ipc namespace with System V shared memory attached that was in one that is not made again.

@@ -150,15 +150,15 @@ impl Snapshot {
         }
         let host = inventory.root_ids.as_ref();
         let root = &tasks[0].ids;
+        let namespaces = Kinds::of(root, host);
         for task in tasks.iter().filter(|t| t.is_alive()) {
-            ns::check(&task.ids, root).during(|| task.name())?;
+            ns::check(&task.ids, root, namespaces).during(|| task.name())?;
             if task.ids.time_ns_id != root.time_ns_id {
                 return Err(Error::unsupported("it is in another time namespace than the root task")
                     .during(task.name()));
             }
         }
         let clocks = Clocks::read(dir, root, host)?;
-        let namespaces = Kinds::of(root, host);
         let (files, fd_tables) = files::read(dir, &tasks)?;
         let snapshot = Snapshot {
             clocks,

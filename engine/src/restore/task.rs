@@ -391,8 +391,9 @@ fn finish(cx: &TaskCx<'_>, begun: Begun) -> Result<Infallible> {
     let late = files.into_late();
     let close = not_of_the_task(cx)?;
     let uffd = cx.giver.map(|giver| giver.give(cx.area, cx.node().pid)).transpose()?;
+    let mounts = cx.image()?.ids.mnt_ns_id;
     let enter = || {
-        cx.home.map_or(Ok(()), home::Prepared::enter_mounts)?;
+        cx.home.map_or(Ok(()), |home| home.enter_mounts(mounts))?;
         folders.enter()
     };
     handoff::jump(cx, begun.memory, Leftovers { exe, uffd, close, late }, enter)

@@ -25,6 +25,19 @@ fn turns(home: Home, args: &[&str], count: usize, (dumper, restorer): (Engine, E
     program.verify()
 }
 
+fn several_mounts(home: Home) -> Result<Program> {
+    Program::start_inside(home, "mount-namespaces", &[])
+}
+
+fn several_turns(home: Home, count: usize, (dumper, restorer): (Engine, Engine)) -> Result<()> {
+    let program = several_mounts(home)?;
+    let cycle = Cycle::between(dumper, restorer).at_home(&program);
+    for turn in 1..=count {
+        cycle.turn(&program).with_context(|| format!("turn {turn}"))?;
+    }
+    program.verify()
+}
+
 fn left_running(home: Home) -> Result<()> {
     let program = start(home, &["net"])?;
     let before = Host::now()?;
@@ -109,6 +122,7 @@ fn served() -> Result<()> {
 pub fn cases() -> Vec<Case> {
     let ours = || Ok::<_, anyhow::Error>((Engine::rcriu()?, Engine::rcriu()?));
     let name = |text: &str| format!("inside: {text}");
+    let several = "tasks in several mount namespaces come back";
     let whole = "files, mounts, network, objects, names of the host come back";
     vec![
         Case::new(name("files, mounts, network, objects, names of the host (without dump)"), || {
@@ -133,6 +147,30 @@ pub fn cases() -> Vec<Case> {
         }),
         Case::new(format!("interop: inside: {whole}, dumped by CRIU, restored by rcriu"), move || {
             turns(Home::new(), &["net"], 1, (Engine::criu()?, Engine::rcriu()?))
+        }),
+        Case::new(name("tasks in several mount namespaces (without dump)"), || {
+            several_mounts(Home::new())?.verify()
+        }),
+        Case::new(name(several), move || several_turns(Home::new(), 1, ours()?)),
+        Case::new(
+            name(&format!("{several} (three turns, with users and control groups of its own)")),
+            move || several_turns(Home::new().with_users().with_groups(), 3, ours()?),
+        ),
+        Case::new(name(&format!("{several} (three turns, only mounts of its own)")), move || {
+            several_turns(Home::only(CloneFlags::CLONE_NEWNS), 3, ours()?)
+        }),
+        Case::new(name(&format!("{several} (left running)")), || {
+            let program = several_mounts(Home::new())?;
+            let before = Host::now()?;
+            Cycle::new()?.at_home(&program).leave_running(&program)?;
+            before.unchanged()?;
+            program.verify()
+        }),
+        Case::new(format!("interop: inside: {several}, dumped by rcriu, restored by CRIU"), move || {
+            several_turns(Home::new(), 1, (Engine::rcriu()?, Engine::criu()?))
+        }),
+        Case::new(format!("interop: inside: {several}, dumped by CRIU, restored by rcriu"), move || {
+            several_turns(Home::new(), 1, (Engine::criu()?, Engine::rcriu()?))
         }),
         Case::new(name("a folder from outside that is named comes back"), || outside(true)),
         Case::new(name("a folder from outside is found by itself"), || outside(false)),

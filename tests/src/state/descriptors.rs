@@ -30,6 +30,9 @@ fn epoll_target(line: &str) -> Option<String> {
     Some(format!("tfd: {target} events: {events:x} data: {data}"))
 }
 
+/// Kinds of inodes that have only a number, which is another after a restore.
+const ANONYMOUS: [&str; 9] = ["pipe", "socket", "pid", "net", "mnt", "uts", "ipc", "user", "cgroup"];
+
 /// Gives anonymous inodes numbers in the order in which they are met.
 #[derive(Default)]
 pub(super) struct Renumber(HashMap<String, usize>);
@@ -37,7 +40,7 @@ pub(super) struct Renumber(HashMap<String, usize>);
 impl Renumber {
     pub(super) fn of(&mut self, link: &str) -> String {
         match link.split_once(":[") {
-            Some((kind @ ("pipe" | "socket"), _)) => {
+            Some((kind, _)) if ANONYMOUS.contains(&kind) => {
                 let next = self.0.len();
                 format!("{kind}:#{}", self.0.entry(link.to_string()).or_insert(next))
             }

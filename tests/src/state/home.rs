@@ -1,7 +1,7 @@
 //! What belongs to namespaces of a tree's own, as keys and values: mounts, ids, names of the host, devices, addresses
 //! and routes, objects of System V, settings. Nothing for kinds that it shares with this process.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fs;
 use std::path::Path;
 
@@ -11,8 +11,8 @@ use crate::home::inside;
 
 type Facts = Vec<(String, String)>;
 
-/// Of the namespaces of process `pid`.
-pub(super) fn of(pid: i32) -> Result<Facts> {
+/// Of the namespaces of process `pid`, and of the mount namespaces of all `pids` of its tree.
+pub(super) fn of(pid: i32, pids: &[i32]) -> Result<Facts> {
     let link = |of: &str, name: &str| fs::read_link(format!("/proc/{of}/ns/{name}")).ok();
     let own = |name: &str| link("self", name) != link(&pid.to_string(), name);
     let mut facts = Facts::new();
@@ -22,8 +22,7 @@ pub(super) fn of(pid: i32) -> Result<Facts> {
         }
     }
     if own("mnt") {
-        let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).context("mountinfo")?;
-        facts.push(("mounts".into(), mounts(&table)));
+        facts.extend(all_mounts(pid, pids)?);
     }
     if own("uts") {
         facts.extend(inside(pid, &["uts"], || settings("/proc/sys/kernel", &["hostname", "domainname"]))?);
@@ -117,13 +116,28 @@ fn network() -> Result<Facts> {
     Ok(facts)
 }
 
+/// Mounts of every mount namespace that one of `pids` is in, as their first task sees them.
+fn all_mounts(root: i32, pids: &[i32]) -> Result<Facts> {
+    let (mut seen, mut numbers, mut facts) = (HashSet::new(), HashMap::new(), Facts::new());
+    for pid in pids {
+        // Zombies are in none.
+        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/mnt")) else { continue };
+        if seen.insert(namespace) {
+            let table = fs::read_to_string(format!("/proc/{pid}/mountinfo")).context("mountinfo")?;
+            let what =
+                if *pid == root { "mounts".into() } else { format!("mounts of namespace {}", seen.len()) };
+            facts.push((what, mounts(&table, &mut numbers)));
+        }
+    }
+    Ok(facts)
+}
+
 /// mountinfo with what changes whenever mounts are made again numbered in the order in which it is met: ids of mounts,
 /// groups of propagation, devices. Sorted by where they are mounted, mounts on one point in their order.
-fn mounts(table: &str) -> String {
+fn mounts(table: &str, numbers: &mut HashMap<String, usize>) -> String {
     let point = |line: &&str| line.split(' ').nth(4).unwrap_or("").to_string();
     let mut lines: Vec<&str> = table.lines().collect();
     lines.sort_by_key(point);
-    let mut numbers: HashMap<String, usize> = HashMap::new();
     let ids: Vec<&str> = lines.iter().filter_map(|line| line.split(' ').next()).collect();
     let mut number = |kind: &str, of: &str| {
         let next = numbers.len();
@@ -149,7 +163,13 @@ fn mounts(table: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::mounts;
+    use std::collections::HashMap;
+
+    use super::mounts as numbered;
+
+    fn mounts(table: &str) -> String {
+        numbered(table, &mut HashMap::new())
+    }
 
     #[test]
     fn numbers_of_mounts_do_not_matter() {

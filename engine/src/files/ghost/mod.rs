@@ -25,7 +25,7 @@ use nix::{
 };
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
-use super::{DrainedFd, FilesOut, Root};
+use super::{DrainedFd, FilesOut, Roots};
 use crate::{
     error::{Error, Result, SysContext},
     pstree::FileId,
@@ -52,14 +52,15 @@ pub(super) struct GhostsOut {
 /// Names made beside lost ones. Dropped without [`GhostsOut::finish`] they go: the dump failed.
 #[derive(Debug)]
 struct Links {
-    root: Root,
-    made: Vec<OsString>,
+    roots: Roots,
+    /// With the mounts they are on.
+    made: Vec<(Option<i32>, OsString)>,
 }
 
 impl Drop for Links {
     fn drop(&mut self) {
-        for path in self.made.drain(..) {
-            let whole = self.root.path(path.as_bytes());
+        for (mount, path) in self.made.drain(..) {
+            let whole = self.roots.of_mount(mount).path(path.as_bytes());
             if let Err(e) = unlinkat(AT_FDCWD, whole.as_ref(), UnlinkatFlags::NoRemoveDir) {
                 log::error!("unlink({}): {e}", path.display());
             }
@@ -68,12 +69,12 @@ impl Drop for Links {
 }
 
 impl GhostsOut {
-    pub(super) fn new(images: &ImageDir, root: Root) -> Self {
+    pub(super) fn new(images: &ImageDir, roots: Roots) -> Self {
         GhostsOut {
             remaps: images.writer(ImageKind::RemapFpath, 0),
             known: HashMap::new(),
             next: 1,
-            links: Links { root, made: Vec::new() },
+            links: Links { roots, made: Vec::new() },
         }
     }
 
@@ -208,26 +209,38 @@ pub(super) fn dump_linked(fd: &DrainedFd, path: &[u8], id: FileId, out: &mut Fil
             .remedy("dump with --link-remap"));
     }
     let lid = out.fresh_id()?;
+    let (mount, mnt_id) = (fd.probe.info.mnt_id, out.own_mount(&fd.probe));
     let mut folder = parent(path);
     let link = loop {
         let mut link = folder.to_vec();
         link.extend_from_slice(format!("/link_remap.{}", lid.0).as_bytes());
-        let whole = out.root.path(&link);
-        match linkat(fd.file.as_fd(), "", AT_FDCWD, whole.as_ref(), LinkatFlags::AT_EMPTY_PATH) {
+        let whole = out.roots.of_mount(mount).path(&link);
+        match make_link(fd, &whole, out) {
             Ok(()) => break link,
             // The folder is gone as well: the one above will do, the name does not matter.
-            Err(Errno::ENOENT) if !folder.is_empty() => folder = parent(folder),
-            Err(e) => return Err(Error::sys("linkat", e as i32).during(format!("a name for {text}"))),
+            Err(e) if e.errno() == Some(libc::ENOENT) && !folder.is_empty() => folder = parent(folder),
+            Err(e) => return Err(e.during(format!("a name for {text}"))),
         }
     };
-    out.ghosts.links.made.push(OsString::from_vec(link.clone()));
+    out.ghosts.links.made.push((mount, OsString::from_vec(link.clone())));
     out.write(pb::FileEntry {
         r#type: super::FdType::Reg as i32,
         id: lid.0,
-        reg: Some(pb::RegFileEntry { id: lid.0, name: link, ..Default::default() }),
+        reg: Some(pb::RegFileEntry { id: lid.0, name: link, mnt_id, ..Default::default() }),
         ..Default::default()
     })?;
     out.ghosts.note(id, lid.0, pb::RemapType::Linked)
+}
+
+fn make_link(fd: &DrainedFd, path: &[u8], out: &FilesOut<'_>) -> Result<()> {
+    let link = || linkat(fd.file.as_fd(), "", AT_FDCWD, path, LinkatFlags::AT_EMPTY_PATH).call("linkat");
+    match (link(), out.users.namespace()) {
+        // A file system of the tree's own user namespace, in which we are nobody.
+        (Err(e), Some(users)) if matches!(e.errno(), Some(libc::EOVERFLOW | libc::EPERM)) => {
+            users.acting(link)
+        }
+        (done, _) => done,
+    }
 }
 
 /// The folder of an absolute path, empty for the root.

@@ -1,7 +1,7 @@
 //! Bringing files without a name back, in the engine, before the first fork.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, HashMap, btree_map::Entry},
     fs::File,
     os::fd::{AsRawFd, OwnedFd},
     time::Duration,
@@ -21,6 +21,7 @@ use rcriu_images::{ImageDir, ImageKind, ImageReader, pb};
 use super::parent;
 use crate::{
     error::{Context, Error, Result, SysContext},
+    files::{Path, Roots},
     pstree::{FileId, VirtPid},
 };
 
@@ -102,8 +103,8 @@ impl Remaps {
 pub struct Lost<'a> {
     /// The entry.
     pub id: FileId,
-    /// Its old name.
-    pub path: &'a [u8],
+    /// Its old name, and the mount it was on.
+    pub path: Path<'a>,
     /// How it was open.
     pub flags: i32,
 }
@@ -113,43 +114,65 @@ pub struct Lost<'a> {
 pub enum Source<'a> {
     /// Number of a ghost image.
     Ghost(u32),
-    /// A name that still leads to the inode.
-    Link(&'a [u8]),
+    /// A name that still leads to the inode, and the mount it is on.
+    Link(Path<'a>),
 }
 
 /// Makes the inode of `source` once, and a handle for each of `files`, which were opened by names of it.
 ///
 /// Names exist only while this runs. Handles are O_PATH; opening `/proc/self/fd/N` opens the inode, and links
 /// in /proc show the name the file had.
+///
+/// Precondition: the process has a single thread.
 pub(crate) fn bring_back(
     images: &ImageDir,
     source: &Source<'_>,
     files: &[Lost<'_>],
+    roots: &Roots,
+) -> Result<Vec<(FileId, OwnedFd)>> {
+    let known = match source {
+        Source::Ghost(_) => None,
+        Source::Link(path) => Some(*path),
+    };
+    let all: Vec<Path<'_>> = known.into_iter().chain(files.iter().map(|file| file.path)).collect();
+    let (root, mut made_as) = roots.together(&all);
+    let first = known.map(|_| made_as.remove(0));
+    root.within(|| bring_back_as(images, (source, first), files, &made_as, roots))
+}
+
+/// The same, with the names that are to be made in the namespace that this process is at the root of.
+fn bring_back_as(
+    images: &ImageDir,
+    (source, mut first): (&Source<'_>, Option<Vec<u8>>),
+    files: &[Lost<'_>],
+    made_as: &[Vec<u8>],
+    roots: &Roots,
 ) -> Result<Vec<(FileId, OwnedFd)>> {
     let mut names: BTreeMap<&[u8], Name> = BTreeMap::new();
-    let mut first: Option<Vec<u8>> = match source {
-        Source::Ghost(_) => None,
-        Source::Link(path) => Some(path.to_vec()),
-    };
     let mut handles = Vec::new();
-    for file in files {
-        let text = || format!("file {} {}", file.id, file.path.escape_ascii());
-        if !names.contains_key(file.path) {
-            let name = Name::new(file.path, |path| match (&first, source) {
-                (Some(from), _) => {
-                    linkat(AT_FDCWD, from.as_slice(), AT_FDCWD, path, LinkatFlags::empty()).map(|()| None)
-                }
-                (None, Source::Ghost(ghost)) => make(images, *ghost, path),
-                (None, Source::Link(_)) => Err(Errno::ENOENT),
-            })
-            .during(text)?;
-            first.get_or_insert_with(|| name.path.clone());
-            names.insert(file.path, name);
-        }
-        let path = &names[file.path].path;
+    for (file, made_as) in files.iter().zip(made_as) {
+        let (mount, path) = file.path;
+        let text = || format!("file {} {}", file.id, path.escape_ascii());
+        let name = match names.entry(made_as) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(new) => {
+                let name = Name::new(made_as, |path| match (&first, source) {
+                    (Some(from), _) => {
+                        linkat(AT_FDCWD, from.as_slice(), AT_FDCWD, path, LinkatFlags::empty()).map(|()| None)
+                    }
+                    (None, Source::Ghost(ghost)) => make(images, *ghost, path),
+                    (None, Source::Link(_)) => Err(Errno::ENOENT),
+                });
+                let name = name.during(text)?;
+                first.get_or_insert_with(|| name.path.clone());
+                new.insert(name)
+            }
+        };
         // A symbolic link itself can only be held the way it was held.
         let flags = OFlag::from_bits_retain(file.flags & libc::O_NOFOLLOW) | OFlag::O_PATH | OFlag::O_CLOEXEC;
-        let handle = openat(AT_FDCWD, path.as_slice(), flags, Mode::empty()).call("open").during(text)?;
+        let beside = name.path.get(made_as.len()..).unwrap_or_default();
+        let path = [path, beside].concat();
+        let handle = roots.of_mount(mount).open(&path, flags).call("open").during(text)?;
         handles.push((file.id, handle));
     }
     // Content and times last: linking changes times.

@@ -13,33 +13,36 @@ use nix::{
 
 use crate::{
     error::Result,
-    files::{DrainedFd, Root, build_id, lease::Leases},
+    files::{DrainedFd, Roots, build_id, lease::Leases},
 };
 
 /// Answers that hold for the whole dump: who was asked stands still, and nobody else is waited for.
 #[derive(Debug)]
 pub(in crate::files) struct Known {
-    root: Root,
-    /// What paths lead to.
-    found: HashMap<Vec<u8>, nix::Result<FileStat>>,
+    roots: Roots,
+    /// What paths lead to, by namespace.
+    found: Vec<HashMap<Vec<u8>, nix::Result<FileStat>>>,
     /// Build-ids by device and inode.
     build_ids: HashMap<(u64, u64), Vec<u32>>,
     leases: Leases,
 }
 
 impl Known {
-    /// Of paths that begin at `root`.
-    pub(in crate::files) fn new(root: Root) -> Known {
-        Known { root, found: HashMap::new(), build_ids: HashMap::new(), leases: Leases::default() }
+    /// Of paths that begin at `roots`.
+    pub(in crate::files) fn new(roots: Roots) -> Known {
+        let found = roots.each().map(|_| HashMap::new()).collect();
+        Known { roots, found, build_ids: HashMap::new(), leases: Leases::default() }
     }
 
-    /// What is at `path`; a link at its end is not followed.
-    pub(super) fn stat(&mut self, path: &[u8]) -> nix::Result<FileStat> {
-        if let Some(known) = self.found.get(path) {
+    /// What is at `path` in the namespace of a mount; a link at its end is not followed.
+    pub(super) fn stat(&mut self, path: &[u8], mount: Option<i32>) -> nix::Result<FileStat> {
+        let stat = || self.roots.of_mount(mount).lstat(path);
+        let Some(found) = self.found.get_mut(self.roots.position(mount)) else { return stat() };
+        if let Some(known) = found.get(path) {
             return *known;
         }
-        let stat = self.root.lstat(path);
-        self.found.insert(path.to_vec(), stat);
+        let stat = stat();
+        found.insert(path.to_vec(), stat);
         stat
     }
 

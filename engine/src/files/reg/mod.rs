@@ -127,7 +127,7 @@ fn outside(probe: &FdProbe, out: &FilesOut<'_>) -> Result<Option<External>> {
     else {
         return Ok(None);
     };
-    if out.root.mounts()?.iter().any(|inside| inside.id == mount) {
+    if out.roots.mounts()?.iter().any(|(_, all)| all.iter().any(|inside| inside.id == mount)) {
         return Ok(None);
     }
     let found = nix::sys::stat::lstat(probe.link.as_slice());
@@ -165,7 +165,7 @@ fn name_of(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<Vec<u8>
         ghost::dump_linked(fd, link, id, out)?;
         return Ok(link.clone());
     }
-    match out.known.stat(link) {
+    match out.known.stat(link, probe.info.mnt_id) {
         Ok(found) => {
             same_inode(probe, &found, out)?;
             Ok(link.clone())
@@ -217,7 +217,7 @@ fn proc_name(probe: &FdProbe, id: FileId, out: &mut FilesOut<'_>) -> Result<Vec<
         return Ok(link.clone());
     };
     let folder = &link[..b"/proc/".len() + digits];
-    if bare.is_some() || out.root.lstat(folder).is_err() {
+    if bare.is_some() || out.roots.of_mount(probe.info.mnt_id).lstat(folder).is_err() {
         out.ghosts.note(id, pid, pb::RemapType::Procfs)?;
     }
     Ok(bare.unwrap_or(link).to_vec())

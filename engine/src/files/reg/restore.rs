@@ -50,8 +50,8 @@ impl Deref for Entry {
 pub(in crate::files) struct RegFile {
     entry: Entry,
     remap: Option<Remap>,
-    /// Where the inode still has a name, for a remap of that sort.
-    linked: Option<Vec<u8>>,
+    /// Where the inode still has a name, for a remap of that sort, and on which mount.
+    linked: Option<(Option<i32>, Vec<u8>)>,
     /// Its path in the mount namespace of the engine.
     outside: Option<Vec<u8>>,
 }
@@ -69,7 +69,8 @@ impl RegFile {
         let linked = match &remap {
             Some(Remap::Linked(other)) => {
                 let other = plan.entries.get(*other).and_then(|e| e.reg.as_ref());
-                let path = other.map(|reg| reg.name.clone()).filter(|path| path.starts_with(b"/"));
+                let path = other.map(|reg| (reg.mnt_id, reg.name.clone()));
+                let path = path.filter(|(_, path)| path.starts_with(b"/"));
                 Some(path.ok_or_else(|| {
                     Error::image(format!("remap-fpath.img: file {:#x} leads nowhere", entry.id))
                 })?)
@@ -125,12 +126,15 @@ impl RegFile {
             }
             None => {
                 let flags = Self::open_flags(flags) | wanted;
-                let near = cx.folder_of(&self.entry.name);
+                let near = cx.folder_of((self.entry.mnt_id, &self.entry.name));
                 let near = near.and_then(|(folder, name)| openat(folder, name, flags, Mode::empty()).ok());
                 // What is wrong, the whole path tells: the folder may be another one by now.
                 let opened = match near {
                     Some(opened) => Ok(opened),
-                    None => open(cx.root().path(&self.entry.name).as_ref(), flags, Mode::empty()),
+                    None => {
+                        let root = cx.roots().of_mount(self.entry.mnt_id);
+                        open(root.path(&self.entry.name).as_ref(), flags, Mode::empty())
+                    }
                 };
                 opened.call("open")?
             }
@@ -202,7 +206,7 @@ impl RestoredFile for RegFile {
         if self.entry.name.starts_with(b"/proc/") || cx.elsewhere {
             return Ok(());
         }
-        let path = self.linked.as_deref().unwrap_or(&self.entry.name);
+        let path = self.linked.as_ref().map_or(&self.entry.name, |(_, path)| path);
         let stat = cx.stat(path, self.flags() & libc::O_NOFOLLOW == 0);
         self.check_size_and_mode(&stat.call("stat")?, cx.opts.skip_file_rwx_check)?;
         if cx.opts.common.file_validation == FileValidation::BuildId && self.linked.is_none() {
@@ -214,10 +218,14 @@ impl RestoredFile for RegFile {
     fn lost(&self) -> Option<(ghost::Source<'_>, ghost::Lost<'_>)> {
         let source = match (&self.remap, &self.linked) {
             (Some(Remap::Ghost(ghost)), _) => ghost::Source::Ghost(*ghost),
-            (_, Some(path)) => ghost::Source::Link(path),
+            (_, Some((mount, path))) => ghost::Source::Link((*mount, path)),
             _ => return None,
         };
-        let file = ghost::Lost { id: FileId(self.entry.id), path: &self.entry.name, flags: self.flags() };
+        let file = ghost::Lost {
+            id: FileId(self.entry.id),
+            path: (self.entry.mnt_id, &self.entry.name),
+            flags: self.flags(),
+        };
         Some((source, file))
     }
 

@@ -18,7 +18,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
-    files::Root,
+    files::Roots,
     sys::tty,
 };
 
@@ -36,6 +36,9 @@ impl Pair {
         self.slave.as_ref().unwrap_or(&self.master).as_fd()
     }
 }
+
+/// Where a master is opened: the mount that the path is on, and the path.
+pub(super) type MasterPath = (Option<i32>, Vec<u8>);
 
 /// Settings and buffers of a pair, once for both of its entries.
 pub(super) fn set_up_pair(info: &pb::TtyInfoEntry, pair: &Pair, ttys: &Ttys) -> Result<()> {
@@ -71,25 +74,25 @@ pub(super) fn set_up_pair(info: &pb::TtyInfoEntry, pair: &Pair, ttys: &Ttys) -> 
 
 /// Opens masters until each wanted number has come up; `given` are open already. The kernel gives the lowest free one.
 pub(super) fn open_pairs(
-    wanted: &BTreeMap<u32, Vec<u8>>,
+    wanted: &BTreeMap<u32, MasterPath>,
     given: OpenMasters,
     with_slave: &BTreeSet<u32>,
-    root: &Root,
+    roots: &Roots,
 ) -> Result<BTreeMap<u32, Pair>> {
     let flags = OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
     let mut pairs = BTreeMap::new();
-    let mut pair = |index: u32, path: &[u8], master: OwnedFd| -> Result<()> {
+    let mut pair = |index: u32, (mount, path): &MasterPath, master: OwnedFd| -> Result<()> {
         tty::set_locked(master.as_fd(), false)?;
         let slave = with_slave.contains(&index).then(|| {
             let path = slave_path(path, index);
             let text = || path.escape_ascii().to_string();
-            open(root.path(&path).as_ref(), flags, Mode::empty()).call("open").during(text)
+            open(roots.of_mount(*mount).path(&path).as_ref(), flags, Mode::empty()).call("open").during(text)
         });
         let slave = slave.transpose()?;
         pairs.insert(index, Pair { master, slave });
         Ok(())
     };
-    let mut missing: BTreeMap<u32, &[u8]> = wanted.iter().map(|(index, path)| (*index, &path[..])).collect();
+    let mut missing: BTreeMap<u32, &MasterPath> = wanted.iter().map(|(index, path)| (*index, path)).collect();
     for (index, master) in given {
         if let Some(path) = missing.remove(&index) {
             pair(index, path, master)?;
@@ -97,10 +100,13 @@ pub(super) fn open_pairs(
     }
     // Numbers that are free but not wanted, held so that the next ones come up.
     let mut fillers = Vec::new();
-    while let Some((index, path)) = missing.first_key_value().map(|(index, path)| (*index, *path)) {
+    while let Some((index, wanted)) = missing.first_key_value().map(|(index, path)| (*index, *path)) {
         crate::interrupt::check()?;
+        let (mount, path) = wanted;
         let text = || path.escape_ascii().to_string();
-        let master = open(root.path(path).as_ref(), flags, Mode::empty()).call("open").during(text)?;
+        let master = open(roots.of_mount(*mount).path(path).as_ref(), flags, Mode::empty())
+            .call("open")
+            .during(text)?;
         let got = tty::pty_number(master.as_fd())?;
         if got > index && !missing.contains_key(&got) {
             return Err(Error::host(format!("/dev/pts/{index} is in use"))

@@ -20,13 +20,12 @@ use rcriu_images::{ImageDir, ImageKind, pb};
 
 use super::{
     describe,
-    pairs::{Pair, open_pairs, set_up_pair},
+    pairs::{MasterPath, Pair, open_pairs, set_up_pair},
     settings::{self, settle},
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
-    files::Root,
-    files::{ById, FilesTask, Preflight, RestoredFile, Zone, pipe},
+    files::{ById, FilesTask, Preflight, RestoredFile, Roots, Zone, pipe},
     options::RestoreOptions,
     pstree::FileId,
     sys::{fd, signal, tty},
@@ -47,6 +46,8 @@ pub(super) struct TtyFile {
     entry: pb::TtyFileEntry,
     info: pb::TtyInfoEntry,
     path: Option<Vec<u8>>,
+    /// The mount that the path is on.
+    mount: Option<i32>,
     mode: Option<u32>,
 }
 
@@ -97,7 +98,7 @@ impl Ttys {
         &self,
         masters: &BTreeSet<u32>,
         inherited: impl Fn(&str) -> Result<Option<OwnedFd>>,
-    ) -> Result<BTreeMap<u32, Vec<u8>>> {
+    ) -> Result<BTreeMap<u32, MasterPath>> {
         let mut orphans = BTreeMap::new();
         for file in self.files.values().filter(|f| f.info.r#type() == pb::TtyType::Pty && !f.is_master()) {
             let Some(pty) = file.info.pty.filter(|pty| !masters.contains(&pty.index)) else { continue };
@@ -107,7 +108,7 @@ impl Ttys {
             let path = file.path.as_deref().unwrap_or_default();
             let folder = path.strip_suffix(format!("/{}", pty.index).as_bytes());
             let path = folder.map_or(b"/dev/ptmx".to_vec(), |folder| [folder, b"/ptmx"].concat());
-            orphans.entry(pty.index).or_insert(path);
+            orphans.entry(pty.index).or_insert((file.mount, path));
         }
         Ok(orphans)
     }
@@ -119,6 +120,7 @@ impl Ttys {
             Error::image(format!("tty-info.img: no entry {:#x} for file {id}", entry.tty_info_id))
         })?;
         let path = self.paths.get(&FileId(entry.regf_id.unwrap_or(entry.id)));
+        let mount = path.and_then(|reg| reg.mnt_id);
         let (path, mode) = match (path, &info.pty) {
             (Some(reg), _) => (Some(reg.name.clone()), reg.mode),
             // Sets of old have no path.
@@ -129,7 +131,7 @@ impl Ttys {
         if path.is_none() && info.r#type() != pb::TtyType::ExtTty {
             return Err(Error::image(format!("files.img: terminal {id} has no path")));
         }
-        let file = TtyFile { entry, info, path, mode };
+        let file = TtyFile { entry, info, path, mount, mode };
         self.files.insert(id, file.clone());
         Ok(file)
     }
@@ -150,11 +152,11 @@ impl TtyFile {
     }
 
     /// Opens by path, never taking the terminal as the caller's own.
-    fn open_path(&self, root: &Root) -> Result<OwnedFd> {
+    fn open_path(&self, roots: &Roots) -> Result<OwnedFd> {
         let path = self.path.as_deref().unwrap_or_default();
         let flags =
             OFlag::from_bits_retain(self.entry.flags.cast_signed()) | OFlag::O_NOCTTY | OFlag::O_CLOEXEC;
-        open(root.path(path).as_ref(), flags, Mode::empty())
+        open(roots.of_mount(self.mount).path(path).as_ref(), flags, Mode::empty())
             .call("open")
             .during(|| path.escape_ascii().to_string())
     }
@@ -178,7 +180,7 @@ impl RestoredFile for TtyFile {
         match cx.handle(FileId(self.entry.id)) {
             Some(handle) => handle.try_clone_to_owned().call("dup"),
             // The terminal that controls this very task.
-            None => self.open_path(cx.root()),
+            None => self.open_path(cx.roots()),
         }
     }
 
@@ -196,7 +198,7 @@ pub(crate) fn prepare(
     opts: &RestoreOptions,
     inherited: impl Fn(&str) -> Result<Option<OwnedFd>>,
     handles: &mut HashMap<FileId, OwnedFd>,
-    (root, given): (&Root, OpenMasters),
+    (roots, given): (&Roots, OpenMasters),
 ) -> Result<(Terminals, Vec<OwnedFd>)> {
     let mut terminals = Terminals::default();
     let masters: BTreeSet<u32> =
@@ -208,21 +210,21 @@ pub(crate) fn prepare(
         .files
         .values()
         .filter(|f| f.is_master())
-        .filter_map(|f| Some((f.info.pty?.index, f.path.clone().unwrap_or_default())));
+        .filter_map(|f| Some((f.info.pty?.index, (f.mount, f.path.clone().unwrap_or_default()))));
     let orphans = match opts.common.orphan_pts_master {
         true => ttys.orphans(&masters, &inherited)?,
         false => BTreeMap::new(),
     };
     let given_only = given.keys().filter(|index| !masters.contains(index) && !orphans.contains_key(index));
-    let given_only = given_only.map(|index| (*index, b"/dev/ptmx".to_vec())).collect::<Vec<_>>();
-    let wanted = hung.iter().map(|index| (*index, b"/dev/ptmx".to_vec()));
+    let given_only = given_only.map(|index| (*index, (None, b"/dev/ptmx".to_vec()))).collect::<Vec<_>>();
+    let wanted = hung.iter().map(|index| (*index, (None, b"/dev/ptmx".to_vec())));
     let wanted = wanted.chain(given_only).chain(paths).chain(orphans.clone()).collect();
     let slaves = ttys.files.values().filter(|f| !f.is_master()).filter_map(|f| Some(f.info.pty?.index));
     let led = ttys.infos.values().filter(|i| i.sid != 0).filter_map(|i| Some(i.pty?.index));
-    let pairs = open_pairs(&wanted, given, &slaves.chain(led).collect(), root)?;
+    let pairs = open_pairs(&wanted, given, &slaves.chain(led).collect(), roots)?;
     for (id, file) in &ttys.files {
         let text = || format!("file {id} {}", file.name());
-        let opened = open_early(file, &pairs, (opts, root), &inherited, &mut terminals).during(text)?;
+        let opened = open_early(file, &pairs, (opts, roots), &inherited, &mut terminals).during(text)?;
         if let Some(opened) = opened {
             pipe::set_flags(&opened, file.entry.flags.cast_signed()).during(text)?;
             handles.insert(*id, zone.keep(opened)?);
@@ -266,7 +268,7 @@ pub(crate) fn prepare(
 fn open_early(
     file: &TtyFile,
     pairs: &BTreeMap<u32, Pair>,
-    (opts, root): (&RestoreOptions, &Root),
+    (opts, roots): (&RestoreOptions, &Roots),
     inherited: &impl Fn(&str) -> Result<Option<OwnedFd>>,
     terminals: &mut Terminals,
 ) -> Result<Option<OwnedFd>> {
@@ -281,7 +283,7 @@ fn open_early(
             .remedy(format!("restore with --inherit-fd fd[N]:{}", file.key()))),
         (_, Some(pair)) if file.is_master() => pair.master.try_clone().call("dup").map(Some),
         (_, Some(_)) => {
-            let opened = file.open_path(root)?;
+            let opened = file.open_path(roots)?;
             if let Some(mode) = file.mode {
                 fchmod(&opened, Mode::from_bits_truncate(mode & 0o7777)).call("fchmod")?;
             }
@@ -289,7 +291,7 @@ fn open_early(
         }
         (pb::TtyType::Pty, None) => borrow(file, opts, terminals).map(Some),
         (_, None) => {
-            let opened = file.open_path(root)?;
+            let opened = file.open_path(roots)?;
             settle(opened.as_fd(), &file.info, true)?;
             Ok(Some(opened))
         }

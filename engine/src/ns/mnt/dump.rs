@@ -1,4 +1,4 @@
-//! Dump of a mount namespace.
+//! Dump of mount namespaces.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -36,13 +36,12 @@ use crate::{
     pstree::RealPid,
 };
 
-/// What a dump of a mount namespace needs.
+/// What a dump of the mount namespaces of a tree needs.
 #[derive(Debug)]
 pub struct DumpMounts<'a> {
-    /// A task in the namespace, whose user and cgroup namespaces its mounts belong to.
-    pub pid: RealPid,
-    /// Number of the namespace in the images.
-    pub id: u32,
+    /// A task in each, and its number in the images: that of the root task first, whose user and cgroup namespaces
+    /// mounts belong to.
+    pub spaces: &'a [(RealPid, u32)],
     pub opts: &'a DumpOptions,
     pub images: &'a ImageDir,
     /// Numbers of terminals whose masters are open in the tree.
@@ -79,28 +78,71 @@ impl Table {
     }
 }
 
-/// Writes `mountpoints-ID.img` and the content of file systems that live in memory.
+/// Writes `mountpoints-ID.img` of each and the content of file systems that live in memory.
 ///
-/// Precondition: nobody in the namespace runs.
+/// Precondition: nobody in the namespaces runs.
 ///
 /// # Errors
 /// What no restore could make again, by name, with the flag that would help.
 pub fn dump(cx: &DumpMounts<'_>) -> Result<Table> {
-    let opts = &cx.opts.common;
-    let maps = IdMaps::read(cx.pid)?;
-    let lines = table(cx.pid, CloneFlags::CLONE_NEWNS)?;
-    let groups = groups_inside(cx.pid)?;
-    let mut mounts = lines.iter().map(Mount::from_kernel).collect::<Vec<_>>();
-    check_all_there(cx.pid, &lines)?;
+    let (first, _) = *cx.spaces.first().ok_or_else(|| Error::bug("no namespace"))?;
+    let maps = IdMaps::read(first)?;
     let ours: Vec<Mount> = mountinfo::own()?.iter().map(Mount::from_kernel).collect();
-    let host = if opts.external_mounts.auto { &ours[..] } else { &[] };
+    let host = if cx.opts.common.external_mounts.auto { &ours[..] } else { &[] };
+    let mut tables: Vec<(u32, Vec<Mount>)> = Vec::new();
+    for (pid, id) in cx.spaces {
+        let of_root = tables.first().map(|(_, mounts)| &mounts[..]);
+        let mounts = listed(*pid, of_root, &maps, host, &cx.opts.common)?;
+        tables.push((*id, mounts));
+    }
+    let tree = Tree::new(tables).map_err(|e| match e.kind() {
+        // The kernel's own table is no image.
+        crate::error::Kind::Image(text) => Error::host(format!("the table of mounts: {text}")),
+        _ => e,
+    })?;
+    for at in 0..tree.mounts.len() {
+        tree.context(at, check(&tree, at, cx))?;
+    }
+    contents(&tree, cx, &maps, &ours)?;
+    for space in &tree.spaces {
+        let mut out = cx.images.writer(ImageKind::Mnts, space.id.into());
+        // As CRIU has it: the last comes first.
+        for mount in tree.mounts.get(space.mounts.clone()).unwrap_or_default().iter().rev() {
+            out.write(&mount.entry())?;
+        }
+        out.finish()?;
+    }
+    Ok(Table { tree })
+}
+
+impl DumpMounts<'_> {
+    /// A task in the namespace that the mount at a position of `tree` is in.
+    fn task(&self, tree: &Tree, at: usize) -> Result<RealPid> {
+        let space = self.spaces.get(tree.space_of(at));
+        space.map(|(pid, _)| *pid).ok_or_else(|| Error::bug("a namespace without a task"))
+    }
+}
+
+/// The mounts of the namespace of task `pid`, as images have them; `of_root` are those of the root task, if that is in
+/// another.
+fn listed(
+    pid: RealPid,
+    of_root: Option<&[Mount]>,
+    maps: &IdMaps,
+    host: &[Mount],
+    opts: &CommonOptions,
+) -> Result<Vec<Mount>> {
+    let lines = table(pid, CloneFlags::CLONE_NEWNS)?;
+    let groups = groups_inside(pid)?;
+    let mut mounts = lines.iter().map(Mount::from_kernel).collect::<Vec<_>>();
+    check_all_there(pid, &lines)?;
     let own = groups.iter().filter(|(_, root)| !is_above(root)).map(|(id, _)| *id).collect();
-    external::mark(&mut mounts, host, &own, opts);
+    external::mark(&mut mounts, of_root.unwrap_or_default(), (host, &own), opts);
     leave_out(&mut mounts, opts)?;
     for mount in &mut mounts {
-        prepare(mount, opts, &maps, groups.get(&mount.id)).during(|| mount.name())?;
+        prepare(mount, opts, maps, groups.get(&mount.id)).during(|| mount.name())?;
     }
-    for mount in mounts.iter().filter(|m| m.outside.is_none() && m.point != b"/") {
+    for mount in mounts.iter().filter(|m| m.outside.is_none() && (of_root.is_some() || m.point != b"/")) {
         let line = lines.iter().find(|line| line.id.cast_unsigned() == mount.id);
         let unknown = line.and_then(|line| flags::of_mount(&line.options).1.first().map(|w| shown(w)));
         if let Some(word) = unknown {
@@ -110,22 +152,7 @@ pub fn dump(cx: &DumpMounts<'_>) -> Result<Table> {
                 .during(mount.name()));
         }
     }
-    let tree = Tree::new(cx.id, mounts).map_err(|e| match e.kind() {
-        // The kernel's own table is no image.
-        crate::error::Kind::Image(text) => Error::host(format!("the table of mounts: {text}")),
-        _ => e,
-    })?;
-    for at in 0..tree.mounts.len() {
-        tree.context(at, check(&tree, at, cx))?;
-    }
-    contents(&tree, cx, &maps, &ours)?;
-    let mut out = cx.images.writer(ImageKind::Mnts, cx.id.into());
-    // As CRIU has it: the last comes first.
-    for mount in tree.mounts.iter().rev() {
-        out.write(&mount.entry())?;
-    }
-    out.finish()?;
-    Ok(Table { tree })
+    Ok(mounts)
 }
 
 fn differs(pid: RealPid, kind: &str) -> Result<bool> {
@@ -149,18 +176,28 @@ fn is_above(root: &[u8]) -> bool {
     root == b"/.." || root.starts_with(b"/../")
 }
 
-/// All mounts that paths lead to from the root of the namespace, wherever the root of the task is, seen from its
-/// namespaces of `kinds`.
-fn table(pid: RealPid, kinds: CloneFlags) -> Result<Vec<mountinfo::Mount>> {
+/// The root folder of the mount namespace of task `pid`, and mountinfo as seen from there: all mounts that paths lead to,
+/// wherever the root of the task is.
+pub fn look(pid: RealPid) -> Result<(OwnedFd, Vec<u8>)> {
+    look_from(pid, CloneFlags::CLONE_NEWNS)
+}
+
+/// The same, seen from the task's namespaces of `kinds`.
+fn look_from(pid: RealPid, kinds: CloneFlags) -> Result<(OwnedFd, Vec<u8>)> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let proc = nix::fcntl::open("/proc", flags, Mode::empty()).call("open(/proc)")?;
-    let bytes = enter::inside(pid, kinds, || {
+    enter::inside(pid, kinds, || {
+        let root = nix::fcntl::open("/", flags, Mode::empty()).call("open(/)")?;
         let name = "thread-self/mountinfo";
         let file = openat(&proc, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
         let mut bytes = Vec::new();
         std::fs::File::from(file.call("open(mountinfo)")?).read_to_end(&mut bytes).call("read(mountinfo)")?;
-        Ok(bytes)
-    })?;
+        Ok((root, bytes))
+    })
+}
+
+fn table(pid: RealPid, kinds: CloneFlags) -> Result<Vec<mountinfo::Mount>> {
+    let (_, bytes) = look_from(pid, kinds)?;
     mountinfo::parse(&bytes).ok_or_else(|| Error::host(format!("mountinfo of task {pid} is not understood")))
 }
 
@@ -310,7 +347,7 @@ fn whole(tree: &Tree, at: usize, cx: &DumpMounts<'_>, maps: &IdMaps) -> Result<O
     let mut first = None;
     let same = |(_, m): &(usize, &Mount)| m.dev == dev && m.is_whole() && !m.deleted;
     for (candidate, _) in tree.mounts.iter().enumerate().filter(same) {
-        match reach::folder(tree, candidate, cx.pid, !maps.are_plain()) {
+        match reach::folder(tree, candidate, cx.task(tree, candidate)?, !maps.are_plain()) {
             Ok(folder) => return Ok(folder),
             Err(e) => first = first.or(Some(e)),
         }
@@ -327,7 +364,8 @@ fn deleted(tree: &Tree, at: usize, cx: &DumpMounts<'_>) -> Result<()> {
     if tree.is_hidden(at)? {
         return Err(Error::unsupported("what it shows was removed, and is hidden by other mounts"));
     }
-    let found = enter::inside(cx.pid, CloneFlags::CLONE_NEWNS, || fstat(&reach::find(mount)?).call("fstat"))?;
+    let pid = cx.task(tree, at)?;
+    let found = enter::inside(pid, CloneFlags::CLONE_NEWNS, || fstat(&reach::find(mount)?).call("fstat"))?;
     match SFlag::from_bits_truncate(found.st_mode & SFlag::S_IFMT.bits()) {
         SFlag::S_IFREG if found.st_size == 0 => Ok(()),
         SFlag::S_IFDIR => Ok(()),

@@ -32,13 +32,20 @@ fn value_of_device<'a>(opts: &'a CommonOptions, key: &str) -> Option<&'a str> {
 }
 
 /// Marks what options say is outside: `mounts` of a dump, with `host` for what we have mounted ourselves, empty if
-/// nothing is to be found by itself. The first root is never outside.
+/// nothing is to be found by itself. Roots are never outside. A mount point names a mount of the root task's namespace,
+/// `first`, if that has one there: others may have something else.
 ///
 /// `own` are mounts of control groups that show what is in the tree's own cgroup namespace, by number. Their roots are
 /// folders below those of our mounts, but they can be made inside again, wherever a restore puts the tree.
-pub(super) fn mark(mounts: &mut [Mount], host: &[Mount], own: &HashSet<u32>, opts: &CommonOptions) {
+pub(super) fn mark(
+    mounts: &mut [Mount],
+    first: &[Mount],
+    (host, own): (&[Mount], &HashSet<u32>),
+    opts: &CommonOptions,
+) {
     for mount in mounts.iter_mut().filter(|m| m.point != b"/") {
-        if let Some(name) = value_of_mount(opts, &mount.point) {
+        let another = first.iter().any(|other| other.point == mount.point);
+        if let Some(name) = value_of_mount(opts, &mount.point).filter(|_| !another) {
             log::info!("{} is {name} outside", mount.name());
             mount.outside = Some(Outside::Named(name.to_owned()));
             continue;
@@ -158,9 +165,13 @@ mod tests {
     #[test]
     fn named_mounts_go_to_images_by_name_and_come_back_by_path() {
         let mut mounts = [mount(1, 0, "/"), mount(2, 1, "/data")];
-        mark(&mut mounts, &[], &HashSet::new(), &options(&["mnt[/data]:disk", "mnt[/]:never"]));
+        mark(&mut mounts, &[], (&[], &HashSet::new()), &options(&["mnt[/data]:disk", "mnt[/]:never"]));
         assert_eq!(mounts[0].outside, None);
         assert_eq!(mounts[1].outside, Some(Outside::Named("disk".into())));
+        // The same place in another namespace is not meant.
+        let mut others = [mount(11, 0, "/"), mount(12, 11, "/data")];
+        mark(&mut others, &mounts, (&[], &HashSet::new()), &options(&["mnt[/data]:disk"]));
+        assert_eq!(others[1].outside, None);
         let path = path_of(&mounts[1], &options(&["mnt[disk]:/srv/x"])).unwrap();
         assert_eq!(path, Path::new("/srv/x"));
         let said = path_of(&mounts[1], &options(&[])).unwrap_err().to_string();
@@ -175,7 +186,7 @@ mod tests {
         mounts[0].dev = 8 << 20 | 1;
         mounts[0].kind = None;
         mounts[0].fs_name = b"ext4".into();
-        mark(&mut mounts, &[], &HashSet::new(), &options(&["dev[8/1]:disk"]));
+        mark(&mut mounts, &[], (&[], &HashSet::new()), &options(&["dev[8/1]:disk"]));
         assert_eq!((&mounts[0].source[..], mounts[0].by_name), (&b"dev[disk]"[..], true));
         assert_eq!(source_of(&mounts[0], &options(&["dev[disk]:/dev/sdb1"])).unwrap(), b"/dev/sdb1");
         let said = source_of(&mounts[0], &options(&[])).unwrap_err().to_string();
@@ -192,7 +203,7 @@ mod tests {
         let mut of = mount(20, 1, "/data");
         (of.dev, of.root) = (7, Some(b"/sub".into()));
         let mut mounts = [of.clone()];
-        mark(&mut mounts, &host, &HashSet::new(), &opts);
+        mark(&mut mounts, &[], (&host, &HashSet::new()), &opts);
         assert_eq!(
             (&mounts[0].source[..], &mounts[0].outside),
             (&b"/srv/other/sub"[..], &Some(Outside::Automatic))
@@ -203,10 +214,10 @@ mod tests {
         // Slaves only when asked for, and then of the mount they are slaves of.
         of.master = 4;
         let mut mounts = [of.clone()];
-        mark(&mut mounts, &host, &HashSet::new(), &opts);
+        mark(&mut mounts, &[], (&host, &HashSet::new()), &opts);
         assert_eq!(mounts[0].outside, None);
         opts.external_mounts.masters = true;
-        mark(&mut mounts, &host, &HashSet::new(), &opts);
+        mark(&mut mounts, &[], (&host, &HashSet::new()), &opts);
         assert_eq!(mounts[0].source, b"/srv/disk/sub");
     }
 
@@ -220,7 +231,7 @@ mod tests {
         (of.dev, of.root) = (7, Some(b"/payload".into()));
         let marked = |host: &[Mount], own: &[u32]| {
             let mut mounts = [of.clone()];
-            mark(&mut mounts, host, &own.iter().copied().collect(), &opts);
+            mark(&mut mounts, &[], (host, &own.iter().copied().collect()), &opts);
             mounts[0].outside.is_some().then(|| shown(&mounts[0].source).to_string())
         };
         assert_eq!(marked(&host, &[20]), None);

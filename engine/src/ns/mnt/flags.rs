@@ -1,5 +1,7 @@
 //! Options of mounts as words of mountinfo, and as the `MS_` flags that images and mount(2) have.
 
+use nix::sys::statvfs::FsFlags;
+
 /// Flags of mount(2), as in `linux/mount.h`.
 pub const RDONLY: u32 = libc::MS_RDONLY as u32;
 pub const REMOUNT: u32 = libc::MS_REMOUNT as u32;
@@ -99,6 +101,28 @@ pub fn to_set(flags: u32) -> Result<u32, u32> {
 pub fn split_old(flags: u32) -> (u32, u32) {
     let of_mount = PROPAGATION | NOSUID | NODEV | NOEXEC | NOATIME | NODIRATIME | RELATIME;
     (flags & of_mount, flags & !of_mount)
+}
+
+/// Options without those that the kernel tells of but not all kernels take.
+pub fn to_give(options: &[u8]) -> Vec<u8> {
+    let words = options.split(|c| *c == b',').filter(|word| *word != b"seclabel");
+    words.collect::<Vec<_>>().join(&b',')
+}
+
+/// Flags of statvfs(3) as those of mount(2).
+pub fn of_statvfs(has: FsFlags) -> u32 {
+    // Numbers of both are the same except for relatime, see statfs(2).
+    const ST_RELATIME: u64 = 0x1000;
+    const ST_NOSYMFOLLOW: u64 = 0x2000;
+    let bits = has.bits();
+    let same = FsFlags::ST_RDONLY | FsFlags::ST_NOSUID | FsFlags::ST_NODEV | FsFlags::ST_NOEXEC;
+    let times = FsFlags::ST_NOATIME | FsFlags::ST_NODIRATIME;
+    let mut flags = (bits & (same | times).bits()) as u32;
+    for (bit, flag) in [(ST_RELATIME, libc::MS_RELATIME as u32), (ST_NOSYMFOLLOW, 0x100)] {
+        flags |= if bits & bit != 0 { flag } else { 0 };
+    }
+    let timed = (libc::MS_RELATIME | libc::MS_NOATIME) as u32;
+    if flags & timed == 0 { flags | libc::MS_STRICTATIME as u32 } else { flags }
 }
 
 #[cfg(test)]

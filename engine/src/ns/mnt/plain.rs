@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     ffi::OsStr,
+    ops::Range,
     os::{
         fd::{AsFd, OwnedFd},
         unix::ffi::OsStrExt,
@@ -14,7 +15,7 @@ use nix::{
     mount::{MntFlags, umount2},
     sys::{
         stat::{Mode, mkdirat},
-        statvfs::{FsFlags, fstatvfs},
+        statvfs::fstatvfs,
     },
     unistd::{UnlinkatFlags, unlinkat},
 };
@@ -27,6 +28,7 @@ use super::{
     paths::below,
     plan,
     prepare::{Given, Prepared},
+    spaces::Spaces,
     spot::Spot,
     terminals::{self, Masters},
     tree::{Source, Tree},
@@ -56,6 +58,7 @@ pub(super) struct Plain<'a> {
     /// Mount points of those that are files, once they are in the tree.
     pub(super) spots: BTreeMap<usize, Spot>,
     moments: Vec<Moment>,
+    pub(super) spaces: Spaces,
     /// Masters of terminals that are mounted on files.
     pub(super) masters: Masters,
 }
@@ -73,6 +76,7 @@ impl<'a> Plain<'a> {
         let mut plain = Plain {
             tree,
             calls: prepared.calls,
+            spaces: Spaces::new(tree.spaces.len())?,
             yard: yard()?,
             roots: tree.mounts.iter().map(|_| None).collect(),
             spots: BTreeMap::new(),
@@ -135,7 +139,7 @@ impl<'a> Plain<'a> {
             target: &path,
             kind: mount.type_name(),
             flags: given,
-            options: &to_give(&mount.options),
+            options: &flags::to_give(&mount.options),
         })
         .during(|| format!("type {}", super::paths::shown(mount.type_name())))?;
         self.opened(at)?;
@@ -191,6 +195,23 @@ impl<'a> Plain<'a> {
         }
         self.from(at, base, &rest)?;
         self.set_flags_of(at)
+    }
+
+    /// Has clones of these mounts, which stand nowhere, in their place.
+    pub(super) fn detach(&mut self, mounts: Range<usize>) -> Result<()> {
+        for at in mounts {
+            let clone = calls::clone_of(self.root(at)?.as_fd());
+            let clone = self.tree.context(at, clone)?;
+            if let Some(place) = self.roots.get_mut(at) {
+                *place = Some(clone);
+            }
+        }
+        Ok(())
+    }
+
+    /// Goes to the namespace that a mount is in.
+    pub(super) fn enter(&self, at: usize) -> Result<()> {
+        self.spaces.enter(self.tree.space_of(at))
     }
 
     fn attach(&mut self, at: usize, clone: &OwnedFd) -> Result<()> {
@@ -286,6 +307,7 @@ impl<'a> Plain<'a> {
 
     /// Gives a mount another propagation: one of the flags for that.
     pub(super) fn change(&self, at: usize, kind: u32) -> Result<()> {
+        self.enter(at)?;
         let root = self.root(at)?;
         if self.calls.setattr {
             return calls::set_propagation(root, kind);
@@ -320,6 +342,7 @@ impl<'a> Plain<'a> {
             let new = self.tree.sources.get(at) == Some(&Source::New);
             if new && content && mount.sb_flags & flags::RDONLY != 0 {
                 let own = flags::to_set(mount.flags).map_err(|_| Error::bug("flags that were checked"))?;
+                self.enter(at)?;
                 nix::unistd::fchdir(self.root(at)?).call("fchdir")?;
                 let flags = flags::REMOUNT | mount.sb_flags | own;
                 let set = calls::mount(Mounting { target: b".", flags, ..Mounting::default() });
@@ -334,7 +357,7 @@ impl<'a> Plain<'a> {
         let own = flags::to_set(mount.flags).map_err(|_| Error::bug("flags that were checked"))?;
         let target = &self.path(at)[..];
         let has = fstatvfs(self.root(at)?).call("fstatvfs")?.flags();
-        if own & flags::RDONLY != 0 || has_flags(has) != own {
+        if own & flags::RDONLY != 0 || flags::of_statvfs(has) != own {
             let flags = flags::BIND | flags::REMOUNT | own;
             calls::mount(Mounting { target, flags, ..Mounting::default() })?;
         }
@@ -348,28 +371,6 @@ impl Drop for Plain<'_> {
             log::error!("What was made for the moment stays: {e}");
         }
     }
-}
-
-/// Options without those that the kernel tells of but not all kernels take.
-fn to_give(options: &[u8]) -> Vec<u8> {
-    let words = options.split(|c| *c == b',').filter(|word| *word != b"seclabel");
-    words.collect::<Vec<_>>().join(&b',')
-}
-
-/// Flags of statvfs(3) as those of mount(2).
-fn has_flags(has: FsFlags) -> u32 {
-    // Numbers of both are the same except for relatime, see statfs(2).
-    const ST_RELATIME: u64 = 0x1000;
-    const ST_NOSYMFOLLOW: u64 = 0x2000;
-    let bits = has.bits();
-    let same = FsFlags::ST_RDONLY | FsFlags::ST_NOSUID | FsFlags::ST_NODEV | FsFlags::ST_NOEXEC;
-    let times = FsFlags::ST_NOATIME | FsFlags::ST_NODIRATIME;
-    let mut flags = (bits & (same | times).bits()) as u32;
-    for (bit, flag) in [(ST_RELATIME, libc::MS_RELATIME as u32), (ST_NOSYMFOLLOW, 0x100)] {
-        flags |= if bits & bit != 0 { flag } else { 0 };
-    }
-    let timed = (libc::MS_RELATIME | libc::MS_NOATIME) as u32;
-    if flags & timed == 0 { flags | libc::MS_STRICTATIME as u32 } else { flags }
 }
 
 /// Covers a folder of our copy of the host with an empty file system.

@@ -16,20 +16,22 @@ use crate::{
     options::RestoreOptions,
 };
 
-/// Reads `mountpoints-ID.img`. Everything that can be refused is refused here; nothing is made.
+/// Reads `mountpoints-ID.img` of all `ids`, that of the root task first. Everything that can be refused is refused
+/// here; nothing is made.
 ///
 /// # Errors
 /// Images that are damaged; mounts that cannot be made; an option that is missing, by its name.
-pub fn read(images: &ImageDir, id: u32, opts: &RestoreOptions) -> Result<Tree> {
-    let image = || ImageKind::Mnts.file_name(id.into());
-    let tree = || {
+pub fn read(images: &ImageDir, ids: &[u32], opts: &RestoreOptions) -> Result<Tree> {
+    let image = |id: u32| ImageKind::Mnts.file_name(id.into());
+    let table = |id: u32| -> Result<(u32, Vec<Mount>)> {
         let mut entries = images.read_all::<pb::MntEntry>(ImageKind::Mnts, id.into())?;
         // The last mounted comes first.
         entries.reverse();
-        let mounts = entries.into_iter().map(Mount::from_entry).collect::<Result<Vec<_>>>()?;
-        Tree::new(id, mounts)
+        Ok((id, entries.into_iter().map(Mount::from_entry).collect::<Result<Vec<_>>>()?))
     };
-    let mut tree = tree().during(image)?;
+    let tables = ids.iter().map(|id| table(*id).during(|| image(*id))).collect::<Result<Vec<_>>>()?;
+    let all = || ids.iter().map(|id| image(*id)).collect::<Vec<_>>().join(", ");
+    let mut tree = Tree::new(tables).during(all)?;
     if let Some(context) = &opts.common.lsm_mount_context {
         for mount in &mut tree.mounts {
             mount.options = with_context(&mount.options, context);
@@ -38,7 +40,8 @@ pub fn read(images: &ImageDir, id: u32, opts: &RestoreOptions) -> Result<Tree> {
     let mut names = HashSet::new();
     for at in 0..tree.mounts.len() {
         let checked = check(&tree, at, images, opts, &mut names);
-        checked.during(image)?;
+        checked
+            .during(|| tree.spaces.get(tree.space_of(at)).map(|space| image(space.id)).unwrap_or_default())?;
     }
     Ok(tree)
 }

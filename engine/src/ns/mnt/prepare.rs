@@ -111,12 +111,14 @@ impl Tree {
             }
         }
         for group in &self.groups {
-            if group.members.contains(&self.root)
-                && (group.above.is_some() || group.members.first() != Some(&self.root))
-            {
+            let roots = self.spaces.iter().map(|space| space.root);
+            let lost = roots.filter(|root| group.members.contains(root));
+            let lost =
+                lost.into_iter().find(|root| group.above.is_some() || group.members.first() != Some(root));
+            if let Some(root) = lost {
                 let what =
-                    "the root is in a propagation group with a larger mount, or is a slave of one inside";
-                return Err(Error::unsupported(what).remedy(needs()).during(self.at(self.root)?.name()));
+                    "the root is in a propagation group with another mount, or is a slave of one inside";
+                return Err(Error::unsupported(what).remedy(needs()).during(self.at(root)?.name()));
             }
             let first =
                 group.members.first().and_then(|at| self.mounts.get(*at)).and_then(|m| m.root.clone());

@@ -1,11 +1,18 @@
-//! Propagation groups of mounts that are made.
+//! Propagation groups of mounts that are made, whichever namespaces they are in.
 //!
 //! New kernels put a mount into the group of another where it stands. Old ones give a group only to clones, so mounts
 //! of groups are made once more, from one another, before they are put into the tree.
 
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
-use super::{flags, paths::below, paths::shown, plain::Plain, tree::Group};
+use super::{
+    flags,
+    paths::{below, shown},
+    plain::Plain,
+    spot::Spot,
+    tree::{Group, Tree},
+    walk,
+};
 use crate::{
     error::{Context, Error, Result},
     sys::mount as calls,
@@ -23,7 +30,7 @@ pub(super) fn set(plain: &Plain<'_>) -> Result<()> {
         };
         if let Some(wide) = &wide {
             let in_group = || {
-                lead(plain, wide.as_fd(), b"/", above)?;
+                lead(plain, (*first, wide.as_fd()), b"/", above)?;
                 calls::set_propagation(wide, flags::SHARED)
             };
             plain.tree.context(*first, in_group())?;
@@ -40,7 +47,7 @@ pub(super) fn set(plain: &Plain<'_>) -> Result<()> {
                     }
                     _ => {}
                 }
-                lead(plain, mount, &root, above)?;
+                lead(plain, (*at, mount), &root, above)?;
                 if group.shared != 0 { plain.change(*at, flags::SHARED) } else { Ok(()) }
             };
             let joined = join().during(|| format!("propagation group {}", group.shared));
@@ -50,10 +57,10 @@ pub(super) fn set(plain: &Plain<'_>) -> Result<()> {
     others(plain)
 }
 
-/// Makes a private mount with `root` a slave of group `above`.
+/// Makes a private mount with `root`, which is in the namespace of `at`, a slave of group `above`.
 fn lead(
     plain: &Plain<'_>,
-    mount: std::os::fd::BorrowedFd<'_>,
+    (at, mount): (usize, BorrowedFd<'_>),
     root: &[u8],
     above: Option<&Group>,
 ) -> Result<()> {
@@ -71,6 +78,7 @@ fn lead(
         }
     };
     calls::set_group(from, mount)?;
+    plain.enter(at)?;
     calls::set_propagation(mount, flags::SLAVE)
 }
 
@@ -106,6 +114,7 @@ fn wider(plain: &Plain<'_>, group: &Group) -> Result<Option<OwnedFd>> {
         let what = format!("propagation group {} has mounts of several parts, and none of all", group.shared);
         return Err(Error::unsupported(what).during(mount.name()));
     };
+    plain.enter(at)?;
     let clone = calls::clone_of(plain.root(at)?.as_fd())?;
     calls::set_propagation(&clone, flags::PRIVATE)?;
     Ok(Some(clone))
@@ -119,6 +128,25 @@ fn others(plain: &Plain<'_>) -> Result<()> {
             let kind = if unbindable { flags::UNBINDABLE } else { flags::PRIVATE };
             plain.tree.context(at, plain.change(at, kind))?;
         }
+    }
+    Ok(())
+}
+
+/// In a copy of the namespace, at its root: not all kernels copy that mounts are unbindable.
+pub(super) fn unbindable_again(tree: &Tree, space: usize) -> Result<()> {
+    let mounts = tree.spaces.get(space).map(|space| space.mounts.clone()).unwrap_or_default();
+    let root = walk::open_folder(b"/")?;
+    for at in mounts {
+        let mount = tree.at(at)?;
+        if mount.flags & flags::UNBINDABLE == 0 || tree.is_hidden(at)? {
+            continue;
+        }
+        let set = || {
+            let spot = Spot::below(&root, mount.point.strip_prefix(b"/").unwrap_or_default())?;
+            let (target, flags) = (spot.go()?, flags::UNBINDABLE);
+            calls::mount(calls::Mounting { target, flags, ..Default::default() })
+        };
+        tree.context(at, set())?;
     }
     Ok(())
 }

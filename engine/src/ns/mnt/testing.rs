@@ -27,5 +27,5 @@ pub(super) fn mount(id: u32, parent: u32, point: &str) -> Mount {
 }
 
 pub(super) fn tree(mounts: Vec<Mount>) -> Result<Tree> {
-    Tree::new(1, mounts)
+    Tree::new(vec![(1, mounts)])
 }

@@ -1,16 +1,20 @@
-//! The mounts of a namespace as a tree: what is on what, in which order, and what each is made from.
+//! The mounts of a tree's namespaces, one tree of mounts for each: what is on what, in which order, and what each is
+//! made from. Sources and propagation lead from one namespace to another.
 //!
 //! Dump and restore build it alike, so a namespace that no restore could make is refused by the dump. Numbers of
-//! mounts are positions in the table from here on.
+//! mounts are positions in the table of all of them from here on.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, ops::Range};
 
 use super::{
     fstypes::Again,
     mount::{Mount, Outside},
     paths::{below, depth, join, shown},
 };
-use crate::error::{Context, Error, Result};
+use crate::{
+    error::{Context, Error, Result},
+    files::Place,
+};
 
 /// What a mount is made from.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,15 +47,24 @@ impl Group {
     }
 }
 
-/// All mounts of a namespace.
+/// One of the namespaces.
+#[derive(Debug, Clone)]
+pub(super) struct Space {
+    /// Its number in the images.
+    pub(super) id: u32,
+    pub(super) root: usize,
+    /// Where its mounts are in the table.
+    pub(super) mounts: Range<usize>,
+}
+
+/// All mounts of all namespaces.
 #[derive(Debug)]
 pub struct Tree {
-    /// Number of the namespace in the images.
-    pub(super) id: u32,
-    /// In the order of the kernel's table.
+    /// That of the root task is the first.
+    pub(super) spaces: Vec<Space>,
+    /// In the order of the kernel's tables.
     pub(super) mounts: Vec<Mount>,
-    pub(super) root: usize,
-    /// The mount each is on; the root is on none.
+    /// The mount each is on; roots are on none.
     pub(super) parents: Vec<Option<usize>>,
     /// Parents before those on them, and of two on one parent the deeper first: it may be hidden by the other.
     pub(super) order: Vec<usize>,
@@ -62,17 +75,29 @@ pub struct Tree {
 }
 
 impl Tree {
+    /// Of the tables of all namespaces with their numbers, that of the root task first.
+    ///
     /// # Errors
     /// Tables that are no tree, and mounts that could not be made again; the flag that would help is named.
-    pub(super) fn new(id: u32, mounts: Vec<Mount>) -> Result<Tree> {
+    pub(super) fn new(tables: Vec<(u32, Vec<Mount>)>) -> Result<Tree> {
+        let (mut mounts, mut spaces) = (Vec::new(), Vec::new());
         let mut by_id = HashMap::new();
-        for (at, mount) in mounts.iter().enumerate() {
-            if by_id.insert(mount.id, at).is_some() {
-                return Err(Error::image(format!("two mounts have the number {}", mount.id)));
+        let mut parents = Vec::new();
+        for (id, table) in tables {
+            let first = mounts.len();
+            for (at, mount) in table.iter().enumerate() {
+                if by_id.insert(mount.id, first + at).is_some() {
+                    return Err(Error::image(format!("two mounts have the number {}", mount.id)));
+                }
             }
+            mounts.extend(table);
+            let range = first..mounts.len();
+            let (root, on) = parents_of(&mounts, range.clone(), &by_id)?;
+            parents.extend(on);
+            spaces.push(Space { id, root, mounts: range });
         }
-        let (root, parents) = parents(&mounts, &by_id)?;
-        let order = order(&mounts, &parents, root)?;
+        let root = spaces.first().map(|space| space.root).ok_or_else(|| Error::bug("no namespace"))?;
+        let order = order(&mounts, &parents, spaces.iter().map(|space| space.root))?;
         for (mount, parent) in mounts.iter().zip(&parents) {
             if let Some(parent) = parent.and_then(|parent| mounts.get(parent))
                 && below(&mount.point, &parent.point).is_none()
@@ -83,12 +108,35 @@ impl Tree {
         }
         let sources = sources(&mounts, root)?;
         let groups = super::groups::of(&mounts, &sources)?;
-        Ok(Tree { id, mounts, root, parents, order, sources, groups, by_id })
+        Ok(Tree { spaces, mounts, parents, order, sources, groups, by_id })
     }
 
-    /// Number of the namespace in the images.
-    pub fn id(&self) -> u32 {
-        self.id
+    /// Numbers of the namespaces in the images, that of the root task first.
+    pub fn ids(&self) -> impl Iterator<Item = u32> {
+        self.spaces.iter().map(|space| space.id)
+    }
+
+    /// In which of the namespaces the mount at a position is.
+    pub(super) fn space_of(&self, at: usize) -> usize {
+        self.spaces.iter().position(|space| space.mounts.contains(&at)).unwrap_or(0)
+    }
+
+    /// The mount at a position is the root of its namespace.
+    pub(super) fn is_root(&self, at: usize) -> bool {
+        self.parents.get(at) == Some(&None)
+    }
+
+    /// Where files can be found by the numbers of mounts, for [`Roots`](crate::files::Roots): by namespace.
+    pub fn places(&self) -> Vec<Vec<Place>> {
+        let place = |mount: &Mount| Place {
+            id: mount.id.cast_signed(),
+            dev: mount.dev,
+            root: mount.root.clone().unwrap_or_default(),
+            point: mount.point.clone(),
+            writable: (mount.flags | mount.sb_flags) & super::flags::RDONLY == 0,
+        };
+        let of = |space: &Space| self.mounts.get(space.mounts.clone()).unwrap_or_default();
+        self.spaces.iter().map(|space| of(space).iter().map(place).collect()).collect()
     }
 
     /// The mount with this number.
@@ -166,11 +214,18 @@ impl Tree {
     }
 }
 
-fn parents(mounts: &[Mount], by_id: &HashMap<u32, usize>) -> Result<(usize, Vec<Option<usize>>)> {
+/// Root of the namespace whose mounts stand at `range`, and what each of them is on.
+fn parents_of(
+    mounts: &[Mount],
+    range: Range<usize>,
+    by_id: &HashMap<u32, usize>,
+) -> Result<(usize, Vec<Option<usize>>)> {
     let mut root = None;
-    let mut parents = Vec::with_capacity(mounts.len());
-    for (at, mount) in mounts.iter().enumerate() {
-        let parent = by_id.get(&mount.parent).copied().filter(|parent| *parent != at);
+    let mut parents = Vec::with_capacity(range.len());
+    for at in range.clone() {
+        let Some(mount) = mounts.get(at) else { continue };
+        let parent = by_id.get(&mount.parent).copied();
+        let parent = parent.filter(|parent| *parent != at && range.contains(parent));
         if parent.is_none() {
             if mount.point != b"/" {
                 let why = format!("mount {}, which it is on, is not there", mount.parent);
@@ -186,7 +241,11 @@ fn parents(mounts: &[Mount], by_id: &HashMap<u32, usize>) -> Result<(usize, Vec<
     Ok((root, parents))
 }
 
-fn order(mounts: &[Mount], parents: &[Option<usize>], root: usize) -> Result<Vec<usize>> {
+fn order(
+    mounts: &[Mount],
+    parents: &[Option<usize>],
+    roots: impl DoubleEndedIterator<Item = usize>,
+) -> Result<Vec<usize>> {
     let mut on: Vec<Vec<usize>> = vec![Vec::new(); mounts.len()];
     for (at, parent) in parents.iter().enumerate() {
         if let Some(children) = parent.and_then(|parent| on.get_mut(parent)) {
@@ -202,7 +261,7 @@ fn order(mounts: &[Mount], parents: &[Option<usize>], root: usize) -> Result<Vec
             return Err(Error::unsupported(what).during(one.name()));
         }
     }
-    let (mut order, mut next) = (Vec::with_capacity(mounts.len()), vec![root]);
+    let (mut order, mut next) = (Vec::with_capacity(mounts.len()), roots.rev().collect::<Vec<_>>());
     while let Some(at) = next.pop() {
         order.push(at);
         next.extend(on.get(at).into_iter().flatten().rev());
@@ -302,7 +361,7 @@ fn unmade(mount: &Mount) -> Error {
         };
         return refused(mount, &what);
     }
-    refused(mount, &format!("it shows {root} of a file system that the namespace has no larger mount of"))
+    refused(mount, &format!("it shows {root} of a file system that the tree has no larger mount of"))
 }
 
 /// The flag that would make a mount work.

@@ -19,7 +19,7 @@ use rcriu_images::pb;
 use super::{CLOSED, ESTABLISHED, LISTEN, is_family, opts, queue::Queue};
 use crate::{
     error::{Context, Error, Result, SysContext},
-    files::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, PlanFiles, RestoredFile},
+    files::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, PlanFiles, RestoredFile, watch},
     options::External,
     pstree::FileId,
     sys::{sock_diag, sockopt},
@@ -115,7 +115,6 @@ impl FileKind for Unix {
             flags: fd.probe.info.flags,
             uflags: 0,
             ns_id: out.own_network(),
-            mnt_id: out.own_mount(&fd.probe),
             backlog: socket.sent,
             peer,
             fown: fd.fown,
@@ -217,11 +216,13 @@ fn dump_name(fd: &DrainedFd, entry: &mut pb::UnixSkEntry, out: &FilesOut<'_>) ->
         }
         other => other?,
     };
+    let mount = watch::mount_of(&file)?;
+    entry.mnt_id = out.own_number(mount);
     let stat = fstat(&file).call("fstat")?;
     let link = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).call("readlink")?;
     let mut path = std::os::unix::ffi::OsStringExt::into_vec(link);
     if let Some(plain) = path.strip_suffix(b" (deleted)")
-        && out.root.lstat(&path).map_or(true, |found| found.st_ino != stat.st_ino)
+        && out.roots.of_mount(mount).lstat(&path).map_or(true, |found| found.st_ino != stat.st_ino)
     {
         entry.deleted = Some(true);
         path = plain.to_vec();
@@ -252,7 +253,8 @@ fn by_name(entry: &pb::UnixSkEntry, out: &FilesOut<'_>) -> std::result::Result<F
     if !name.starts_with(b"/") {
         return Err("dump with CAP_NET_ADMIN, or bind the socket by its full path");
     }
-    let found = out.root.lstat(name).ok().filter(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFSOCK);
+    let found =
+        out.roots.main().lstat(name).ok().filter(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFSOCK);
     found.ok_or("dump with CAP_NET_ADMIN: the name of the socket leads to it no more")
 }
 

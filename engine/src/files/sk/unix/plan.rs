@@ -20,7 +20,7 @@ use super::{CALLBACK, DGRAM, ESTABLISHED, LISTEN, OUTSIDE, SEQPACKET, SERVICE, S
 use crate::{
     error::{Error, Result},
     files::{
-        PlanFiles,
+        PlanFiles, Root, Roots,
         sk::{
             queue::{self, Packet},
             socket_name,
@@ -72,6 +72,11 @@ impl Member {
     pub(super) fn path(&self) -> Option<&[u8]> {
         let name = self.entry.name.split(|c| *c == 0).next()?;
         (!name.is_empty()).then_some(name)
+    }
+
+    /// Where its path begins.
+    pub(super) fn root<'a>(&self, roots: &'a Roots) -> &'a Root {
+        roots.of_mount(self.entry.mnt_id)
     }
 
     pub(super) fn lost(&self) -> bool {

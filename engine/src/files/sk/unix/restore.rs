@@ -24,7 +24,7 @@ use super::{
 use crate::{
     error::{Context, Error, Result, SysContext},
     files::{
-        FdType, FilesTask, GroupKey, Needs, Preflight, RestoredFile, Root, pipe,
+        FdType, FilesTask, GroupKey, Needs, Preflight, RestoredFile, Roots, pipe,
         sk::{opts, queue, shut, socket_name},
     },
     sys::sockopt,
@@ -164,7 +164,7 @@ fn make(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
     for lost in [true, false] {
         for (member, socket) in members.iter().zip(&made) {
             if let (Some(socket), true) = (socket, member.binds() && member.lost() == lost) {
-                cx.root().within(|| bind(member, socket.as_fd())).during(of(member))?;
+                member.root(cx.roots()).within(|| bind(member, socket.as_fd())).during(of(member))?;
             }
         }
     }
@@ -180,7 +180,7 @@ fn make(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
             (socket, member.peer, member.role, member.entry.state)
             && member.stream()
         {
-            connect(socket.as_fd(), &members[peer], made[peer].as_ref().map(AsFd::as_fd), cx.root())
+            connect(socket.as_fd(), &members[peer], made[peer].as_ref().map(AsFd::as_fd), cx.roots())
                 .during(of(member))?;
         }
     }
@@ -245,7 +245,7 @@ fn connect_datagrams(cluster: &Cluster, cx: &FilesTask<'_>) -> Result<()> {
         let Some(peer) = member.peer else { continue };
         let other = &members[peer];
         let there = if other.role == Role::Outside { None } else { Some(cx.at_hand(other.id)?) };
-        connect(cx.at_hand(member.id)?, other, there, cx.root()).during(of(member))?;
+        connect(cx.at_hand(member.id)?, other, there, cx.roots()).during(of(member))?;
         if peer != at {
             awaited[peer] -= 1;
             if awaited[peer] == 0 && connects(other) {
@@ -263,12 +263,17 @@ fn connect_datagrams(cluster: &Cluster, cx: &FilesTask<'_>) -> Result<()> {
 
 /// Connects `socket` with `peer`: through its open file if it has one and is bound to a file, so that it does
 /// not matter what the path leads to by now, and else by name.
-fn connect(socket: BorrowedFd<'_>, peer: &Member, there: Option<BorrowedFd<'_>>, root: &Root) -> Result<()> {
+fn connect(
+    socket: BorrowedFd<'_>,
+    peer: &Member,
+    there: Option<BorrowedFd<'_>>,
+    roots: &Roots,
+) -> Result<()> {
     let name = || peer.entry.name.escape_ascii().to_string();
     match (there, peer.path()) {
         (Some(there), Some(_)) => match sockopt::unix_file(there) {
             // Asking takes CAP_NET_ADMIN; who restores without has just bound it.
-            Err(e) if e.errno() == Some(libc::EPERM) => connect(socket, peer, None, root),
+            Err(e) if e.errno() == Some(libc::EPERM) => connect(socket, peer, None, roots),
             file => {
                 let path = format!("/proc/self/fd/{}\0", file?.as_raw_fd());
                 sockopt::connect_unix(socket, path.as_bytes()).during(name)
@@ -276,7 +281,7 @@ fn connect(socket: BorrowedFd<'_>, peer: &Member, there: Option<BorrowedFd<'_>>,
         },
         (None, Some(_)) => {
             let by_name = || sockopt::connect_unix(socket, &peer.entry.name);
-            root.within(|| in_folder(peer, by_name)).during(name)
+            peer.root(roots).within(|| in_folder(peer, by_name)).during(name)
         }
         (_, None) => sockopt::connect_unix(socket, &peer.entry.name).during(name),
     }

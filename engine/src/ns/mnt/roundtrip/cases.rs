@@ -13,9 +13,9 @@ use super::*;
 use crate::options::External;
 
 const RDONLY: u32 = flags::RDONLY;
-const NOSUID: u32 = libc::MS_NOSUID as u32;
-const NODEV: u32 = libc::MS_NODEV as u32;
-const NOEXEC: u32 = libc::MS_NOEXEC as u32;
+pub(super) const NOSUID: u32 = libc::MS_NOSUID as u32;
+pub(super) const NODEV: u32 = libc::MS_NODEV as u32;
+pub(super) const NOEXEC: u32 = libc::MS_NOEXEC as u32;
 const NOATIME: u32 = libc::MS_NOATIME as u32;
 
 /// One of each kind of file there is.

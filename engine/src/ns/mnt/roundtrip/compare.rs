@@ -13,19 +13,20 @@ use std::{
 use super::super::{Mount, Tree};
 use crate::{procfs::mountinfo, sys::xattr};
 
-/// Compares mounts that this thread has with those of `tree`: numbers may differ.
-pub(super) fn assert_same(tree: &Tree) {
-    assert_like(tree, &fs::read("/proc/thread-self/mountinfo").unwrap());
-}
-
-/// Compares mounts of a text of mountinfo with those of `tree`.
-pub(super) fn assert_like(tree: &Tree, text: &[u8]) {
-    let found: Vec<Mount> =
-        mountinfo::parse(text).unwrap().iter().map(Mount::from_kernel).map(named).collect();
+/// Compares mounts of texts of mountinfo, one for each namespace, with those of `tree`: numbers may differ.
+pub(super) fn assert_like(tree: &Tree, texts: &[Vec<u8>]) {
+    let (mut found, mut spaces) = (Vec::new(), HashMap::new());
+    for (space, text) in texts.iter().enumerate() {
+        let mounts = mountinfo::parse(text).unwrap();
+        spaces.extend(mounts.iter().map(|line| (line.id.cast_unsigned(), space)));
+        found.extend(mounts.iter().map(Mount::from_kernel).map(named));
+    }
     let wanted: Vec<Mount> = tree.mounts.iter().cloned().map(named).collect();
-    let place = |all: &[Mount], m: &Mount| {
+    let of_tree: HashMap<u32, usize> =
+        tree.mounts.iter().enumerate().map(|(at, mount)| (mount.id, tree.space_of(at))).collect();
+    let place = |all: &[Mount], spaces: &HashMap<u32, usize>, m: &Mount| {
         // Mount points from the root downwards: several may be at one place.
-        let mut chain = vec![m.point.clone()];
+        let mut chain = vec![spaces[&m.id].to_string().into_bytes(), m.point.clone()];
         let mut at = m.parent;
         while let Some(m) = all.iter().find(|m| m.id == at && m.parent != m.id) {
             chain.push(m.point.clone());
@@ -39,8 +40,8 @@ pub(super) fn assert_like(tree: &Tree, text: &[u8]) {
     let mut groups: HashMap<u32, u32> = HashMap::from([(0, 0)]);
     let mut devices = HashMap::new();
     for want in &wanted {
-        let chain = place(&wanted, want);
-        let found_one = found.iter().find(|m| place(&found, m) == chain);
+        let chain = place(&wanted, &of_tree, want);
+        let found_one = found.iter().find(|m| place(&found, &spaces, m) == chain);
         let found = found_one.unwrap_or_else(|| panic!("{} is missing: {}", want.name(), both()));
         for (a, b) in [(want.shared, found.shared), (want.master, found.master)] {
             // A group outside is the host's, whatever its number.

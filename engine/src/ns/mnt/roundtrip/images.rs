@@ -21,7 +21,7 @@ fn said(mounts: &[Mount]) -> crate::Error {
         out.write(&mount.entry()).unwrap();
     }
     out.finish().unwrap();
-    super::super::read(&images, ID, &options(folder.path())).unwrap_err()
+    super::super::read(&images, &[ID], &options(folder.path())).unwrap_err()
 }
 
 #[test]
@@ -88,7 +88,7 @@ proptest::proptest! {
                 })
             })
             .collect();
-        if let Ok(tree) = mounts.and_then(|mounts| Tree::new(1, mounts)) {
+        if let Ok(tree) = mounts.and_then(|mounts| Tree::new(vec![(1, mounts)])) {
             for at in 0..tree.mounts.len() {
                 tree.is_hidden(at).unwrap();
             }
@@ -173,13 +173,13 @@ fn images_of_criu_are_read_and_built() {
     }
     let (Some(criu), folder) = (criu(), tempfile::tempdir().unwrap()) else { return };
     let Some(mut first) = First::start(&trip, folder.path()) else { return };
-    let id = dumped_by(&criu, folder.path(), first.pid);
+    let id = dumped_by(&criu, folder.path(), first.pids[0]);
     let images = folder.path().join("images");
     let theirs = images.join(format!("mountpoints-{id}.img"));
     fs::copy(&theirs, images.join("mountpoints-7.img")).unwrap();
     // Ours of the same mounts say the same.
     let place = tempfile::tempdir().unwrap();
-    let table = trip.dumped(place.path(), first.pid).unwrap();
+    let table = trip.dumped(place.path(), &first.pids).unwrap();
     let dir = ImageDir::open(&images).unwrap();
     let mut entries = dir.read_all::<pb::MntEntry>(ImageKind::Mnts, ID.into()).unwrap();
     entries.reverse();
@@ -198,11 +198,11 @@ fn criu_restores_what_we_dump() {
     }
     let (Some(criu), folder) = (criu(), tempfile::tempdir().unwrap()) else { return };
     let Some(mut first) = First::start(&trip, folder.path()) else { return };
-    let id = dumped_by(&criu, folder.path(), first.pid);
+    let id = dumped_by(&criu, folder.path(), first.pids[0]);
     let images = folder.path().join("images");
     // Ours in the place of theirs.
     let place = tempfile::tempdir().unwrap();
-    trip.dumped(place.path(), first.pid).unwrap();
+    trip.dumped(place.path(), &first.pids).unwrap();
     first.end();
     for entry in fs::read_dir(place.path().join("images")).unwrap() {
         let name = entry.unwrap().file_name().into_string().unwrap();
@@ -228,8 +228,8 @@ fn criu_restores_what_we_dump() {
     let mut opts = options(&images);
     opts.common.root = Some(root);
     (trip.restore)(&mut opts, folder.path());
-    let tree = super::super::read(&ImageDir::open(&images).unwrap(), id, &opts).unwrap();
-    assert_like(&tree, &fs::read(format!("/proc/{pid}/mountinfo")).unwrap());
+    let tree = super::super::read(&ImageDir::open(&images).unwrap(), &[id], &opts).unwrap();
+    assert_like(&tree, &[fs::read(format!("/proc/{pid}/mountinfo")).unwrap()]);
     crate::ns::enter::inside(RealPid(pid), CloneFlags::CLONE_NEWNS, || {
         (trip.check)();
         Ok(())

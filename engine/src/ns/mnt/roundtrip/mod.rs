@@ -11,19 +11,18 @@ macro_rules! name {
     };
 }
 
+mod acts;
 mod cases;
 pub(super) mod compare;
 mod images;
 mod propagation;
 mod refusals;
+mod several;
 
 use std::{
     fs,
     io::{BufRead, BufReader, Read, Write},
-    os::{
-        fd::{AsRawFd, OwnedFd},
-        unix::ffi::OsStrExt,
-    },
+    os::fd::{AsRawFd, OwnedFd},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
 };
@@ -40,7 +39,7 @@ use nix::{
 };
 use rcriu_images::ImageDir;
 
-use super::{DumpMounts, Mount, Prepared, Table, dump, flags, prepare::Given};
+use super::{DumpMounts, Mount, Prepared, Table, Tree, dump, flags, prepare::Given};
 use crate::{
     error::Result,
     options::{Dir, DumpOptions, RestoreOptions},
@@ -49,7 +48,8 @@ use crate::{
     sys::{fd, xattr},
 };
 
-use self::compare::{assert_like, assert_same, listed};
+pub(super) use self::acts::{bind, change, mount, text};
+use self::compare::{assert_like, listed};
 
 const ROLE: &str = "RCRIU_TEST_ROLE";
 const FOLDER: &str = "RCRIU_TEST_FOLDER";
@@ -78,6 +78,8 @@ pub(super) struct Trip {
     pub(super) calls: Option<calls::Calls>,
     /// The process becomes another program, of the namespace alone, which CRIU can dump.
     pub(super) program: bool,
+    /// What threads mount that have copies of the namespace.
+    pub(super) others: &'static [fn()],
 }
 
 impl Trip {
@@ -94,6 +96,7 @@ impl Trip {
             host: None,
             calls: None,
             program: false,
+            others: &[],
         }
     }
 
@@ -114,7 +117,7 @@ impl Trip {
 
     fn there_and_back(&self, folder: &Path) {
         let Some(mut first) = First::start(self, folder) else { return };
-        self.dumped(folder, first.pid).unwrap();
+        self.dumped(folder, &first.pids).unwrap();
         first.end();
         self.built(folder);
     }
@@ -127,7 +130,7 @@ impl Trip {
         }
         let folder = tempfile::tempdir().unwrap();
         let first = First::start(self, folder.path())?;
-        Some(self.dumped(folder.path(), first.pid).unwrap_err().to_string())
+        Some(self.dumped(folder.path(), &first.pids).unwrap_err().to_string())
     }
 
     fn role(&self) -> Option<PathBuf> {
@@ -164,17 +167,19 @@ impl Trip {
         command
     }
 
-    pub(super) fn dumped(&self, folder: &Path, pid: RealPid) -> Result<Table> {
+    pub(super) fn dumped(&self, folder: &Path, pids: &[RealPid]) -> Result<Table> {
         let place = folder.join("images");
         fs::create_dir_all(&place).unwrap();
         let images = ImageDir::open(&place)?;
-        let mut opts = DumpOptions::new(Dir::open(place).unwrap(), pid.0);
+        let mut opts = DumpOptions::new(Dir::open(place).unwrap(), pids[0].0);
         (self.dump)(&mut opts, folder);
-        dump(&DumpMounts { pid, id: ID, opts: &opts, images: &images, masters: &[] })
+        let spaces: Vec<_> = pids.iter().copied().zip(ID..).collect();
+        dump(&DumpMounts { spaces: &spaces, opts: &opts, images: &images, masters: &[] })
     }
 
     fn first(&self, folder: &Path) {
         let pid = fs::read_link("/proc/self").unwrap();
+        let proc = folder_of(Path::new("/proc"));
         let here = folder_of(folder);
         if self.host.is_none() {
             change("/", flags::REC | flags::PRIVATE);
@@ -188,8 +193,9 @@ impl Trip {
         umount2(".", MntFlags::MNT_DETACH).unwrap();
         chdir("/").unwrap();
         (self.inside)();
+        let others: Vec<String> = self.others.iter().map(|other| copy(*other, &proc)).collect();
         put(&here, "wanted", &self.listed());
-        println!("\nready {}", pid.display());
+        println!("\nready {} {}", pid.display(), others.join(" "));
         std::io::stdout().flush().unwrap();
         if self.program {
             use std::os::unix::process::CommandExt;
@@ -203,6 +209,10 @@ impl Trip {
         loop {
             std::thread::park();
         }
+    }
+
+    fn ids(&self) -> Vec<u32> {
+        (ID..).take(1 + self.others.len()).collect()
     }
 
     fn listed(&self) -> String {
@@ -221,7 +231,7 @@ impl Trip {
         opts.common.root = Some(folder.join("root"));
         (self.restore)(&mut opts, folder);
         let said = (|| {
-            let tree = super::read(&images, ID, &opts)?;
+            let tree = super::read(&images, &self.ids(), &opts)?;
             let mut prepared = tree.prepare(&opts)?;
             prepared.calls = self.calls.unwrap_or(prepared.calls);
             if self.users {
@@ -229,9 +239,9 @@ impl Trip {
                 return Ok(());
             }
             unshare(CloneFlags::CLONE_NEWNS).unwrap();
-            super::build(&tree, &prepared, &images)?;
+            let tables = built(&tree, &prepared, &images)?;
             drop(prepared);
-            assert_same(&tree);
+            assert_like(&tree, &tables);
             assert_eq!(self.listed(), wanted);
             (self.check)();
             Ok::<(), crate::Error>(())
@@ -261,7 +271,9 @@ impl Trip {
         let mut opts = RestoreOptions::new(Dir::open(place).unwrap());
         opts.common.root = Some(folder.join("root"));
         (self.restore)(&mut opts, folder);
-        let tree = super::read(&images, ID, &opts).unwrap();
+        let tree = super::read(&images, &self.ids(), &opts).unwrap();
+        // Where it has rights over mounts, to be told what there is.
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
         let mut prepared =
             Prepared { calls: calls::Calls::probe(), given: Default::default(), sources: Default::default() };
         let numbers = std::env::var("RCRIU_TEST_GIVEN").unwrap();
@@ -269,20 +281,51 @@ impl Trip {
         for pair in numbers.chunks(2) {
             prepared.given.insert(pair[0] as usize, Given::Clone(fd::take(pair[1]).unwrap()));
         }
-        unshare(CloneFlags::CLONE_NEWNS).unwrap();
-        let said = super::build(&tree, &prepared, &images);
-        put(&here, "said", &format!("{said:?}"));
-        said.unwrap();
-        assert_same(&tree);
+        let said = built(&tree, &prepared, &images);
+        put(&here, "said", &format!("{:?}", said.as_ref().map(drop)));
+        assert_like(&tree, &said.unwrap());
         assert_eq!(self.listed(), wanted);
         (self.check)();
     }
 }
 
-/// The process whose mounts are dumped.
+/// Builds, and gives the table of each namespace.
+fn built(tree: &Tree, prepared: &Prepared, images: &ImageDir) -> Result<Vec<Vec<u8>>> {
+    let me = folder_of(Path::new("/proc/thread-self"));
+    let mut files = Vec::new();
+    super::build(tree, prepared, images, |space| {
+        files.push((space, nix::fcntl::openat(&me, "mountinfo", OFlag::O_RDONLY, Mode::empty()).unwrap()));
+        Ok(())
+    })?;
+    files.sort_by_key(|(space, _)| *space);
+    let read = |(_, file): (usize, OwnedFd)| {
+        let mut text = Vec::new();
+        fs::File::from(file).read_to_end(&mut text).unwrap();
+        text
+    };
+    Ok(files.into_iter().map(read).collect())
+}
+
+/// A thread that goes into a copy of the namespace, mounts there, and stays: its number in `proc`.
+fn copy(mounts: fn(), proc: &OwnedFd) -> String {
+    let proc = proc.try_clone().unwrap();
+    let (tell, told) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        unshare(CloneFlags::CLONE_NEWNS).unwrap();
+        mounts();
+        let link = nix::fcntl::readlinkat(&proc, "thread-self").unwrap().into_string().unwrap();
+        tell.send(link.rsplit('/').next().unwrap().to_owned()).unwrap();
+        loop {
+            std::thread::park();
+        }
+    });
+    told.recv().unwrap()
+}
+
+/// The processes whose mounts are dumped.
 pub(super) struct First {
     child: Child,
-    pub(super) pid: RealPid,
+    pub(super) pids: Vec<RealPid>,
 }
 
 impl First {
@@ -301,8 +344,9 @@ impl First {
             return None;
         };
         let lines = BufReader::new(child.stdout.take().unwrap()).lines();
-        let pid = lines.map_while(|l| l.ok()).find_map(|l| l.strip_prefix("ready ")?.parse().ok());
-        let Some(pid) = pid else {
+        let ready = lines.map_while(|l| l.ok()).find_map(|l| l.strip_prefix("ready ").map(str::to_owned));
+        let numbers = |line: &str| line.split_whitespace().map(|n| RealPid(n.parse().unwrap())).collect();
+        let Some(pids) = ready.as_deref().map(numbers) else {
             child.wait().unwrap();
             if calls::Calls::probe().detached {
                 panic!("the first process failed");
@@ -310,11 +354,11 @@ impl First {
             eprintln!("skipped: namespaces cannot be made here");
             return None;
         };
-        Some(First { child, pid: RealPid(pid) })
+        Some(First { child, pids })
     }
 
     pub(super) fn end(&mut self) {
-        let _ = kill(Pid::from_raw(self.pid.0), Signal::SIGKILL);
+        let _ = kill(Pid::from_raw(self.pids[0].0), Signal::SIGKILL);
         let _ = self.child.wait();
     }
 }
@@ -333,41 +377,4 @@ fn put(folder: &OwnedFd, name: &str, text: &str) {
     let flags = OFlag::O_CREAT | OFlag::O_WRONLY | OFlag::O_TRUNC;
     let file = nix::fcntl::openat(folder, name, flags, Mode::from_bits_truncate(0o644)).unwrap();
     fs::File::from(file).write_all(text.as_bytes()).unwrap();
-}
-
-/// mount(2), as tests need it.
-pub(super) fn mount(kind: &str, target: &str, flags: u32, options: &str) {
-    fs::create_dir_all(target).unwrap();
-    calls::mount(Mounting {
-        source: b"none",
-        target: target.as_bytes(),
-        kind: kind.as_bytes(),
-        flags,
-        options: options.as_bytes(),
-    })
-    .unwrap_or_else(|e| panic!("{kind} on {target}: {e}"));
-}
-
-pub(super) fn bind(from: &Path, to: &Path) {
-    let is_folder = fs::metadata(from).unwrap().is_dir();
-    if is_folder {
-        fs::create_dir_all(to).unwrap();
-    } else {
-        fs::File::create(to).unwrap();
-    }
-    let (source, target) = (from.as_os_str().as_bytes(), to.as_os_str().as_bytes());
-    calls::mount(Mounting { source, target, flags: flags::BIND, ..Mounting::default() }).unwrap();
-}
-
-/// Changes flags or propagation.
-pub(super) fn change(target: &str, flags: u32) {
-    let target = target.as_bytes();
-    calls::mount(Mounting { target, flags, ..Mounting::default() }).unwrap();
-}
-
-/// Reads all of a file.
-pub(super) fn text(path: &str) -> String {
-    let mut text = String::new();
-    fs::File::open(path).unwrap().read_to_string(&mut text).unwrap();
-    text
 }
