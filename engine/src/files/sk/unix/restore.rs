@@ -275,7 +275,8 @@ fn connect(
             // Asking takes CAP_NET_ADMIN; who restores without has just bound it.
             Err(e) if e.errno() == Some(libc::EPERM) => connect(socket, peer, None, roots),
             file => {
-                let path = format!("/proc/self/fd/{}\0", file?.as_raw_fd());
+                let file = file?;
+                let path = format!("/proc/self/fd/{}\0", file.as_raw_fd());
                 sockopt::connect_unix(socket, path.as_bytes()).during(name)
             }
         },
