@@ -94,13 +94,27 @@ pub(super) fn dump(netlink: &mut Netlink, images: &ImageDir, id: u32) -> Result<
         return Err(Error::unsupported("nexthop objects of the routing tables are not supported")
             .remedy("give routes their gateways themselves, without nexthop objects (ip nexthop)"));
     }
-    let four = all(netlink, libc::AF_INET)?;
+    let four: Vec<_> = all(netlink, libc::AF_INET)?.into_iter().map(without_state).collect();
     ROUTES.write(images, id, &four)?;
     if std::path::Path::new("/proc/sys/net/ipv6").exists() {
-        let six = all(netlink, libc::AF_INET6)?;
+        let six: Vec<_> = all(netlink, libc::AF_INET6)?.into_iter().map(without_state).collect();
         ROUTES6.write(images, id, &six)?;
     }
     Ok(())
+}
+
+/// A route without flags that tell how things are: CRIU hands them to the kernel, which makes none that is down.
+fn without_state(mut route: Message) -> Message {
+    let asked = (flags(&route) & ASKED).to_ne_bytes();
+    let begin = route.body().as_ptr() as usize;
+    let several = route.attributes(HEAD).get(RTA_MULTIPATH);
+    let several = several.map(|value| ((value.as_ptr() as usize).wrapping_sub(begin), nexthops(value)));
+    for (at, bytes) in [(FLAGS.start, asked.to_vec())].into_iter().chain(several) {
+        if let Some(place) = route.body_mut().get_mut(at..at.saturating_add(bytes.len())) {
+            place.copy_from_slice(&bytes);
+        }
+    }
+    route
 }
 
 /// Reads the images.
