@@ -340,15 +340,15 @@ fn refusals() -> Result<()> {
     broken.with(&pagemap, &bytes, || {
         broken.refused(&["field 4 of pagemap_blocks is not known", "restore with the program that wrote it"])
     })?;
-    let bytes = broken.inventory(|i| i.compress = Some(3))?;
-    broken.with("inventory.img", &bytes, || broken.refused(&["compression 3 is not known"]))?;
-    let bytes = broken.inventory(|i| i.img_version = 2)?;
-    broken
-        .with("inventory.img", &bytes, || broken.refused(&["compression 1 contradicts image version 2"]))?;
-    let bytes = broken.inventory(|i| i.img_version = 4)?;
-    broken.with("inventory.img", &bytes, || broken.refused(&["image version 4 is not known"]))?;
-    let bytes = broken.inventory(|i| i.compress = None)?;
-    broken.with("inventory.img", &bytes, || broken.refused(&["no pages are compressed"]))?;
+    let inventories = [
+        (broken.inventory(|i| i.compress = Some(3))?, "compression 3 is not known"),
+        (broken.inventory(|i| i.img_version = 2)?, "compression 1 contradicts image version 2"),
+        (broken.inventory(|i| i.img_version = 4)?, "image version 4 is not known"),
+        (broken.inventory(|i| i.compress = None)?, "no pages are compressed"),
+    ];
+    for (bytes, words) in inventories {
+        broken.with("inventory.img", &bytes, || broken.refused(&[words]))?;
+    }
     Cycle::new()?.try_restore(&broken.images, &["--auto-dedup"])?.refused()?.says(&["compressed"])?;
     nothing_left("the refused restore")?;
     Cycle::new()?.restore(&broken.images)?;

@@ -14,6 +14,8 @@
 //! files, folders, restorer
 //! ```
 
+mod close;
+
 use std::convert::Infallible;
 use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
@@ -389,7 +391,7 @@ fn finish(cx: &TaskCx<'_>, begun: Begun) -> Result<Infallible> {
         .during(|| "executable".into())?;
     let folders = fs::open(cx, &mut files)?;
     let late = files.into_late();
-    let close = not_of_the_task(cx)?;
+    let close = close::not_of_the_task(cx)?;
     let uffd = cx.giver.map(|giver| giver.give(cx.area, cx.node().pid)).transpose()?;
     let mounts = cx.image()?.ids.mnt_ns_id;
     let enter = || {
@@ -397,28 +399,4 @@ fn finish(cx: &TaskCx<'_>, begun: Begun) -> Result<Infallible> {
         folders.enter()
     };
     handoff::jump(cx, begun.memory, Leftovers { exe, uffd, close, late }, enter)
-}
-
-/// Every number that is none of the task's descriptors, as ranges (first and last).
-fn not_of_the_task(cx: &TaskCx<'_>) -> Result<Vec<(RawFd, RawFd)>> {
-    let highest = if cx.kernel.close_range {
-        RawFd::MAX
-    } else {
-        // The restorer must close them one by one. A few more may come until then.
-        let open = std::fs::read_dir("/proc/self/fd").call("open(/proc/self/fd)")?;
-        let numbers = open.flatten().filter_map(|e| e.file_name().to_str()?.parse::<RawFd>().ok());
-        numbers.max().unwrap_or(0).saturating_add(64)
-    };
-    let mut free = 0;
-    let mut ranges = Vec::new();
-    for fd in cx.snapshot.fds(cx.image()?).iter().map(|e| e.fd as RawFd) {
-        if fd > free {
-            ranges.push((free, fd - 1));
-        }
-        free = fd.saturating_add(1);
-    }
-    if free <= highest {
-        ranges.push((free, highest));
-    }
-    Ok(ranges)
 }
