@@ -322,37 +322,34 @@ fn refusals() -> Result<()> {
         let bytes = broken.changed(change)?;
         broken.with(&pagemap, &bytes, || broken.refused(&[&[pagemap.as_str()], words].concat()))
     };
-    let blocks = |e: &mut pb::PagemapEntry, change: fn(&mut pb::PagemapBlocks)| {
-        e.blocks.as_mut().map(change).unwrap_or_default()
-    };
+    type Change = fn(&mut pb::PagemapBlocks);
+    let blocks = |e: &mut pb::PagemapEntry, c: Change| e.blocks.as_mut().map(c).unwrap_or_default();
     entry(|e| e.flags = Some(4 | 0x20), &["flags 0x20", "restore with the program that wrote it"])?;
     entry(|e| e.flags = Some(1), &["not stored here"])?;
-    let bytes = broken.changed(|e| blocks(e, |b| b.pages_per_block = 4096))?;
-    broken.with(&pagemap, &bytes, || broken.refused(&["compressed blocks of 4096 pages"]))?;
-    let bytes = broken.changed(|e| blocks(e, |b| b.total_payload_size += 1))?;
-    broken.with(&pagemap, &bytes, || broken.refused(&["the entry says"]))?;
-    let bytes = broken.changed(|e| blocks(e, |b| b.block_sizes[0] = u32::MAX))?;
-    broken.with(&pagemap, &bytes, || broken.refused(&["takes 4294967295"]))?;
-    let bytes = broken.changed(|e| blocks(e, |b| b.block_sizes.truncate(1)))?;
-    broken.with(&pagemap, &bytes, || broken.refused(&["compressed blocks, there are"]))?;
+    for (bytes, words) in [
+        (broken.changed(|e| blocks(e, |b| b.pages_per_block = 4096))?, "compressed blocks of 4096 pages"),
+        (broken.changed(|e| blocks(e, |b| b.total_payload_size += 1))?, "the entry says"),
+        (broken.changed(|e| blocks(e, |b| b.block_sizes[0] = u32::MAX))?, "takes 4294967295"),
+        (broken.changed(|e| blocks(e, |b| b.block_sizes.truncate(1)))?, "compressed blocks, there are"),
+    ] {
+        broken.with(&pagemap, &bytes, || broken.refused(&[words]))?;
+    }
     // What a fork says of blocks that it pads.
     let bytes = broken.padded()?;
     broken.with(&pagemap, &bytes, || {
         broken.refused(&["field 4 of pagemap_blocks is not known", "restore with the program that wrote it"])
     })?;
-    let inventories = [
+    for (bytes, words) in [
         (broken.inventory(|i| i.compress = Some(3))?, "compression 3 is not known"),
         (broken.inventory(|i| i.img_version = 2)?, "compression 1 contradicts image version 2"),
         (broken.inventory(|i| i.img_version = 4)?, "image version 4 is not known"),
         (broken.inventory(|i| i.compress = None)?, "no pages are compressed"),
-    ];
-    for (bytes, words) in inventories {
+    ] {
         broken.with("inventory.img", &bytes, || broken.refused(&[words]))?;
     }
     Cycle::new()?.try_restore(&broken.images, &["--auto-dedup"])?.refused()?.says(&["compressed"])?;
     nothing_left("the refused restore")?;
-    Cycle::new()?.restore(&broken.images)?;
-    broken.program.verify()
+    Cycle::new()?.restore(&broken.images).and_then(|()| broken.program.verify())
 }
 
 /// Programs whose memory is of other sorts.
@@ -383,8 +380,8 @@ pub fn cases() -> Vec<Case> {
     cases.extend(KINDS.iter().map(|(kind, args, (name, way))| {
         Case::new(format!("later: {kind} comes back ({name})"), move || turn(kind, args, *way))
     }));
-    let (blocks, regions) = (Some((Layout::Blocks, 5)), Some((Layout::Regions, 32)));
-    let (pages, first) = (Some((Layout::Blocks, 1)), Some((Layout::Regions, 1)));
+    let [blocks, pages] = [5, 1].map(|count| Some((Layout::Blocks, count)));
+    let [regions, first] = [32, 1].map(|count| Some((Layout::Regions, count)));
     cases.extend([
         Case::new("later: blocks of all kinds", all_kinds),
         Case::new("later: a chain of such sets", move || chain([blocks, pages, blocks])),

@@ -15,9 +15,9 @@
 //! ```
 
 mod close;
+mod zombie;
 
 use std::convert::Infallible;
-use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 
 use nix::sched::{CloneFlags, unshare};
@@ -33,14 +33,15 @@ use crate::mm::{self, lazy::Giver, restore::Prepared};
 use crate::options::RestoreOptions;
 use crate::procfs;
 use crate::pstree::{FileId, RealPid, VirtPid};
-use crate::restore::fork;
-use crate::restore::handoff::{self, Leftovers};
-use crate::restore::home;
 use crate::restore::plan::{self, Plan};
 use crate::restore::read::{Snapshot, TaskImage, TaskIx};
-use crate::restore::rounds;
 use crate::restore::stages::Area;
 use crate::restore::tree::{Group, Make, Node, Role};
+use crate::restore::{
+    fork,
+    handoff::{self, Leftovers},
+    home, rounds,
+};
 use crate::sys::clone3::Side;
 use crate::task::{
     cgroup::{self, Groups},
@@ -212,7 +213,7 @@ fn live(cx: &TaskCx<'_>, inherited: Begun) -> Result<(Make, Begun)> {
             if let Some(giver) = cx.giver {
                 giver.ended(cx.area, node.pid)?;
             }
-            return Err(end_as_zombie(cx.image()?));
+            return Err(zombie::end(cx.image()?));
         }
         Role::Alive => {}
     }
@@ -355,29 +356,6 @@ fn reap_helpers(cx: &TaskCx<'_>) -> Result<()> {
             .during(|| format!("helper {pid}"))?;
     }
     cx.area.strays(cx.task).try_for_each(|pid| fork::reap(pid).during(|| format!("process {pid}")))
-}
-
-/// Ends with the status of the image, which its parent will find as if nothing had happened.
-///
-/// Returns only with the error that kept it from ending.
-fn end_as_zombie(image: &TaskImage) -> Error {
-    let status = image.tc.exit_code as i32;
-    log::info!("Restoring zombie with {status:#x} code");
-    let comm = image.tc.comm.split(|b| *b == 0).next().unwrap_or(&[]);
-    if let Ok(comm) = std::ffi::CString::new(comm)
-        && let Err(e) = nix::sys::prctl::set_name(&comm).call("prctl(PR_SET_NAME)")
-    {
-        return e;
-    }
-    match status & 0x7f {
-        0 => fork::leave(status >> 8 & 0xff),
-        signal => fork::die_by(signal).err().unwrap_or_else(|| {
-            Error::image(format!(
-                "core-{}.img: signal {signal} of its exit status ends no process",
-                image.pid
-            ))
-        }),
-    }
 }
 
 /// Everything that is the task's own, then the jump.

@@ -1,5 +1,7 @@
 //! What a restored task must not keep open.
 
+use std::os::fd::RawFd;
+
 use super::*;
 
 /// Every number that is none of the task's descriptors, as ranges (first and last).
