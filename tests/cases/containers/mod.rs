@@ -11,7 +11,7 @@ mod runtimes;
 mod siblings;
 
 use std::fs::{self, File};
-use std::io::{IoSliceMut, Read, Write};
+use std::io::{IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
@@ -86,6 +86,8 @@ impl Groups {
 enum Output {
     Pipe,
     Terminal,
+    /// A file of the host, which the container cannot name.
+    File,
 }
 
 /// A container that runs.
@@ -109,6 +111,14 @@ impl Running {
                 let (reader, writer) = std::io::pipe()?;
                 container.errors = Some(writer.into());
                 OwnedFd::from(reader)
+            }
+            Output::File => {
+                let (path, text) = (scratch.path().join("output"), b"of the first life");
+                fs::write(&path, text)?;
+                let mut writer = File::options().append(true).open(&path)?;
+                writer.seek(SeekFrom::End(0))?;
+                container.errors = Some(writer.into());
+                File::open(path)?.into()
             }
             Output::Terminal => {
                 let kind = SockType::Stream;

@@ -172,16 +172,20 @@ fn whole(runtime: Runtime, home: Home, output: Output) -> Result<()> {
     let tree = container.program.tree()?;
     let pipe = match output {
         Output::Pipe => Some(fs::read_link(format!("/proc/{}/fd/2", container.program.pid()))?),
-        Output::Terminal => None,
+        Output::Terminal | Output::File => None,
     };
     runtime.dump(&container, (&images, &work), false)?;
     wait_gone(&tree)?;
     let pipe = pipe.map(|link| link.display().to_string());
-    container.output = runtime.restore(&container, (&images, &work), pipe)?;
+    let given = runtime.restore(&container, (&images, &work), pipe)?;
+    // A file goes on where it is: what the worker has for output is another thing.
+    if output != Output::File {
+        container.output = given;
+    }
     compare(&before, &state(&container)?)?;
     match output {
         Output::Terminal => echoes(&mut container.output)?,
-        Output::Pipe => {
+        Output::Pipe | Output::File => {
             let theirs = fs::read_link(format!("/proc/{}/fd/2", container.program.pid()))?;
             let ours = fs::read_link(format!("/proc/self/fd/{}", container.output.as_raw_fd()))?;
             ensure!(theirs == ours, "its output is {}, not {}", theirs.display(), ours.display());
@@ -212,8 +216,10 @@ pub fn cases() -> Vec<Case> {
     let cases = [
         ("runc, with pipes", Runtime::Runc, plain(), Output::Pipe),
         ("runc, with a terminal", Runtime::Runc, plain(), Output::Terminal),
+        ("runc, with a file of the host", Runtime::Runc, plain(), Output::File),
         ("runc, in a cgroup namespace", Runtime::Runc, plain().with_groups(), Output::Pipe),
         ("crun, with pipes", Runtime::Crun, plain(), Output::Pipe),
+        ("crun, with a file of the host", Runtime::Crun, plain(), Output::File),
         ("crun, with a terminal", Runtime::Crun, plain(), Output::Terminal),
         (
             "crun, in user and cgroup namespaces",
