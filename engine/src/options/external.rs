@@ -289,7 +289,10 @@ mod tests {
     #[test]
     fn a_mount_without_a_path_may_come_in_its_older_form() {
         assert_eq!(External::parse("console:").unwrap(), External::mnt("console", Some("")));
-        assert_eq!(External::parse("console:/dev/pts/0").unwrap(), External::mnt("console", Some("/dev/pts/0")));
+        assert_eq!(
+            External::parse("console:/dev/pts/0").unwrap(),
+            External::mnt("console", Some("/dev/pts/0"))
+        );
         for bad in [":", "a:b:", "mnt]:"] {
             assert!(External::parse(bad).is_err(), "{bad}");
         }
