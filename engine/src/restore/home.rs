@@ -215,7 +215,7 @@ impl Home {
             uts.restore().during(|| "uts namespace".into())?;
         }
         if let Some(ipc) = &self.ipc {
-            ipc.restore(&cx.snapshot.dir)?;
+            ipc.restore(&cx.snapshot.dir).map_err(user::unreadable)?;
         }
         if let Some(net) = &self.net {
             net::restore(net).during(|| "network namespace".into())?;

@@ -21,6 +21,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
 };
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use rcriu_tests::home::{Container, Hierarchy};
 use rcriu_tests::{Case, Home, Program, Scratch, skip};
 
@@ -88,6 +90,8 @@ enum Output {
     Terminal,
     /// A file of the host, which the container cannot name.
     File,
+    /// A named pipe of the host.
+    Fifo,
 }
 
 /// A container that runs.
@@ -119,6 +123,13 @@ impl Running {
                 writer.seek(SeekFrom::End(0))?;
                 container.errors = Some(writer.into());
                 File::open(path)?.into()
+            }
+            Output::Fifo => {
+                let path = scratch.path().join("output");
+                mkfifo(&path, Mode::S_IRWXU)?;
+                let both = File::options().read(true).write(true).open(&path)?;
+                container.errors = Some(File::options().write(true).open(&path)?.into());
+                both.into()
             }
             Output::Terminal => {
                 let kind = SockType::Stream;
