@@ -47,7 +47,7 @@ fn within<T: Send>(flags: CloneFlags, act: impl FnOnce() -> Result<T> + Send) ->
 }
 
 /// A new namespace, which commands that are started find by the number of the descriptor.
-fn fresh(flag: CloneFlags, file: &str) -> Result<OwnedFd> {
+pub fn fresh(flag: CloneFlags, file: &str) -> Result<OwnedFd> {
     let path = format!("/proc/thread-self/ns/{file}");
     let namespace: OwnedFd = within(flag, || File::open(&path).context(path))?.into();
     fcntl(&namespace, FcntlArg::F_SETFD(FdFlag::empty())).context("F_SETFD")?;

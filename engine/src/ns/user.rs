@@ -44,6 +44,17 @@ const OWNED: [&str; 7] = ["net", "uts", "time", "ipc", "cgroup", "pid", "mnt"];
 /// Ranges that the kernel takes at most (340 since Linux 4.15, 5 before).
 const RANGES: usize = 340;
 
+/// An image that the engine could read, but root of the tree's user namespace, who fills the tree's other namespaces,
+/// perhaps cannot.
+pub fn unreadable(e: Error) -> Error {
+    match e.errno() {
+        Some(libc::EACCES) => e.remedy(
+            "root of the tree's user namespace opens it: chown -R the images folder to that user of the host",
+        ),
+        _ => e,
+    }
+}
+
 /// Both maps.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct UserNs {

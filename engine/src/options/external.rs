@@ -59,11 +59,11 @@ impl External {
     /// Parses the text of the command line or the RPC, except `mnt[]...`, which is [`ExternalMounts::apply`]'s.
     pub fn parse(text: &str) -> Result<External, BadOption> {
         let bad = |why: &str| BadOption::new("external resource", text, why);
-        // liblxc repeats a --ext-mount-map without a path as an --external, if a network has no name outside.
-        if let Some(key) =
-            text.strip_suffix(':').filter(|key| !key.is_empty() && !key.contains(['[', ']', ':']))
+        // liblxc repeats the console's --ext-mount-map as an --external, if a network has no name outside.
+        if let Some((key, value)) =
+            text.split_once(':').filter(|(key, _)| !key.is_empty() && !key.contains(['[', ']']))
         {
-            return Ok(External::mnt(key, Some("")));
+            return Ok(External::mnt(key, Some(value)));
         }
         let (kind, rest) = text.split_once('[').ok_or_else(|| bad("give KIND[KEY] or KIND[KEY]:VALUE"))?;
         // A key may hold brackets itself (a path): the closing one is the one before `:` or the end.
@@ -289,6 +289,10 @@ mod tests {
     #[test]
     fn a_mount_without_a_path_may_come_in_its_older_form() {
         assert_eq!(External::parse("console:").unwrap(), External::mnt("console", Some("")));
+        assert_eq!(
+            External::parse("console:/dev/pts/0").unwrap(),
+            External::mnt("console", Some("/dev/pts/0"))
+        );
         for bad in [":", "a:b:", "mnt]:"] {
             assert!(External::parse(bad).is_err(), "{bad}");
         }

@@ -63,6 +63,8 @@ pub struct Home {
     user: Option<user::UserNs>,
     mnt: Option<mnt::Tree>,
     entered: Entered,
+    /// Whether the tree had any when it was dumped.
+    had: bool,
 }
 
 /// Which kinds.
@@ -121,6 +123,7 @@ impl Home {
         (kinds, entered): (Kinds, Entered),
         opts: &RestoreOptions,
     ) -> Result<Home> {
+        let had = !kinds.is_empty();
         let kinds = kinds.without(entered.kinds());
         if entered.has(CloneFlags::CLONE_NEWUSER) && !kinds.is_empty() {
             return Err(Error::unsupported(
@@ -153,6 +156,7 @@ impl Home {
                 .map(|_| mnt::read(images, mounts, opts))
                 .transpose()?,
             entered,
+            had,
         })
     }
 
@@ -179,6 +183,12 @@ impl Home {
     /// Whether the tree shares all namespaces with us.
     pub fn is_ours(&self) -> bool {
         self.kinds.is_empty() && self.entered.is_empty()
+    }
+
+    /// Whether those who are told of stages hear of namespaces: not where options put a tree into others that had none
+    /// of its own.
+    pub fn is_told(&self) -> bool {
+        self.had
     }
 
     /// Opens what comes from outside, in the engine, before the root is forked.
@@ -216,7 +226,7 @@ impl Home {
             uts.restore().during(|| "uts namespace".into())?;
         }
         if let Some(ipc) = &self.ipc {
-            ipc.restore(&cx.snapshot.dir)?;
+            ipc.restore(&cx.snapshot.dir).map_err(user::unreadable)?;
         }
         if let Some(net) = &self.net {
             net::restore(net).during(|| "network namespace".into())?;

@@ -184,13 +184,17 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
                     false => enter_groups(&snapshot, &groups, TaskIx::ROOT, root)?,
                 }
             }
-            let empty = || notifier.notify(Moment::SetupNamespaces, Some(root));
+            let tell = |moment| match plan.home.is_told() {
+                true => notifier.notify(moment, Some(root)),
+                false => Ok(()),
+            };
+            let empty = || tell(Moment::SetupNamespaces);
             let outside = home.let_go(&plan.home, root, empty).map_err(|e| area.why(e))?;
             home.await_root(&plan.home, (&files, &plan.files), &area, watch)?;
             if away(CloneFlags::CLONE_NEWUSER) && own_groups {
                 groups.put_from_top(root, set_of_root(&snapshot))?;
             }
-            notifier.notify(Moment::PostSetupNamespaces, Some(root))?;
+            tell(Moment::PostSetupNamespaces)?;
             give_away(files.take_orphans()?, opts)?;
             outside
         }

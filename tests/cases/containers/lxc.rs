@@ -81,10 +81,13 @@ fn restore(container: &Running, folder: &str, groups: &Groups) -> Result<()> {
     let mut args = arguments("restore", folder, groups);
     let hosts = format!("etc/hosts:{}", container.hosts());
     let root = container.bound_root("rootfs")?;
+    // Without a network of its own, the console is told twice.
+    let console = ["--ext-mount-map", "console:/dev/pts/0", "--external", "console:/dev/pts/0"];
     for option in [
         &["--ext-mount-map", "sys/fs/fuse/connections:/sys/fs/fuse/connections"][..],
         &["--ext-mount-map", &hosts],
-        &["--root", &root, "--restore-detached", "--restore-sibling", "--ext-mount-map", "console:"],
+        &["--root", &root, "--restore-detached", "--restore-sibling"],
+        &console,
     ] {
         args.extend(option.iter().map(|arg| arg.to_string()));
     }

@@ -11,7 +11,7 @@ mod runtimes;
 mod siblings;
 
 use std::fs::{self, File};
-use std::io::{IoSliceMut, Read, Write};
+use std::io::{IoSliceMut, Read, Seek, SeekFrom, Write};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::path::{Path, PathBuf};
 
@@ -21,6 +21,8 @@ use nix::mount::{MsFlags, mount};
 use nix::sys::socket::{
     AddressFamily, ControlMessageOwned, MsgFlags, SockFlag, SockType, recvmsg, socketpair,
 };
+use nix::sys::stat::Mode;
+use nix::unistd::mkfifo;
 use rcriu_tests::home::{Container, Hierarchy};
 use rcriu_tests::{Case, Home, Program, Scratch, skip};
 
@@ -86,6 +88,10 @@ impl Groups {
 enum Output {
     Pipe,
     Terminal,
+    /// A file of the host, which the container cannot name.
+    File,
+    /// A named pipe of the host.
+    Fifo,
 }
 
 /// A container that runs.
@@ -109,6 +115,21 @@ impl Running {
                 let (reader, writer) = std::io::pipe()?;
                 container.errors = Some(writer.into());
                 OwnedFd::from(reader)
+            }
+            Output::File => {
+                let (path, text) = (scratch.path().join("output"), b"of the first life");
+                fs::write(&path, text)?;
+                let mut writer = File::options().append(true).open(&path)?;
+                writer.seek(SeekFrom::End(0))?;
+                container.errors = Some(writer.into());
+                File::open(path)?.into()
+            }
+            Output::Fifo => {
+                let path = scratch.path().join("output");
+                mkfifo(&path, Mode::S_IRWXU)?;
+                let both = File::options().read(true).write(true).open(&path)?;
+                container.errors = Some(File::options().write(true).open(&path)?.into());
+                both.into()
             }
             Output::Terminal => {
                 let kind = SockType::Stream;

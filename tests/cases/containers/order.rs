@@ -1,15 +1,20 @@
 //! The order of all stages that scripts and clients hear of, and in which world scripts run.
 
 use std::fs::{self, Permissions};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use nix::sched::CloneFlags;
 use rcriu_images::pb::{CriuOpts, CriuReqType};
 use rcriu_tests::cycle::compare;
 use rcriu_tests::program::wait_gone;
 use rcriu_tests::rpc::{Client, answer_notifications, with};
 use rcriu_tests::{Case, Cycle, Engine, Home, Images, Program, Scratch};
+
+use crate::entered;
+use crate::pages::{Server, free_port};
 
 /// A script that writes down when it was called, with the pid it was told and the namespaces it is in.
 struct Script {
@@ -96,6 +101,42 @@ fn start(inside: bool) -> Result<Program> {
         true => Program::start_inside(Home::new(), "sleeper", &[]),
         false => Program::start("sleeper", &[]),
     }
+}
+
+/// Of servers, scripts hear when they can be asked.
+fn server(engine: &Engine, command: &str) -> Result<()> {
+    let script = Script { of_criu: engine.is_criu(), ..Script::new("none")? };
+    let (program, images) = (start(false)?, Images::new()?);
+    let folder = fs::canonicalize(images.path())?;
+    if command == "lazy-pages" {
+        Cycle::between(engine.clone(), engine.clone()).dump(&program, &images)?;
+    }
+    let (option, port) = (script.option(), free_port()?);
+    let mut args: Vec<&str> = option.iter().map(String::as_str).collect();
+    if command == "page-server" {
+        args.extend(["--address", "127.0.0.1", "--port", &port]);
+    }
+    let _server = Server::start(engine, command, &images, &args)?;
+    let stages = script.stages(&folder, 0)?;
+    ensure!(stages == ["status-ready"], "{stages:?}");
+    Ok(())
+}
+
+/// A tree that had no namespaces of its own and joins one.
+fn joined(engine: Engine) -> Result<()> {
+    let script = Script { of_criu: engine.is_criu(), ..Script::new("none")? };
+    let (program, images) = (start(false)?, Images::new()?);
+    let folder = fs::canonicalize(images.path())?;
+    let cycle = Cycle::between(engine.clone(), engine);
+    cycle.dump(&program, &images)?;
+    let namespace = entered::fresh(CloneFlags::CLONE_NEWUTS, "uts")?;
+    let join = format!("uts:/proc/self/fd/{}", namespace.as_raw_fd());
+    let option = script.option();
+    let args: Vec<&str> = option.iter().map(String::as_str).chain(["--join-ns", &join]).collect();
+    cycle.try_restore(&images, &args)?.ok()?;
+    let stages = script.stages(&folder, program.pid())?;
+    ensure!(stages == RESTORE[1], "{stages:?}");
+    program.verify()
 }
 
 /// Scripts of the command line.
@@ -202,6 +243,16 @@ pub fn cases() -> Vec<Case> {
         }));
         cases.push(Case::new(format!("containers: {}", name("clients")), move || client(inside)));
     }
+    for command in ["page-server", "lazy-pages"] {
+        let name = format!("containers: scripts hear when {command} can be asked");
+        cases.push(Case::new(format!("interop: with CRIU, {name}"), move || {
+            server(&Engine::criu()?, command)
+        }));
+        cases.push(Case::new(name, move || server(&Engine::rcriu()?, command)));
+    }
+    let name = "containers: scripts do not hear of a namespace that is only joined";
+    cases.push(Case::new(format!("interop: with CRIU, {name}"), || joined(Engine::criu()?)));
+    cases.push(Case::new(name, || joined(Engine::rcriu()?)));
     cases.push(Case::new("containers: a pre-dump calls no scripts", pre_dump));
     cases.push(Case::new(
         "containers: a script that cannot lock the network is asked to unlock it",

@@ -2,6 +2,7 @@
 
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -172,16 +173,26 @@ fn whole(runtime: Runtime, home: Home, output: Output) -> Result<()> {
     let tree = container.program.tree()?;
     let pipe = match output {
         Output::Pipe => Some(fs::read_link(format!("/proc/{}/fd/2", container.program.pid()))?),
-        Output::Terminal => None,
+        Output::Terminal | Output::File | Output::Fifo => None,
     };
     runtime.dump(&container, (&images, &work), false)?;
     wait_gone(&tree)?;
     let pipe = pipe.map(|link| link.display().to_string());
-    container.output = runtime.restore(&container, (&images, &work), pipe)?;
+    if output == Output::Fifo {
+        // Nobody reads while it is restored, and it does not wait for somebody.
+        container.output = File::open("/dev/null")?;
+    }
+    let given = runtime.restore(&container, (&images, &work), pipe)?;
+    // A file goes on where it is: what the worker has for output is another thing.
+    match output {
+        Output::Pipe | Output::Terminal => container.output = given,
+        Output::File => {}
+        Output::Fifo => container.output = File::open(container.scratch.path().join("output"))?,
+    }
     compare(&before, &state(&container)?)?;
     match output {
         Output::Terminal => echoes(&mut container.output)?,
-        Output::Pipe => {
+        Output::Pipe | Output::File | Output::Fifo => {
             let theirs = fs::read_link(format!("/proc/{}/fd/2", container.program.pid()))?;
             let ours = fs::read_link(format!("/proc/self/fd/{}", container.output.as_raw_fd()))?;
             ensure!(theirs == ours, "its output is {}, not {}", theirs.display(), ours.display());
@@ -206,14 +217,51 @@ fn failing(point: &'static str) -> Result<()> {
     super::siblings::fails(&with(CriuReqType::Restore, opts), point)
 }
 
+/// Images that root of the tree's user namespace cannot reach, as `lxc-checkpoint` makes them: restored when they are
+/// given to it.
+fn unreadable() -> Result<()> {
+    let container = Running::start(Home::new().without_init().with_users(), Output::Pipe, &["home"])?;
+    let (images, work) = (container.folder("images")?, container.folder("log")?);
+    let tree = container.program.tree()?;
+    let map = fs::read_to_string(format!("/proc/{}/uid_map", container.program.pid()))?;
+    let user: u32 = map.split_whitespace().nth(1).context("no map")?.parse()?;
+    Runtime::Crun.dump(&container, (&images, &work), false)?;
+    wait_gone(&tree)?;
+    let path = container.scratch.path().join("images");
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
+    let opts = CriuOpts {
+        root: Some(container.bound_root("criu-root")?),
+        ..Runtime::Crun.options(&container, (&images, &work), true)
+    };
+    let client = Client::swrk(quiet()?);
+    client.send(&with(CriuReqType::Restore, opts.clone()));
+    let resp = answer_notifications(&client).resp;
+    let said = resp.cr_errmsg();
+    ensure!(!resp.success && said.contains(".img: ") && said.contains("chown -R"), "{resp:?}");
+    client.end();
+    for entry in fs::read_dir(&path)? {
+        chown(entry?.path(), Some(user), Some(user))?;
+    }
+    chown(&path, Some(user), Some(user))?;
+    let client = Client::swrk(quiet()?);
+    client.send(&with(CriuReqType::Restore, opts));
+    let resp = answer_notifications(&client).resp;
+    succeeded(&resp)?;
+    container.program.moved(resp.restore.context("no answer to a restore")?.pid);
+    container.program.verify()
+}
+
 pub fn cases() -> Vec<Case> {
     let name = |text: &str| format!("containers: {text}");
     let plain = || Home::new().without_init();
     let cases = [
         ("runc, with pipes", Runtime::Runc, plain(), Output::Pipe),
         ("runc, with a terminal", Runtime::Runc, plain(), Output::Terminal),
+        ("runc, with a file of the host", Runtime::Runc, plain(), Output::File),
+        ("runc, with a named pipe of the host", Runtime::Runc, plain(), Output::Fifo),
         ("runc, in a cgroup namespace", Runtime::Runc, plain().with_groups(), Output::Pipe),
         ("crun, with pipes", Runtime::Crun, plain(), Output::Pipe),
+        ("crun, with a file of the host", Runtime::Crun, plain(), Output::File),
         ("crun, with a terminal", Runtime::Crun, plain(), Output::Terminal),
         (
             "crun, in user and cgroup namespaces",
@@ -230,5 +278,6 @@ pub fn cases() -> Vec<Case> {
             failing(point)
         })
     });
-    whole.into_iter().chain(failing).collect()
+    let unreadable = Case::new(name("images that the tree's root cannot read"), unreadable);
+    whole.into_iter().chain(failing).chain([unreadable]).collect()
 }

@@ -17,8 +17,9 @@ use rcriu_engine::mm::xfer::{self, Conn, Listener};
 use rcriu_engine::options::PageServer;
 use rcriu_engine::process::{self, Forked};
 use rcriu_engine::restore::Snapshot;
+use rcriu_engine::scripts::{Notifier as _, Stage};
 
-use crate::cli::{Folders, Raw};
+use crate::cli::{Folders, Raw, checked};
 
 /// Where the page server listens.
 pub fn listening(raw: &Raw) -> PageServer {
@@ -45,7 +46,7 @@ pub fn serve_pages(raw: &Raw, folders: &Folders, listener: Listener) -> Result<(
     if let Some(parent) = &raw.prev_images_dir {
         images.link_parent(parent)?;
     }
-    ready(raw)?;
+    ready(raw, folders)?;
     if raw.lazy_pages {
         let conn = listener.accept(&raw.tls)?;
         return xfer::send(conn, &mut Source::new(images, None)).map(drop);
@@ -75,7 +76,7 @@ pub fn lazy_pages(raw: &Raw, folders: &Folders) -> Result<ExitCode> {
     if !detach(raw)? {
         return Ok(ExitCode::SUCCESS);
     }
-    ready(raw)?;
+    ready(raw, folders)?;
     let client = interrupt::wait_readable(listener.as_fd()).and_then(|()| listener.accept().call("accept"));
     // One restore is served.
     let _ = fs::remove_file(path);
@@ -116,8 +117,11 @@ fn write_pidfile(path: &Path, pid: u32) -> Result<()> {
         .during(|| format!("pidfile {}", path.display()))
 }
 
-/// `--status-fd`: whoever waits for it may connect now.
-fn ready(raw: &Raw) -> Result<()> {
+/// Whoever waits for it may connect now: scripts hear of it, and `--status-fd`.
+fn ready(raw: &Raw, folders: &Folders) -> Result<()> {
+    if let Some(scripts) = checked::scripts(raw, folders) {
+        scripts.notify(Stage::StatusReady, None)?;
+    }
     let Some(fd) = raw.status_fd else { return Ok(()) };
     let file = process::take_descriptor(fd).map_err(|e: Error| e.during("--status-fd"))?;
     fs::File::from(file).write_all(&[0]).call("write").map_err(|e| e.during("--status-fd"))

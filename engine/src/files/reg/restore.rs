@@ -235,6 +235,10 @@ impl RestoredFile for RegFile {
 
     fn give(&self, _: Option<OwnedFd>) -> Result<OwnedFd> {
         let path = self.outside.as_deref().ok_or_else(|| Error::bug("a file that nobody gives"))?;
+        // Opening one end of a fifo waits for the other.
+        let is_fifo = self.entry.mode() & libc::S_IFMT == libc::S_IFIFO;
+        let both = OFlag::O_RDWR | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC;
+        let _held = is_fifo.then(|| open(path, both, Mode::empty()));
         let file = open(path, Self::open_flags(self.flags()) | OFlag::O_CLOEXEC, Mode::empty());
         file.call("open").during(|| path.escape_ascii().to_string())
     }

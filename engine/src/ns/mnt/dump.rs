@@ -297,7 +297,10 @@ fn check(tree: &Tree, at: usize, cx: &DumpMounts<'_>) -> Result<()> {
         return Err(Error::unsupported(format!(
             "the terminal /dev/pts/{number} belongs to somebody outside of the tree"
         ))
-        .remedy(format!("dump with --external mnt[{point}]:NAME, restore with --external mnt[NAME]:PATH")));
+        .remedy(format!(
+            "of LXC: set `lxc.tty.max = 0`; others: dump with --external mnt[{point}]:NAME, restore with --external \
+             mnt[NAME]:PATH"
+        )));
     }
     if mount.deleted && mount.outside.is_none() && !matches!(tree.sources.get(at), Some(Source::Of(_))) {
         return Err(Error::unsupported("what it shows was removed from its file system"));

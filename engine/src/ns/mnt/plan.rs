@@ -13,6 +13,7 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Result},
+    ns::user,
     options::RestoreOptions,
 };
 
@@ -82,10 +83,11 @@ fn check(
 
 /// The content of a tmpfs: by device, in old sets by mount.
 pub(super) fn content_of(mount: &Mount, images: &ImageDir) -> Result<Option<std::fs::File>> {
-    match images.open_raw(ImageKind::TmpfsDev, mount.dev.into())? {
-        Some(file) => Ok(Some(file)),
-        None => Ok(images.open_raw(ImageKind::TmpfsImg, mount.id.into())?),
-    }
+    let found = match images.open_raw(ImageKind::TmpfsDev, mount.dev.into()) {
+        Ok(None) => images.open_raw(ImageKind::TmpfsImg, mount.id.into()),
+        found => found,
+    };
+    found.map_err(|e| user::unreadable(e.into()))
 }
 
 /// What becomes the root: an absolute path of the host.

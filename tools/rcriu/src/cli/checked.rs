@@ -161,6 +161,15 @@ fn join_ns(raw: &Raw) -> Result<()> {
     Ok(())
 }
 
+/// `--action-script`.
+pub fn scripts(raw: &Raw, folders: &Folders) -> Option<ActionScripts> {
+    (!raw.action_scripts.is_empty()).then(|| ActionScripts {
+        paths: raw.action_scripts.clone(),
+        images_dir: folders.images.clone(),
+        log: crate::log::settings().fd.clone(),
+    })
+}
+
 fn common(raw: &Raw, folders: &Folders, listener: Option<Arc<dyn Notifier>>) -> Result<CommonOptions> {
     let page_server = raw.page_server.then(|| crate::servers::listening(raw));
     if raw.ps_socket.is_some() && (raw.address.is_some() || raw.port.is_some()) {
@@ -169,12 +178,8 @@ fn common(raw: &Raw, folders: &Folders, listener: Option<Arc<dyn Notifier>>) -> 
     let defaults = CommonOptions::new(folders.images.clone());
     let log = crate::log::settings();
     let mut listeners: Vec<Arc<dyn Notifier>> = listener.into_iter().collect();
-    if !raw.action_scripts.is_empty() {
-        listeners.push(Arc::new(ActionScripts {
-            paths: raw.action_scripts.clone(),
-            images_dir: folders.images.clone(),
-            log: log.fd.clone(),
-        }));
+    if let Some(scripts) = scripts(raw, folders) {
+        listeners.push(Arc::new(scripts));
     }
     Ok(CommonOptions {
         work_dir: folders.work.clone(),

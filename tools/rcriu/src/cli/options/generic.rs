@@ -99,11 +99,11 @@ static ACTION_SCRIPT: Opt = Opt {
     short: None,
     takes: Takes::One("FILE"),
     group: Group::Generic,
-    on: on::BOTH,
+    on: on::STAGED,
     help: "Run FILE at each stage, with CRTOOLS_SCRIPT_ACTION set",
     more: "May be given more than once. The stages are pre-dump, network-lock, post-dump and network-unlock; \
            pre-restore, setup-namespaces, post-setup-namespaces, post-restore, network-unlock, pre-resume and \
-           post-resume. The script finds the images in CRTOOLS_IMAGE_DIR and the root task's pid in \
+           post-resume; status-ready, when a page server, lazy-pages or a lazy dump can be asked for memory. The script finds the images in CRTOOLS_IMAGE_DIR and the root task's pid in \
            CRTOOLS_INIT_PID. If it fails, so does the operation.",
     apply: |raw, v| {
         // The latest script is run first.

@@ -133,6 +133,8 @@ mod on {
     pub const BOTH: &[Action] = &[Dump, PreDump, Restore];
     pub const PAGES: &[Action] = &[Dump, PreDump, PageServer, LazyPages];
     pub const TLS: &[Action] = &[Dump, PreDump, Restore, PageServer, LazyPages];
+    /// Those that tell of stages.
+    pub const STAGED: &[Action] = TLS;
     pub const SERVERS: &[Action] = &[PageServer, LazyPages, Service];
     pub const ALL: &[Action] =
         &[Dump, PreDump, Restore, Check, PageServer, LazyPages, Service, Dedup, CpuinfoDump, CpuinfoCheck];
