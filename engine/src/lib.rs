@@ -22,6 +22,7 @@
 #![deny(unsafe_code)]
 
 pub mod arch;
+pub mod cpuinfo;
 pub mod dump;
 pub mod error;
 pub mod faults;

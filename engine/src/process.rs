@@ -141,6 +141,10 @@ pub fn check_privileges(unprivileged: bool) -> Result<()> {
             Error::host("not running as root").remedy("give --unprivileged to accept the limits of that")
         );
     }
+    if !nix::unistd::geteuid().is_root() {
+        // What has its capabilities from its file owns nothing of its /proc. Those who have fewer still cannot trace us.
+        nix::sys::prctl::set_dumpable(true).call("prctl(PR_SET_DUMPABLE)")?;
+    }
     Ok(())
 }
 

@@ -4,9 +4,10 @@
 //! an RPC connection, both, or nobody. A failing listener fails the operation, whose guards then undo it.
 //!
 //! Order on dump: pre-dump, network-lock, query-ext-files, post-dump (images complete, tasks frozen, tree not
-//! yet killed), and network-unlock if the tree lives on. On restore: pre-restore, setup-namespaces,
-//! post-setup-namespaces, post-restore, network-unlock, pre-resume, post-resume. The root task's pid is given
-//! at every stage once it is known.
+//! yet killed), status-ready of a lazy dump, and network-unlock if the tree lives on. On restore: pre-restore,
+//! setup-namespaces, post-setup-namespaces, orphan-pts-master, post-restore, network-unlock, pre-resume,
+//! post-resume. A pre-dump has none. Stages of the network and of namespaces are those of a tree that has its own. The
+//! root task's pid is given at every stage once it is known.
 
 use std::fmt;
 use std::os::fd::{AsFd, BorrowedFd};

@@ -20,6 +20,7 @@ use crate::{
 };
 
 const PR_CAPBSET_DROP: usize = 24;
+const PR_GET_SECUREBITS: usize = 27;
 const PR_SET_SECUREBITS: usize = 28;
 const PR_SET_NO_NEW_PRIVS: usize = 38;
 const PR_CAP_AMBIENT: usize = 47;
@@ -41,17 +42,36 @@ pub fn restore(task: &Task, me: &ThreadArgs) -> Result<(), Failed> {
     Ok(())
 }
 
+/// Most supplementary groups that are compared with those that are there.
+const COMPARED: usize = 64;
+
+/// Whether these are the supplementary groups, in this order, of the calling thread.
+fn has_groups(groups: &[u32]) -> bool {
+    let mut now = [0u32; COMPARED];
+    // SAFETY: no more are written than there is room for.
+    match unsafe { syscall2(nr::GETGROUPS, COMPARED, now.as_mut_ptr() as usize) } {
+        Ok(n) => now.get(..n) == Some(groups),
+        Err(_) => false,
+    }
+}
+
 fn change(task: &Task, c: &Creds) -> Result<(), Failed> {
     let groups = task.table(c.groups);
-    // SAFETY: the list is in the arena.
-    unsafe { syscall2(nr::SETGROUPS, groups.len(), groups.as_ptr() as usize) }.on(
-        Call::Setgroups,
-        Object::Creds,
-        groups.len() as u64,
-        0,
-    )?;
-    prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, Object::Creds)?;
-    ids(c)?;
+    // A user namespace may deny setgroups(2), also to who asks for what is there.
+    if !has_groups(groups) {
+        // SAFETY: the list is in the arena.
+        unsafe { syscall2(nr::SETGROUPS, groups.len(), groups.as_ptr() as usize) }.on(
+            Call::Setgroups,
+            Object::Creds,
+            groups.len() as u64,
+            0,
+        )?;
+    }
+    // Each of these takes a right, which who restores without being root may lack, and may not need.
+    if !has_ids(c) {
+        prctl(PR_SET_SECUREBITS, SECBIT_NO_SETUID_FIXUP, Object::Creds)?;
+        ids(c)?;
+    }
     // Inheritable capabilities must lie in the bounding set when they are added, not later. All
     // permitted ones stay for now.
     let all = capget()?;
@@ -73,9 +93,27 @@ fn change(task: &Task, c: &Creds) -> Result<(), Failed> {
             0,
         )?;
     }
-    prctl(PR_SET_SECUREBITS, c.securebits as usize, Object::Creds)?;
+    if prctl(PR_GET_SECUREBITS, 0, Object::Creds)? != c.securebits as usize {
+        prctl(PR_SET_SECUREBITS, c.securebits as usize, Object::Creds)?;
+    }
     capset(Sets { effective: c.effective, permitted: c.permitted, inheritable: c.inheritable })?;
     Ok(())
+}
+
+/// Whether all users and groups but the supplementary ones are those.
+fn has_ids(c: &Creds) -> bool {
+    let (mut uid, mut gid) = ([0u32; 3], [0u32; 3]);
+    let [u, g] = [&mut uid, &mut gid].map(|ids| ids.as_mut_ptr() as usize);
+    // SAFETY: three numbers each are written to locals; -1 is no id, with it nothing is set and the present one told.
+    let (got, fs) = unsafe {
+        let got = [
+            syscall3(nr::GETRESUID, u, u + 4, u + 8).is_ok(),
+            syscall3(nr::GETRESGID, g, g + 4, g + 8).is_ok(),
+        ];
+        (got, [syscall1(nr::SETFSUID, usize::MAX), syscall1(nr::SETFSGID, usize::MAX)])
+    };
+    let same = |wanted: [u32; 4], now: [u32; 3], fs| wanted[..3] == now && fs == Ok(wanted[3] as usize);
+    got == [true, true] && same(c.uid, uid, fs[0]) && same(c.gid, gid, fs[1])
 }
 
 /// Groups before users: after the user is changed there may be no right left to change the group.

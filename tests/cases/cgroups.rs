@@ -10,12 +10,12 @@ use rcriu_tests::program::wait_gone;
 use rcriu_tests::{Case, Cycle, Engine, Images, Program, skip};
 
 /// A group made for one case. Dropped, whoever is in it is killed and it goes.
-struct Group {
-    path: PathBuf,
+pub struct Group {
+    pub path: PathBuf,
 }
 
 /// Where a hierarchy is mounted.
-fn hierarchy(kind: &str, option: &str) -> Result<PathBuf> {
+pub fn hierarchy(kind: &str, option: &str) -> Result<PathBuf> {
     let mounts = fs::read_to_string("/proc/self/mountinfo")?;
     let fits = |line: &&str| {
         line.split_once(" - ").is_some_and(|(front, back)| {
@@ -30,7 +30,7 @@ fn hierarchy(kind: &str, option: &str) -> Result<PathBuf> {
 }
 
 impl Group {
-    fn new(root: &Path) -> Result<Group> {
+    pub fn new(root: &Path) -> Result<Group> {
         // The pid in the namespace of the case would not be unique.
         let unique = tempfile::Builder::new().prefix("rcriu-case-").rand_bytes(12).make(|p| {
             let name = p.file_name().unwrap_or_default();
@@ -48,7 +48,7 @@ impl Group {
         Ok(Group { path })
     }
 
-    fn set(&self, file: &str, value: impl ToString) -> Result<()> {
+    pub fn set(&self, file: &str, value: impl ToString) -> Result<()> {
         let path = self.path.join(file);
         fs::write(&path, value.to_string()).with_context(|| format!("writing {}", path.display()))
     }
@@ -64,7 +64,7 @@ impl Group {
     }
 
     /// As in `/proc/PID/cgroup`.
-    fn name(&self, root: &Path) -> String {
+    pub fn name(&self, root: &Path) -> String {
         format!("/{}", self.path.strip_prefix(root).unwrap_or(&self.path).display())
     }
 }
@@ -77,7 +77,7 @@ impl Drop for Group {
 }
 
 /// The group of a task or thread (`PID` or `PID/task/TID`) in the hierarchy with these controllers.
-fn group_of(who: &str, controllers: &str) -> Result<String> {
+pub fn group_of(who: &str, controllers: &str) -> Result<String> {
     let text = fs::read_to_string(format!("/proc/{who}/cgroup"))?;
     let line = text.lines().find_map(|l| {
         let (_, rest) = l.split_once(':')?;

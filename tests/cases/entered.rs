@@ -81,7 +81,8 @@ fn joined(kind: &str, flag: CloneFlags, file: &str) -> Result<()> {
 /// All of them at once, also by a pid; a user namespace among them.
 fn all_joined() -> Result<()> {
     let mut holder = Holder::start(&["--user", "--map-root-user", "--net", "--uts", "--ipc"])?;
-    let program = Program::start("timerfd", &[])?;
+    // Alone: who is in a user namespace may choose no pid outside of it.
+    let program = Program::start("stack", &[])?;
     let (cycle, images) = (Cycle::new()?, Images::new()?);
     cycle.dump(&program, &images)?;
     let kinds = ["user", "net", "uts", "ipc"];
@@ -173,7 +174,8 @@ fn outer_processes() -> Result<()> {
         other => other.context("unshare")?,
     }
     let holder = Holder::start(&["--uts"]);
-    let program = Program::start("eventfd", &[]);
+    // Alone: children would be left to the holder, which reaps nobody.
+    let program = Program::start("stack", &[]);
     setns(&ours, CloneFlags::CLONE_NEWPID).context("setns")?;
     let (mut holder, program) = (holder?, program?);
     let pid = File::open(format!("/proc/{}/ns/pid", program.pid())).context("ns/pid")?;

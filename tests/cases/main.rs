@@ -7,6 +7,7 @@ mod cgroups;
 mod chain;
 mod clocks;
 mod compressed;
+mod containers;
 mod damage;
 mod entered;
 mod failures;
@@ -30,6 +31,7 @@ mod sockets;
 mod special_memory;
 mod sums;
 mod tasks;
+mod unprivileged;
 mod vdso;
 
 use std::process::ExitCode;
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
     let families = [
         tasks::cases,
         clocks::cases,
+        unprivileged::cases,
         vdso::cases,
         memory::cases,
         page_path::cases,
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         damage::cases,
         real_programs::cases,
         inside::cases,
+        containers::cases,
         interop::cases,
     ];
     let cases = families.iter().flat_map(|family| family()).collect();

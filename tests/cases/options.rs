@@ -14,6 +14,7 @@ use nix::pty::{OpenptyResult, openpty};
 use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
+use rcriu_images::{ImageDir, ImageKind, pb};
 use rcriu_tests::cycle::compare;
 use rcriu_tests::events::{PATIENCE, PidFd};
 use rcriu_tests::program::wait_gone;
@@ -299,8 +300,39 @@ fn dry_run() -> Result<()> {
     Ok(())
 }
 
+/// Images of a processor that can do more than this one.
+fn another_processor() -> Result<()> {
+    let program = Program::start("sleeper", &[])?;
+    let (images, cycle) = (Images::new()?, Cycle::new()?);
+    cycle.try_dump(program.pid(), &images, &["--cpu-cap"])?.ok()?;
+    let dir = ImageDir::open(images.path())?;
+    let same: pb::CpuinfoEntry = dir.read_one(ImageKind::Cpuinfo, 0)?;
+    let mut more = same.clone();
+    let all = more.x86_entry.iter_mut().flat_map(|entry| entry.capability.iter_mut());
+    all.for_each(|word| *word = u32::MAX);
+    let write = |entry: &pb::CpuinfoEntry| -> Result<()> {
+        let mut out = dir.writer(ImageKind::Cpuinfo, 0);
+        out.write(entry)?;
+        Ok(out.finish()?)
+    };
+    write(&more)?;
+    let tree = program.tree()?;
+    wait_gone(&tree)?;
+    let words = ["this is", "without", "--cpu-cap"];
+    cycle.try_restore(&images, &["--cpu-cap=ins"])?.refused()?.says(&words)?;
+    let path = images.as_str()?;
+    let check = |cap| Engine::rcriu()?.run(&["cpuinfo", "check", "-D", path, cap]);
+    check("--cpu-cap=ins")?.refused()?.says(&words)?;
+    Engine::rcriu()?.run(&["cpuinfo", "dump", "-D", path])?.ok()?;
+    ensure!(same == dir.read_one(ImageKind::Cpuinfo, 0)?, "cpuinfo dump writes something else than dump");
+    check("--cpu-cap=cpu")?.ok()?;
+    cycle.try_restore(&images, &["--cpu-cap"])?.ok()?;
+    program.verify()
+}
+
 pub fn cases() -> Vec<Case> {
     vec![
+        Case::new("options: --cpu-cap keeps images from a processor that lacks something", another_processor),
         Case::new("options: --leave-stopped stops the tree where it is", leave_stopped),
         Case::new("options: restore --leave-stopped stops the tree at its start", restore_stopped),
         Case::new("options: -W takes the logs, --pidfile the pid", work_folder_and_pidfile),

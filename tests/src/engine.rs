@@ -17,6 +17,8 @@ pub struct Engine {
     bin: PathBuf,
     /// It is CRIU itself, for interchange.
     criu: bool,
+    /// Words before the binary's: a program that runs it, and how.
+    by: Vec<String>,
 }
 
 /// How a command of an engine ended.
@@ -63,7 +65,7 @@ impl Engine {
         };
         let bin =
             fs::canonicalize(&bin).with_context(|| format!("the binary under test {}", bin.display()))?;
-        Ok(Engine { bin, criu: false })
+        Ok(Engine { bin, criu: false, by: Vec::new() })
     }
 
     /// CRIU, for interchange; without CRIU_BIN the case is skipped.
@@ -72,13 +74,18 @@ impl Engine {
             .ok_or_else(|| skip("interchange needs CRIU_BIN to name a CRIU 4.2 binary"))?;
         let bin =
             fs::canonicalize(&bin).with_context(|| format!("CRIU_BIN={}", Path::new(&bin).display()))?;
-        Ok(Engine { bin, criu: true })
+        Ok(Engine { bin, criu: true, by: Vec::new() })
     }
 
     /// Any binary with this command line.
     pub fn at(bin: &Path) -> Result<Engine> {
         let bin = fs::canonicalize(bin).with_context(|| bin.display().to_string())?;
-        Ok(Engine { bin, criu: false })
+        Ok(Engine { bin, criu: false, by: Vec::new() })
+    }
+
+    /// The same, run by another program.
+    pub fn by(self, words: Vec<String>) -> Engine {
+        Engine { by: words, ..self }
     }
 
     /// Whether this is the CRIU that images are interchanged with.
@@ -92,7 +99,14 @@ impl Engine {
 
     /// A command of this engine with its input closed to the world and its output taken.
     pub fn command(&self, args: &[&str]) -> Command {
-        let mut command = Command::new(&self.bin);
+        let mut command = match self.by.split_first() {
+            Some((by, words)) => {
+                let mut command = Command::new(by);
+                command.args(words).arg(&self.bin);
+                command
+            }
+            None => Command::new(&self.bin),
+        };
         command.args(args).stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
         command
     }

@@ -14,6 +14,8 @@
 //!
 //! clone(2) is called while this process has one thread, so that the child may do what a forked child may.
 
+mod container;
+
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::Read;
 use std::os::fd::OwnedFd;
@@ -30,6 +32,8 @@ use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 use nix::unistd::{
     Gid, Pid, Uid, chdir, pipe, pivot_root, setgroups, sethostname, setresgid, setresuid, setsid,
 };
+
+pub use container::{Container, Hierarchy, masked};
 
 use crate::enclosure::loopback_up;
 use crate::runner::skip;
@@ -92,7 +96,12 @@ impl Home {
     }
 
     /// The folder that is to be the root, with all that `program` needs; `None` if it is to have this process's mounts.
-    pub(crate) fn lay(&self, scratch: &Path, program: &Path) -> Result<Option<PathBuf>> {
+    pub(crate) fn lay(
+        &self,
+        scratch: &Path,
+        program: &Path,
+        container: Option<&Container>,
+    ) -> Result<Option<PathBuf>> {
         if !self.has(CloneFlags::CLONE_NEWNS) {
             return Ok(None);
         }
@@ -119,6 +128,9 @@ impl Home {
         let nodes = nodes(&root.join("dev"));
         umask(mask);
         nodes?;
+        if let Some(container) = container {
+            container.lay(&root)?;
+        }
         if self.has(CloneFlags::CLONE_NEWUSER) {
             for folder in folders {
                 chown(root.join(folder), Some(MAPPED), Some(MAPPED)).context("chown")?;
@@ -132,8 +144,8 @@ impl Home {
         &self,
         scratch: &Path,
         root: Option<&Path>,
-        program: &Path,
-        args: &[&str],
+        (program, args): (&Path, &[&str]),
+        container: Option<&Container>,
     ) -> Result<Pid> {
         let (go, may_go) = pipe().map(|(reader, writer)| (writer, reader)).context("pipe")?;
         let flags = libc::c_long::from(self.kinds.bits() | libc::SIGCHLD);
@@ -148,7 +160,7 @@ impl Home {
             Ok(0) => {
                 drop(go);
                 let out = root.map_or_else(|| scratch.join("out"), |root| root.join("scratch/out"));
-                let failed = match self.become_program(may_go, scratch, root, program, args) {
+                let failed = match self.become_program(may_go, scratch, root, (program, args), container) {
                     Ok(never) => match never {},
                     Err(e) => e,
                 };
@@ -178,8 +190,8 @@ impl Home {
         may_go: OwnedFd,
         scratch: &Path,
         root: Option<&Path>,
-        program: &Path,
-        args: &[&str],
+        (program, args): (&Path, &[&str]),
+        container: Option<&Container>,
     ) -> Result<std::convert::Infallible> {
         File::from(may_go).read_to_end(&mut Vec::new()).context("waiting for the harness")?;
         if self.has(CloneFlags::CLONE_NEWUSER) {
@@ -197,7 +209,7 @@ impl Home {
         }
         let program = match root {
             Some(root) => {
-                self.mounts(scratch, root)?;
+                self.mounts(scratch, root, container)?;
                 chdir("/scratch").context("/scratch")?;
                 Path::new("/program")
             }
@@ -211,12 +223,16 @@ impl Home {
         if self.init {
             command.arg("init");
         }
-        command.args(args).stdin(File::open("/dev/null")?).stdout(out.try_clone()?).stderr(out);
+        let (input, errors) = match container {
+            Some(container) => container.stdio()?,
+            None => (File::open("/dev/null")?, None),
+        };
+        command.args(args).stdin(input).stdout(out.try_clone()?).stderr(errors.unwrap_or(out));
         Err(command.exec()).context("exec")
     }
 
     /// Makes the mounts of the namespace, and `root` its root.
-    fn mounts(&self, scratch: &Path, root: &Path) -> Result<()> {
+    fn mounts(&self, scratch: &Path, root: &Path, container: Option<&Container>) -> Result<()> {
         let none: Option<&str> = None;
         let (plain, quiet) = (MsFlags::empty(), MsFlags::MS_NOSUID | MsFlags::MS_NODEV);
         mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).context("private mounts")?;
@@ -247,6 +263,9 @@ impl Home {
         if self.outside {
             mount(Some(&scratch.join("outside")), &root.join("outside"), none, MsFlags::MS_BIND, none)
                 .context("bind of /outside")?;
+        }
+        if let Some(container) = container {
+            container.mounts(root, self.has(CloneFlags::CLONE_NEWCGROUP))?;
         }
         chdir(root).context("chdir")?;
         pivot_root(".", ".").context("pivot_root")?;

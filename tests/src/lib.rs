@@ -6,7 +6,9 @@
 //! engine     the binaries under test: rcriu, and CRIU when CRIU_BIN names one
 //! home       namespaces of a program's own, made by a first process
 //! program    a program of tests/programs or any command, in its own session and scratch folder
+//! rpc        a client of the worker that container runtimes start
 //! cycle      dump -> reap -> restore, with the state of the tree compared from outside
+//! user       somebody who is not root, and the binaries for them
 //! state      what /proc shows of a tree, as keys and values that can be compared
 //! events     waiting for deaths and file changes without sleeping
 //! ```
@@ -26,8 +28,10 @@ pub mod engine;
 pub mod events;
 pub mod home;
 pub mod program;
+pub mod rpc;
 pub mod runner;
 pub mod state;
+pub mod user;
 
 pub use cycle::{Cycle, Images};
 pub use engine::{Engine, Finished};
@@ -35,3 +39,4 @@ pub use home::Home;
 pub use program::Program;
 pub use program::Scratch;
 pub use runner::{Case, skip};
+pub use user::User;

@@ -2,10 +2,11 @@
 //!
 //! # Safety
 //!
-//! pre_exec runs setsid(2) between fork and exec; nothing there allocates or locks.
+//! pre_exec runs setsid(2) or close_range(2) between fork and exec; nothing there allocates or locks.
 
 use std::cell::Cell;
 use std::fs::{self, File, OpenOptions};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
@@ -16,7 +17,7 @@ use nix::unistd::Pid;
 
 use crate::engine::build_folder;
 use crate::events::{PATIENCE, PidFd, wait_file};
-use crate::home::Home;
+use crate::home::{Container, Home};
 use crate::runner::skip;
 use crate::state::{State, descendants, processes};
 
@@ -34,7 +35,7 @@ pub struct Program {
 }
 
 /// The binary of tests/programs: beside this one, unless RCRIU_TEST_PROGRAM names it.
-fn programs() -> Result<PathBuf> {
+pub(crate) fn programs() -> Result<PathBuf> {
     match std::env::var_os("RCRIU_TEST_PROGRAM") {
         Some(bin) => Ok(PathBuf::from(bin)),
         None => Ok(build_folder()?.join("rcriu-test-program")),
@@ -72,7 +73,6 @@ impl Scratch {
         let dir =
             tempfile::Builder::new().prefix("rcriu-test.").tempdir_in(parent).context("scratch folder")?;
         // Programs that give up root still work here.
-        use std::os::unix::fs::PermissionsExt;
         fs::set_permissions(dir.path(), fs::Permissions::from_mode(0o777)).context("chmod")?;
         Ok(Scratch { dir })
     }
@@ -102,7 +102,16 @@ impl Program {
     fn start_in(place: Place, input: &File, kind: &str, args: &[&str]) -> Result<Program> {
         let mut command = Command::new(programs()?);
         command.arg(kind).args(args).stdin(input.try_clone()?);
-        let mut program = Program::spawn_in(command, place)?;
+        Program::ready(Program::spawn_in(command, place)?, kind)
+    }
+
+    /// Program `kind`, as `command` starts it, in a session of its own.
+    pub fn start_by(mut command: Command, kind: &str) -> Result<Program> {
+        command.stdin(File::open("/dev/null").map(Stdio::from)?);
+        Program::ready(Program::spawn_in(command, Place::Session)?, kind)
+    }
+
+    fn ready(mut program: Program, kind: &str) -> Result<Program> {
         program.checks_itself = true;
         program.wait_line("READY").with_context(|| format!("setting up {kind}"))?;
         Ok(program)
@@ -118,6 +127,8 @@ impl Program {
         let scratch = Scratch::new()?;
         let out =
             OpenOptions::new().append(true).create(true).open(scratch.path().join("out")).context("out")?;
+        // Programs that are not root's open it again when they are restored.
+        out.set_permissions(fs::Permissions::from_mode(0o666)).context("out")?;
         command.current_dir(scratch.path()).stdout(out.try_clone()?).stderr(out);
         // SAFETY: setsid is async-signal-safe and touches no memory.
         unsafe {
@@ -133,11 +144,26 @@ impl Program {
 
     /// Starts program `kind` in namespaces of its own.
     pub fn start_inside(home: Home, kind: &str, args: &[&str]) -> Result<Program> {
+        Program::start_at_home(home, None, kind, args)
+    }
+
+    /// Starts program `kind` as a container.
+    pub fn start_container(home: Home, container: &Container, kind: &str, args: &[&str]) -> Result<Program> {
+        Program::start_at_home(home, Some(container), kind, args)
+    }
+
+    fn start_at_home(
+        home: Home,
+        container: Option<&Container>,
+        kind: &str,
+        args: &[&str],
+    ) -> Result<Program> {
         let (scratch, program) = (Scratch::new()?, programs()?);
-        let root = home.lay(scratch.path(), &program)?;
+        let root = home.lay(scratch.path(), &program, container)?;
         let args = [&[kind], args].concat();
-        let pid = Cell::new(home.launch(scratch.path(), root.as_deref(), &program, &args)?);
+        let pid = home.launch(scratch.path(), root.as_deref(), (&program, &args), container)?;
         let dir = root.as_ref().map(|root| root.join("scratch"));
+        let pid = Cell::new(pid);
         let program = Program { pid, scratch, dir, root, home: Some(home), checks_itself: true };
         program.wait_line("READY").with_context(|| format!("setting up {kind}"))?;
         Ok(program)
@@ -234,6 +260,18 @@ impl Program {
         pids.extend(descendants(&processes()?, self.pid()));
         Ok(pids.into_iter().filter_map(|pid| PidFd::open(Pid::from_raw(pid)).ok()).collect())
     }
+}
+
+/// Has what `command` starts begin without descriptors of whoever started the tests, which no dump could keep.
+pub fn without_inherited(command: &mut Command) {
+    const CLOEXEC: libc::c_uint = 4;
+    // SAFETY: the call gets numbers only. Before Linux 5.11 it does nothing.
+    unsafe {
+        command.pre_exec(|| {
+            libc::syscall(libc::SYS_close_range, 3, u32::MAX, CLOEXEC);
+            Ok(())
+        })
+    };
 }
 
 /// Waits until all of a tree is dead and reaps what has become ours.

@@ -1,6 +1,9 @@
 //! Namespaces that the tree has for itself: where its files are found while it is dumped, and their images.
 
-use std::{collections::HashMap, os::fd::OwnedFd};
+use std::{
+    collections::HashMap,
+    os::fd::{AsFd, OwnedFd},
+};
 
 use nix::{
     fcntl::OFlag,
@@ -15,7 +18,7 @@ use crate::{
     files::{Place, Root, Roots},
     netlock::{Method, Whole, lock_all},
     ns::{
-        enter::inside,
+        enter::{here, inside},
         inode, ipc, mnt, net, pid,
         user::{self, Ids, UserNs},
         uts,
@@ -117,13 +120,14 @@ pub(super) fn check_first(dir: &ProcDir, root: VirtPid, opts: &DumpOptions) -> R
 
 /// The tree's own network namespace, without packets.
 ///
-/// Dropped, scripts are told that it may be unlocked; the lock itself is with the connections of the dump.
+/// Dropped, scripts are told that it is about to be unlocked; the lock itself is with the connections of the dump.
+/// Scripts run in our own namespaces, so nobody may be [`Inside`] then.
 pub(super) struct Network<'a>(Option<(&'a DumpOptions, RealPid)>);
 
 impl<'a> Network<'a> {
     /// Locks it, if the tree has one.
     ///
-    /// Preconditions: the tree is frozen; the calling thread is in its network namespace.
+    /// Precondition: the tree is frozen.
     pub(super) fn lock(
         tree: &Pstree,
         opts: &'a DumpOptions,
@@ -133,14 +137,16 @@ impl<'a> Network<'a> {
             return Ok((Network(None), None));
         }
         log::info!("Lock network");
-        let root = tree.tasks[0].dir.pid();
-        opts.common.notifier.notify(Stage::NetworkLock, Some(root))?;
-        let network = Network(Some((opts, root)));
+        let dir = &tree.tasks[0].dir;
+        // Whoever is asked to lock is asked to unlock again, also if it failed.
+        let network = Network(Some((opts, dir.pid())));
+        opts.common.notifier.notify(Stage::NetworkLock, Some(dir.pid()))?;
         let mut method = Method::of_dump(opts.network_lock);
         method.find_program();
         method.name(run);
-        let whole = lock_all(&method).during(|| "network namespace".into())?;
-        Ok((network, Some((method, whole))))
+        let namespace = dir.file("ns/net", OFlag::O_RDONLY)?;
+        let whole = here(namespace.as_fd(), CloneFlags::CLONE_NEWNET, || lock_all(&method));
+        Ok((network, Some((method, whole.during(|| "network namespace".into())?))))
     }
 
     /// The tree is gone: it stays without packets.

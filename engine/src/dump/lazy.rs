@@ -9,6 +9,8 @@ use crate::{
     mm::xfer::{self, Frozen, Listener},
     options::DumpOptions,
     process,
+    pstree::RealPid,
+    scripts::Stage,
 };
 
 /// Binds the port that the restore's lazy-pages command connects to, if the dump is to be lazy.
@@ -46,8 +48,9 @@ pub fn serve(listener: Listener, mut late: Frozen, opts: &DumpOptions, images: &
     Ok(())
 }
 
-/// `--status-fd`: the images are complete and the memory can be asked for.
+/// The images are complete and the memory can be asked for: listeners hear of it, and `--status-fd`.
 fn ready(opts: &DumpOptions) -> Result<()> {
+    opts.common.notifier.notify(Stage::StatusReady, Some(RealPid(opts.pid)))?;
     let Some(fd) = opts.common.status_fd else { return Ok(()) };
     let file = process::take_descriptor(fd).map_err(|e| e.during("--status-fd"))?;
     std::fs::File::from(file).write_all(&[0]).call("write").map_err(|e| e.during("--status-fd"))

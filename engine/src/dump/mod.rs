@@ -58,7 +58,7 @@ use crate::{
     },
     netlock::{Method, Whole},
     ns::user::Ids,
-    options::{Afterwards, DumpOptions},
+    options::{Afterwards, CpuCap, DumpOptions},
     pstree::{Numbering, RealPid},
     scripts::Stage,
     spread,
@@ -173,6 +173,9 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     notify(Stage::PreDump)?;
     let images = opts.common.images_dir.images()?;
     let created = Created::new(&images);
+    if opts.common.cpu_cap.contains(CpuCap::IMAGE) {
+        crate::cpuinfo::dump(&images)?;
+    }
     // A page server that is not there is noticed before anything is frozen.
     let pages = PageStore::of_dump(images.clone(), Link::connect(&opts.common)?, opts.compress);
     let pages = pages.with_sums(opts.checksum);
@@ -198,16 +201,16 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     images.write_behind();
     // Needs: nobody can fork any more.
     let tree = collect::pstree(&frozen, opts.common.shell_job, kernel)?;
-    // Only now that nothing changes any more can the client tell what is to stay outside.
-    let opts = &opts.with_external(opts.common.notifier.query_external()?);
     // Some mappings may be known from before.
     let with_maps = protected.is_empty();
     let plain = frozen.guardian().unwrap_or(RealPid(std::process::id().cast_signed()));
-    home::check_first(&tree.tasks[0].dir, tree.tasks[0].virt, opts)?;
     home::check(&tree)?;
-    let inside = home::Inside::enter(&tree)?;
     // Needs: nobody runs who could send. Dropped before the tree is let go.
     let (network, lock) = home::Network::lock(&tree, opts, track.run())?;
+    // Only now that nothing changes any more can the client tell what is to stay outside.
+    let opts = &opts.with_external(opts.common.notifier.query_external()?);
+    home::check_first(&tree.tasks[0].dir, tree.tasks[0].virt, opts)?;
+    let inside = home::Inside::enter(&tree)?;
     let mut cx = DumpCx::new(opts, kernel, &images, (pages, track), protected, plain, (&tree, lock))?;
     cx.stats = stats;
     if let Some((folder, frozen)) = frozen.group() {
@@ -255,8 +258,8 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     if !background.is_empty() {
         // Needs: all but memory read. From here on the tree runs, whatever becomes of the dump.
         notify(Stage::PostDump)?;
-        drop(connections);
         drop(network);
+        drop(connections);
         background.take_over(&mut frozen)?;
         background.finish(
             Out { images: &images, pages: &pages, more: &mut more, stats: &mut stats },
@@ -289,8 +292,8 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
             connections.gone();
             network.stays();
         } else {
-            drop(connections);
             drop(network);
+            drop(connections);
             frozen.finish(opts.afterwards)?;
         }
         stats.frozen.stop();

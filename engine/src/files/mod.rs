@@ -31,7 +31,12 @@ pub use rcriu_images::pb::FdTypes as FdType;
 use rcriu_images::{ImageDir, pb};
 
 pub use self::sk::Revived;
-use crate::{error::Result, netlock::Connection, options::RestoreOptions, pstree::FileId};
+use crate::{
+    error::{Error, Result},
+    netlock::Connection,
+    options::RestoreOptions,
+    pstree::FileId,
+};
 
 mod build_id;
 mod by_id;
@@ -152,6 +157,17 @@ pub trait RestoredFile: fmt::Debug + Send + Sync {
     /// `open` finds it as `FilesTask::revived`. `close` says that connections come back closed.
     fn revive(&self, _close: bool, _images: &ImageDir) -> Result<Option<Revived>> {
         Ok(None)
+    }
+
+    /// Whether it is opened in the engine, before the first fork: it comes from outside, where the tree's users may not
+    /// reach it.
+    fn is_given(&self, _opts: &RestoreOptions) -> bool {
+        false
+    }
+
+    /// Opens it there; then `open` finds it as `FilesTask::given`. `outside` is the descriptor that an option gives for it.
+    fn give(&self, _outside: Option<OwnedFd>) -> Result<OwnedFd> {
+        Err(Error::bug("a file that nobody gives"))
     }
 
     /// How many descriptors beside those of the table opening it needs for a while.

@@ -20,6 +20,7 @@ use super::{
 };
 use crate::{
     error::{Error, Result, SysContext},
+    options::RestoreOptions,
     pstree::FileId,
     sys::fd,
 };
@@ -104,11 +105,20 @@ impl RestoredFile for PipeEnd {
         Some(&self.entry.fown)
     }
 
+    fn is_given(&self, opts: &RestoreOptions) -> bool {
+        opts.inherit_fds.iter().any(|fd| fd.is_for(&self.name()))
+    }
+
+    /// The whole pipe comes from outside, through either of its ends.
+    fn give(&self, outside: Option<OwnedFd>) -> Result<OwnedFd> {
+        let outside = outside.ok_or_else(|| Error::bug("a pipe that nobody gives"))?;
+        reopen(&outside, self.entry.flags.cast_signed())
+    }
+
     fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {
         let flags = self.entry.flags.cast_signed();
-        let made = match cx.inherited(|| self.name())? {
-            // The whole pipe comes from outside, through either of its ends.
-            Some(outside) => reopen(&outside, flags)?,
+        let made = match cx.given(FileId(self.entry.id))? {
+            Some(given) => given,
             None => {
                 if cx.group.is_empty() {
                     let (read, write) = pipe2(OFlag::O_CLOEXEC).call("pipe2")?;

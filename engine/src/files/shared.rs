@@ -39,6 +39,8 @@ pub struct FilesShared {
     pub(super) tables: SharedWords,
     /// Descriptors given from outside, in the order of the options.
     pub(super) inherited: Vec<OwnedFd>,
+    /// Files from outside.
+    pub(super) given: HashMap<FileId, OwnedFd>,
     pub(super) memfds: memfd::Made,
     made: OnceCell<Made>,
 }
@@ -77,7 +79,8 @@ impl FilesShared {
         let early = plan.memfds.len() + plan.dead_pidfds.values().map(Vec::len).sum::<usize>();
         let lost = plan.nodes.values().iter().filter(|node| node.file.lost().is_some()).count();
         let outside = opts.inherit_fds.len() + plan.ttys.descriptors();
-        let early = early + plan.connections().len();
+        let given = plan.nodes.values().iter().filter(|node| node.file.is_given(opts)).count();
+        let early = early + plan.connections().len() + given;
         // And the folder that a task opens files from.
         let room = plan.most_kept() + passing + early + lost + outside + 3 * namespaces + 1;
         let room = i32::try_from(room).unwrap_or(i32::MAX);
@@ -95,11 +98,19 @@ impl FilesShared {
         let inherited = opts.inherit_fds.iter().map(|fd| {
             zone.keep(fd::duplicate(fd.fd)?).during(|| format!("--inherit-fd fd[{}]:{}", fd.fd, fd.key))
         });
+        let inherited = inherited.collect::<Result<Vec<_>>>()?;
+        let mut given = HashMap::new();
+        for (id, node) in plan.nodes.iter().filter(|(_, node)| node.file.is_given(opts)) {
+            let name = node.file.name();
+            let made = find_inherited(opts, &inherited, &name).and_then(|outside| node.file.give(outside));
+            given.insert(id, zone.keep(made.during(|| format!("file {id} {name}"))?)?);
+        }
         Ok(FilesShared {
+            given,
             zone,
             pass: FdPass::new(plan.slots, plan.receivers(), kernel, zone)?,
             tables: SharedWords::new(plan.tables.len() * WORDS)?,
-            inherited: inherited.collect::<Result<Vec<_>>>()?,
+            inherited,
             memfds: memfd::Made::new(&plan.memfds, images, zone)?,
             made: OnceCell::new(),
         })

@@ -193,6 +193,11 @@ impl<'a> FilesTask<'a> {
         find_inherited(self.opts, &self.shared.inherited, &name())
     }
 
+    /// A file from outside that the engine opened.
+    pub(super) fn given(&self, id: FileId) -> Result<Option<OwnedFd>> {
+        self.shared.given.get(&id).map(|fd| fd.try_clone().call("dup")).transpose()
+    }
+
     /// The handle (O_PATH) of a file that has no name, brought back before the first fork.
     pub(super) fn handle(&self, id: FileId) -> Option<BorrowedFd<'a>> {
         self.made.handles.get(&id).map(AsFd::as_fd)

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use crate::error::{Error, Result, SysContext};
+use crate::error::{Error, Kind, Result, SysContext};
 use crate::kernel::Kernel;
 use crate::procfs::{ProcDir, status::Status};
 use crate::pstree::{RealPid, VirtPid};
@@ -23,7 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// Kills everything that was forked, unless [`Forked::keep`] is called.
 ///
 /// While it lives this process is a subreaper: tasks whose parents are killed first come to us, so that their
-/// numbers stay theirs until we have reaped them.
+/// numbers stay theirs until we have reaped them. Not so below a root that is our sibling.
 #[derive(Debug)]
 pub struct Forked<'a> {
     area: &'a Area,
@@ -113,7 +113,7 @@ impl<'a> Forked<'a> {
             for tid in threads.iter().map(|t| self.area.real(*t)).filter(|t| t.0 > 0).chain([pid]) {
                 while let Ok(Some(_)) = wait::poll(tid) {}
             }
-            if kill(Pid::from_raw(pid.0), Signal::SIGKILL) == Err(nix::errno::Errno::ESRCH) {
+            if kill(Pid::from_raw(pid.0), Signal::SIGKILL) == Err(nix::errno::Errno::ESRCH) || is_left(pid) {
                 if let Ok(slot) = self.area.slot(ix) {
                     slot.pid.store(0, Ordering::Release);
                 }
@@ -153,6 +153,14 @@ impl Drop for Placeholders {
     }
 }
 
+/// Whether all that is left of a process is its status, for a parent that is not us: with `--restore-sibling` that is
+/// ours for the root, and whoever reaps for that one for others.
+fn is_left(pid: RealPid) -> bool {
+    matches!(wait::poll(pid), Err(e) if matches!(e.kind(), Kind::TaskDied(_)))
+        && matches!(preflight::death(pid), Ok(Some(Some(_))))
+        && ProcDir::open(pid).and_then(|dir| dir.threads()).is_ok_and(|threads| threads.len() == 1)
+}
+
 /// `exited with status 3`, `was killed by signal 9`.
 fn ended(status: i32) -> String {
     match status & 0x7f {
@@ -178,7 +186,7 @@ impl Drop for Forked<'_> {
                 }
             }
             if quiet < 2 {
-                log::error!("Some tasks did not end after SIGKILL");
+                log::warn!("Some tasks did not end after SIGKILL");
             }
         }
         let _ = nix::sys::prctl::set_child_subreaper(self.was_subreaper);

@@ -13,7 +13,7 @@ pub mod guard;
 pub mod handoff;
 pub mod home;
 mod network;
-mod passing;
+pub(crate) mod passing;
 mod pidfile;
 pub mod plan;
 pub mod preflight;
@@ -138,7 +138,9 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         files.make(&plan.files, &snapshot.dir, opts, Roots::default(), OpenMasters::new())?;
         give_away(files.take_orphans()?, opts)?;
     }
-    let (giver, mut filler) = late_memory(opts, &snapshot, &files)?;
+    let (mut giver, mut filler) = late_memory(opts, &snapshot, &files)?;
+    let sponsor = giver.as_mut().filter(|_| away(CloneFlags::CLONE_NEWUSER));
+    let _sponsor = sponsor.map(|giver| giver.sponsor(|fd| files.keep(fd))).transpose()?;
     if opts.common.auto_dedup {
         // Shared memory has been read by now, that of memfds too.
         crate::mm::dedup::begin(&snapshot.dir)?;
@@ -168,7 +170,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         log::debug!("The heap stays as it is, which makes forks slower: {e}");
     }
     let (root, placeholders) = root::fork(&cx, memory)?;
-    network.made(&plan, root)?;
+    network.made(&plan, root).map_err(|e| area.why(e))?;
     let watch = || forked.watch();
     // What it made outside of the tree's namespaces is removed on failure.
     let outside = match &home {
@@ -181,7 +183,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
                 }
             }
             let empty = || notifier.notify(Moment::SetupNamespaces, Some(root));
-            let outside = home.let_go(&plan.home, root, empty)?;
+            let outside = home.let_go(&plan.home, root, empty).map_err(|e| area.why(e))?;
             home.await_root(&plan.home, (&files, &plan.files), &area, watch)?;
             if away(CloneFlags::CLONE_NEWUSER) && own_groups {
                 groups.put_from_top(root, set_of_root(&snapshot))?;
@@ -287,9 +289,6 @@ fn resume(
     area.open(Stage::Complete, 0)?;
     attached.catch()?;
     faults::point("restore-caught")?;
-    if let Err(e) = opts.common.notifier.notify(Moment::PreResume, Some(root)) {
-        log::error!("{e}");
-    }
     // Before anything runs: once the first task does, our end undoes nothing any more.
     [stats.pages_compared, stats.pages_skipped_cow, stats.pages_restored] = area.pages();
     if let Err(e) = stats.write(&opts.common.work_dir) {
@@ -300,6 +299,9 @@ fn resume(
     attached.keep(guardian)?;
     // The network is open: what fails from here on may lose data.
     go_on();
+    if let Err(e) = opts.common.notifier.notify(Moment::PreResume, Some(root)) {
+        log::error!("{e}");
+    }
     attached
         .detach()
         .map_err(|e| e.remedy("the network was unlocked already: data or connections may be lost"))

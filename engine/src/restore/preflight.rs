@@ -14,7 +14,7 @@ use crate::error::{Context, Error, Kind, Result, SysContext};
 use crate::files;
 use crate::kernel::Kernel;
 use crate::mm::{hugetlb, keys, status, sysv};
-use crate::options::RestoreOptions;
+use crate::options::{CpuCap, RestoreOptions};
 use crate::procfs::ProcDir;
 use crate::procfs::stat::Stat;
 use crate::pstree::{FileId, RealPid, VirtPid};
@@ -124,6 +124,9 @@ impl Preflight {
             .problems
             .extend(problems.into_iter().map(|e| Problem { area: Area::File, text: e.to_string() }));
         check_cpu(&mut found, snapshot);
+        if opts.common.cpu_cap.contains(CpuCap::IMAGE) {
+            found.add(Area::Cpu, crate::cpuinfo::check(&snapshot.dir, opts.common.cpu_cap));
+        }
         check_more(&mut found, snapshot);
         check_kernel(&mut found, plan, kernel);
         check_limits(&mut found, snapshot, plan)?;

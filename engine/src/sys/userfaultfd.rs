@@ -61,6 +61,7 @@ bitflags::bitflags! {
 }
 
 const UFFD_API: u64 = 0xaa;
+const NEW: u32 = 0xaa00;
 const API: u32 = 0xc018_aa3f;
 const REGISTER: u32 = 0xc020_aa00;
 const UNREGISTER: u32 = 0x8010_aa01;
@@ -76,6 +77,16 @@ pub fn open(user_mode_only: bool) -> Result<OwnedFd> {
     // SAFETY: numbers only.
     let ret = unsafe { libc::syscall(libc::SYS_userfaultfd, flags) };
     let fd = errno::check(ret, "userfaultfd")?;
+    // SAFETY: a new descriptor of ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// The same by an open `/dev/userfaultfd`, whose opener had the privilege (6.1).
+pub fn open_by(device: impl AsFd) -> Result<OwnedFd> {
+    let flags = libc::O_CLOEXEC | libc::O_NONBLOCK;
+    // SAFETY: the argument is a number.
+    let ret = unsafe { libc::ioctl(device.as_fd().as_raw_fd(), NEW as libc::Ioctl, flags) };
+    let fd = errno::check(ret.into(), "ioctl(USERFAULTFD_IOC_NEW)")?;
     // SAFETY: a new descriptor of ours.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

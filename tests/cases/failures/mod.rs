@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use nix::sys::signal::Signal;
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rcriu_tests::events::{PATIENCE, PidFd, readable};
 use rcriu_tests::state::{State, descendants, processes};
@@ -82,6 +83,12 @@ pub fn settled(program: &Program, before: &State) -> Result<State> {
     Ok(now)
 }
 
+/// Takes the exit status of children that have ended: as the first process of its pid namespace a case inherits what a
+/// killed command leaves, and a dead process keeps the pid namespace it is in from ending.
+pub fn take_dead() {
+    while waitpid(None, Some(WaitPidFlag::WNOHANG)).is_ok_and(|status| status != WaitStatus::StillAlive) {}
+}
+
 /// Images of a program that was dumped and is gone.
 fn dumped(kind: &str, args: &[&str]) -> Result<(Program, Images)> {
     let program = Program::start(kind, args)?;
@@ -109,9 +116,7 @@ pub fn nothing_left(what: &str) -> Result<()> {
                     .with_context(|| format!("{what} left pid {pid} behind"))?;
             }
         }
-        while nix::sys::wait::waitpid(None, Some(nix::sys::wait::WaitPidFlag::WNOHANG))
-            .is_ok_and(|s| s != nix::sys::wait::WaitStatus::StillAlive)
-        {}
+        take_dead();
         if left.is_empty() {
             return Ok(());
         }

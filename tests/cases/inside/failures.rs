@@ -280,9 +280,13 @@ pub fn cases() -> Vec<Case> {
         let child = program.tree()?.get(1).context("no child")?.pid().as_raw();
         refused(&program, child, &["pid namespace", "not its first process"])
     }));
+    cases.push(Case::new("inside: folders shared by CLONE_FS are refused by name", || {
+        let program = Program::start_inside(Home::new(), "shared-folders", &[])?;
+        refused(&program, program.pid(), &["CLONE_FS", "unshare(CLONE_FS)"])
+    }));
     for (home, whose) in [(Home::new(), ""), (Home::new().with_users(), " (with users of its own)")] {
         cases.push(Case::new(format!("inside: Landlock is refused by name{whose}"), move || {
-            let program = Program::start_inside(home, "unsupported", &["landlock"])?;
+            let program = Program::start_inside(home, "kept-refused", &["landlock-root"])?;
             refused(&program, program.pid(), &["Landlock"])
         }));
     }

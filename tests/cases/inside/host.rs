@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use rcriu_tests::state::processes;
 
-use crate::failures::below;
+use crate::failures::{below, take_dead};
 
 /// How long what cleans up after a killed dump may take.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -54,6 +54,7 @@ impl Host {
     pub fn settles(&self) -> Result<()> {
         let enough = Instant::now() + PATIENCE;
         loop {
+            take_dead();
             match self.unchanged() {
                 Err(_) if Instant::now() < enough => std::thread::sleep(Duration::from_millis(2)),
                 result => return result,

@@ -56,7 +56,9 @@ const WITH_USERS: [&str; 26] = [
 ];
 
 fn all() -> Vec<Kind> {
-    [tasks::KINDS, memory::KINDS, special_memory::KINDS, files::KINDS, sockets::KINDS].concat()
+    let all = [tasks::KINDS, memory::KINDS, special_memory::KINDS, files::KINDS, sockets::KINDS];
+    // Nobody can enter a mount namespace whose folders are shared: a case of failures.
+    all.concat().into_iter().filter(|kind| kind.program != "shared-folders").collect()
 }
 
 /// One turn in namespaces of its own.

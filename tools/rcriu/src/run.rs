@@ -6,7 +6,7 @@ use std::process::ExitCode;
 use rcriu_engine::error::{Error, Kind, Result};
 use rcriu_engine::interrupt;
 use rcriu_engine::kernel::Kernel;
-use rcriu_engine::options::{Dir, DumpOptions, RestoreOptions};
+use rcriu_engine::options::{CpuCap, Dir, DumpOptions, RestoreOptions};
 use rcriu_engine::pstree::RealPid;
 use rcriu_engine::restore::preflight::Preflight;
 use rcriu_engine::stats;
@@ -33,6 +33,17 @@ pub fn dedup(images: &Dir) -> Result<()> {
     let freed = rcriu_engine::mm::dedup::parents(&images.images()?)?;
     log::info!("{freed} pages were freed in the parent images");
     Ok(())
+}
+
+/// Writes what this processor can do. An image that is there is written anew.
+pub fn cpuinfo_dump(images: &Dir) -> Result<()> {
+    rcriu_engine::cpuinfo::dump(&images.images()?)
+}
+
+/// Fails if this processor lacks what the image says; everything is compared if nothing in particular is asked for.
+pub fn cpuinfo_check(images: &Dir, cap: CpuCap) -> Result<()> {
+    let cap = if cap.is_empty() { CpuCap::ALL } else { cap };
+    rcriu_engine::cpuinfo::check(&images.images()?, cap)
 }
 
 /// A restore; the root task's pid. Whoever asked may wait for the tasks' end with [`wait`].

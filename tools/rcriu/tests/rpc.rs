@@ -9,13 +9,13 @@ use std::process::Stdio;
 
 use nix::sys::socket::{AddressFamily, MsgFlags, SockFlag, SockType, UnixAddr, connect, send, socket};
 use rcriu_images::pb::{CriuFeatures, CriuOpts, CriuPageServerInfo, CriuReq, CriuReqType};
-use tool::client::{Client, answer_notifications, opts, request};
+use rcriu_tests::rpc::{Client, Told, answer_notifications, request};
 use tool::{Tool, is_root, sleeper};
 
 #[test]
 fn version_is_told_and_the_worker_ends_well() {
     let tool = Tool::new();
-    let client = Client::swrk(&tool);
+    let client = tool.swrk();
     // libcriu sends options with it, which do not matter.
     let odd = CriuOpts { images_dir_fd: 0, root: Some("/nonexistent".into()), ..CriuOpts::default() };
     let resp = client.ask(&CriuReq { opts: Some(odd), ..request(CriuReqType::Version) });
@@ -28,7 +28,7 @@ fn version_is_told_and_the_worker_ends_well() {
 #[test]
 fn a_connection_can_be_kept_open_for_harmless_requests() {
     let tool = Tool::new();
-    let client = Client::swrk(&tool);
+    let client = tool.swrk();
     for _ in 0..3 {
         let resp = client.ask(&CriuReq { keep_open: Some(true), ..request(CriuReqType::Version) });
         assert!(resp.success);
@@ -37,7 +37,7 @@ fn a_connection_can_be_kept_open_for_harmless_requests() {
     assert!(client.receive().is_none());
     assert_eq!(client.end(), 0);
 
-    let client = Client::swrk(&tool);
+    let client = tool.swrk();
     let resp = client.ask(&CriuReq { keep_open: Some(true), ..request(CriuReqType::Dump) });
     assert!(!resp.success && resp.cr_errmsg().contains("keep_open"));
     assert_eq!(client.end(), 1);
@@ -46,7 +46,7 @@ fn a_connection_can_be_kept_open_for_harmless_requests() {
 #[test]
 fn features_are_answered_one_by_one() {
     let tool = Tool::new();
-    let client = Client::swrk(&tool);
+    let client = tool.swrk();
     let asked = CriuFeatures { pidfd_store: Some(true), ..CriuFeatures::default() };
     let resp = client.ask(&CriuReq { features: Some(asked), ..request(CriuReqType::FeatureCheck) });
     assert!(resp.success);
@@ -64,7 +64,7 @@ fn check_answers_like_the_command() {
         return;
     }
     let tool = Tool::new();
-    let client = Client::swrk(&tool);
+    let client = tool.swrk();
     let resp = client.ask(&request(CriuReqType::Check));
     assert!(resp.success && resp.cr_errmsg.is_none(), "{resp:?}");
     assert_eq!(client.end(), 0);
@@ -80,10 +80,10 @@ fn a_tree_is_dumped_and_restored_as_our_child_with_notifications() {
     let mut child = sleeper();
     let pid = child.id() as i32;
     let with = |kind, o: CriuOpts| CriuReq { opts: Some(o), ..request(kind) };
-    let both = CriuOpts { notify_scripts: Some(true), log_level: Some(4), ..opts(&tool) };
+    let both = CriuOpts { notify_scripts: Some(true), log_level: Some(4), ..tool.opts() };
 
     // Somebody who says no: the tasks go on.
-    let client = Client::swrk(&tool);
+    let client = tool.swrk();
     let o = CriuOpts { pid: Some(pid), log_file: Some("no.log".into()), ..both.clone() };
     client.send(&with(CriuReqType::Dump, o));
     let first = client.receive().unwrap();
@@ -94,10 +94,10 @@ fn a_tree_is_dumped_and_restored_as_our_child_with_notifications() {
     assert_eq!(client.end(), 1);
     assert!(child.try_wait().unwrap().is_none());
 
-    let client = Client::swrk(&tool);
+    let client = tool.swrk();
     let o = CriuOpts { pid: Some(pid), log_file: Some("dump.log".into()), ..both.clone() };
     client.send(&with(CriuReqType::Dump, o));
-    let (names, resp) = answer_notifications(&client);
+    let Told { names, resp, .. } = answer_notifications(&client);
     assert!(resp.success && resp.cr_errmsg.is_none(), "{resp:?}");
     assert_eq!(resp.dump.unwrap().restored, Some(false));
     assert_eq!(names, ["pre-dump", "query-ext-files", "post-dump"]);
@@ -106,10 +106,10 @@ fn a_tree_is_dumped_and_restored_as_our_child_with_notifications() {
     let log = fs::read_to_string(tool.dir().join("dump.log")).unwrap();
     assert!(log.contains("Dumping finished successfully"), "{log}");
 
-    let client = Client::swrk(&tool);
+    let client = tool.swrk();
     let o = CriuOpts { rst_sibling: Some(true), log_file: Some("restore.log".into()), ..both };
     client.send(&with(CriuReqType::Restore, o));
-    let (names, resp) = answer_notifications(&client);
+    let Told { names, resp, .. } = answer_notifications(&client);
     assert!(resp.success && resp.cr_errmsg.is_none(), "{resp:?}");
     assert_eq!(resp.restore.unwrap().pid, pid);
     assert_eq!(names, ["pre-restore", "post-restore*", "pre-resume", "post-resume"]);
@@ -125,7 +125,7 @@ fn a_tree_is_dumped_and_restored_as_our_child_with_notifications() {
 #[test]
 fn a_chain_of_pre_dumps_ends_in_a_dump() {
     let tool = Tool::new();
-    let client = Client::swrk(&tool);
+    let client = tool.swrk();
     let asked = CriuFeatures { mem_track: Some(true), ..CriuFeatures::default() };
     let resp = client.ask(&CriuReq { features: Some(asked), ..request(CriuReqType::FeatureCheck) });
     assert_eq!(client.end(), 0);
@@ -151,7 +151,7 @@ fn a_chain_of_pre_dumps_ends_in_a_dump() {
         };
         CriuReq { opts: Some(opts), ..request(kind) }
     };
-    let client = Client::swrk(&tool);
+    let client = tool.swrk();
     for n in [1, 2] {
         let resp = client.ask(&with(CriuReqType::PreDump, n));
         assert!(resp.success && resp.r#type() == CriuReqType::PreDump, "{resp:?}");
@@ -173,7 +173,7 @@ fn a_refused_dump_names_the_option_in_answer_and_log() {
         return;
     }
     let tool = Tool::new();
-    let client = Client::swrk(&tool);
+    let client = tool.swrk();
     let opts = CriuOpts {
         pid: Some(std::process::id() as i32),
         unprivileged: Some(true),
@@ -181,7 +181,7 @@ fn a_refused_dump_names_the_option_in_answer_and_log() {
         log_level: Some(4),
         log_file: Some("dump.log".into()),
         config_file: Some("/nonexistent/runc.conf".into()),
-        ..opts(&tool)
+        ..tool.opts()
     };
     let resp = client.ask(&CriuReq { opts: Some(opts), ..request(CriuReqType::Dump) });
     assert!(!resp.success);
@@ -206,7 +206,7 @@ fn folders_are_the_clients_descriptors() {
     fs::create_dir(&images).unwrap();
     fs::create_dir(&work).unwrap();
     let (images_fd, work_fd) = (fs::File::open(&images).unwrap(), fs::File::open(&work).unwrap());
-    let client = Client::swrk(&tool);
+    let client = tool.swrk();
     let opts = CriuOpts {
         images_dir_fd: images_fd.as_raw_fd(),
         work_dir_fd: Some(work_fd.as_raw_fd()),
@@ -228,13 +228,13 @@ fn requests_that_make_no_sense_are_answered() {
         (request(CriuReqType::Dump), "folder"),
         (
             CriuReq {
-                opts: Some(CriuOpts { log_file: Some("a/b".into()), ..opts(&tool) }),
+                opts: Some(CriuOpts { log_file: Some("a/b".into()), ..tool.opts() }),
                 ..request(CriuReqType::Dump)
             },
             "a/b",
         ),
     ] {
-        let client = Client::swrk(&tool);
+        let client = tool.swrk();
         let resp = client.ask(&req);
         assert!(!resp.success && resp.cr_errmsg().contains(word), "{resp:?}");
         assert_eq!(client.end(), 1);
@@ -244,8 +244,8 @@ fn requests_that_make_no_sense_are_answered() {
 #[test]
 fn a_client_that_says_nothing_or_nonsense_ends_the_worker() {
     let tool = Tool::new();
-    assert_eq!(Client::swrk(&tool).end(), 1);
-    let client = Client::swrk(&tool);
+    assert_eq!(tool.swrk().end(), 1);
+    let client = tool.swrk();
     send(client.socket.as_raw_fd(), &[0xff; 64], MsgFlags::empty()).unwrap();
     assert!(client.receive().is_none());
     assert_eq!(client.end(), 1);
@@ -281,7 +281,7 @@ fn the_service_serves_several_clients_and_ends_on_sigterm() {
     let sk = socket(AddressFamily::Unix, SockType::SeqPacket, SockFlag::SOCK_CLOEXEC, None).unwrap();
     connect(sk.as_raw_fd(), &UnixAddr::new(&path).unwrap()).unwrap();
     let stranger = Client { socket: sk, child: None };
-    let opts = CriuOpts { rst_sibling: Some(true), ..opts(&tool) };
+    let opts = CriuOpts { rst_sibling: Some(true), ..tool.opts() };
     let resp = stranger.ask(&CriuReq { opts: Some(opts), ..request(CriuReqType::Restore) });
     assert!(!resp.success && resp.cr_errmsg().contains("rst_sibling"), "{resp:?}");
 
@@ -298,9 +298,9 @@ fn a_page_server_is_started_and_waited_for() {
         return;
     }
     let (tool, pages) = (Tool::new(), Tool::new());
-    let client = Client::swrk(&pages);
+    let client = pages.swrk();
     let ps = CriuPageServerInfo { address: Some("127.0.0.1".into()), ..CriuPageServerInfo::default() };
-    let o = CriuOpts { ps: Some(ps), log_level: Some(4), log_file: Some("ps.log".into()), ..opts(&pages) };
+    let o = CriuOpts { ps: Some(ps), log_level: Some(4), log_file: Some("ps.log".into()), ..pages.opts() };
     let resp =
         client.ask(&CriuReq { opts: Some(o), keep_open: Some(true), ..request(CriuReqType::PageServerChld) });
     assert!(resp.success, "{resp:?}");

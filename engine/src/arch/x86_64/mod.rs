@@ -9,6 +9,7 @@
 //! | image | `user_x86_regs_entry` | `user_x86_fpregs_entry`, one field per component |
 //! | signal frame | 18 words and segments | XSAVE area between two magic numbers |
 
+mod features;
 mod layout;
 mod own;
 mod regs;
@@ -17,6 +18,7 @@ mod sigframe;
 mod tls;
 mod xsave;
 
+pub use features::{Features, INSTRUCTIONS, STATES, Vendor, WORDS, WORDS_OF_FIRST};
 pub use layout::Layout;
 pub use own::thread_pointer;
 pub use regs::Regs;

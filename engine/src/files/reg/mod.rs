@@ -82,6 +82,18 @@ pub(super) fn dump_path(fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> R
     if let Some(external) = external(probe, out) {
         entry.name = external.id().into_bytes();
         entry.ext = Some(true);
+    } else if let Some(external) = outside(probe, out)? {
+        log::warn!(
+            "fd of task {}: {} lies outside of the tree's mount namespace: a restore opens it there, unless it is \
+             given ({})",
+            probe.task,
+            probe.link_text(),
+            external.id()
+        );
+        entry.name = external.id().into_bytes();
+        entry.ext = Some(true);
+        let outside = Some(probe.link.clone());
+        out.more(pb::RcriuFileEntry { id: id.0, outside, ..Default::default() })?;
     } else {
         entry.name = name_of(fd, id, out)?;
     }
@@ -106,6 +118,21 @@ fn external<'a>(probe: &FdProbe, out: &FilesOut<'a>) -> Option<&'a External> {
         }
         _ => false,
     })
+}
+
+/// What an open file is called that lies on a mount of ours, not of the mount namespace the tree has for itself: output
+/// of a container that goes to a file of the host.
+fn outside(probe: &FdProbe, out: &FilesOut<'_>) -> Result<Option<External>> {
+    let Some(mount) = out.own_mount(probe).filter(|_| probe.fd.is_some() && probe.link.starts_with(b"/"))
+    else {
+        return Ok(None);
+    };
+    if out.roots.mounts()?.iter().any(|(_, all)| all.iter().any(|inside| inside.id == mount)) {
+        return Ok(None);
+    }
+    let found = nix::sys::stat::lstat(probe.link.as_slice());
+    let is = found.is_ok_and(|found| (found.st_dev, found.st_ino) == (probe.stat.st_dev, probe.stat.st_ino));
+    Ok(is.then_some(External::File { mnt_id: mount.cast_unsigned(), inode: probe.stat.st_ino }))
 }
 
 /// A log may grow between dump and restore.

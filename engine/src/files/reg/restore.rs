@@ -23,7 +23,7 @@ use crate::{
         FilesTask, OpenHow, PlanFiles, Preflight, RestoredFile, build_id,
         ghost::{self, Remap},
     },
-    options::FileValidation,
+    options::{FileValidation, RestoreOptions},
     pstree::FileId,
 };
 
@@ -52,6 +52,8 @@ pub(in crate::files) struct RegFile {
     remap: Option<Remap>,
     /// Where the inode still has a name, for a remap of that sort, and on which mount.
     linked: Option<(Option<i32>, Vec<u8>)>,
+    /// Its path in the mount namespace of the engine.
+    outside: Option<Vec<u8>>,
 }
 
 impl RegFile {
@@ -75,7 +77,8 @@ impl RegFile {
             }
             _ => None,
         };
-        Ok(RegFile { entry, remap, linked })
+        let outside = plan.more(FileId(entry.id)).and_then(|more| more.outside.clone());
+        Ok(RegFile { entry, remap, linked, outside: outside.filter(|_| external) })
     }
 
     pub(in crate::files) fn flags(&self) -> i32 {
@@ -100,6 +103,10 @@ impl RegFile {
     fn open_with(&self, flags: i32, mut cloexec: bool, cx: &mut FilesTask<'_>) -> Result<(OwnedFd, bool)> {
         if let Some(fd) = cx.inherited(|| self.name())? {
             return Ok((fd, true));
+        }
+        if let Some(file) = cx.given(FileId(self.entry.id))? {
+            self.check_size_and_mode(&fstat(&file).call("fstat")?, cx.opts.skip_file_rwx_check)?;
+            return Ok((file, true));
         }
         let wanted = if cloexec { OFlag::O_CLOEXEC } else { OFlag::empty() };
         if self.entry.ext() {
@@ -181,6 +188,11 @@ impl RestoredFile for RegFile {
         if cx.inherited(|| self.name()) {
             return Ok(());
         }
+        if let Some(path) = &self.outside {
+            let stat = nix::sys::stat::stat(path.as_slice()).call("stat");
+            let stat = stat.during(|| path.escape_ascii().to_string())?;
+            return self.check_size_and_mode(&stat, cx.opts.skip_file_rwx_check);
+        }
         if self.entry.ext() {
             return Err(Error::host("it must be given from outside")
                 .remedy(format!("restore with --inherit-fd fd[N]:{}", self.name())));
@@ -215,6 +227,16 @@ impl RestoredFile for RegFile {
             flags: self.flags(),
         };
         Some((source, file))
+    }
+
+    fn is_given(&self, opts: &RestoreOptions) -> bool {
+        self.outside.is_some() && !opts.inherit_fds.iter().any(|fd| fd.is_for(&self.name()))
+    }
+
+    fn give(&self, _: Option<OwnedFd>) -> Result<OwnedFd> {
+        let path = self.outside.as_deref().ok_or_else(|| Error::bug("a file that nobody gives"))?;
+        let file = open(path, Self::open_flags(self.flags()) | OFlag::O_CLOEXEC, Mode::empty());
+        file.call("open").during(|| path.escape_ascii().to_string())
     }
 
     fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {

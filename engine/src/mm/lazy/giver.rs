@@ -11,7 +11,10 @@ use nix::sys::socket::{
 };
 use rcriu_images::pb;
 
-use super::{ARM, FINISHED, Late, OfVma, SOCKET};
+use super::{
+    ARM, FINISHED, Late, OfVma, SOCKET,
+    sponsor::{Sponsor, Sponsored},
+};
 use crate::{
     error::{Context, Error, Result, SysContext},
     options::Dir,
@@ -20,11 +23,19 @@ use crate::{
     sys::userfaultfd::{self as uffd, Features},
 };
 
+/// What a server has to be told.
+const NEEDED: Features = Features::EVENT_FORK
+    .union(Features::EVENT_REMAP)
+    .union(Features::EVENT_REMOVE)
+    .union(Features::EVENT_UNMAP);
+
 /// The connection to the server, and the rule that both follow.
 #[derive(Debug)]
 pub struct Giver {
     socket: OwnedFd,
     late: Late,
+    /// Of tasks that may not ask for events themselves.
+    sponsor: Option<Sponsored>,
 }
 
 /// A userfaultfd on its way into the restorer, which registers the mappings.
@@ -42,19 +53,26 @@ impl Giver {
             .call("connect")
             .during(|| format!("{SOCKET} in {}", work_dir.path().display()))
             .map_err(|e| e.remedy("start the command lazy-pages with the same -W or -D first"))?;
-        Ok(Giver { socket: fd, late: Late::Marked })
+        Ok(Giver { socket: fd, late: Late::Marked, sponsor: None })
     }
 
     /// A pair for a server that is a child of ours: our end, and its socket.
     pub fn pair(late: Late) -> Result<(Giver, OwnedFd)> {
         let (ours, theirs) = socketpair(AddressFamily::Unix, SockType::Stream, None, SockFlag::SOCK_CLOEXEC)
             .call("socketpair")?;
-        Ok((Giver { socket: ours, late }, theirs))
+        Ok((Giver { socket: ours, late, sponsor: None }, theirs))
     }
 
     /// The same with its descriptor kept elsewhere by `keep`.
     pub fn moved(self, keep: impl FnOnce(OwnedFd) -> Result<OwnedFd>) -> Result<Giver> {
-        Ok(Giver { socket: keep(self.socket)?, late: self.late })
+        Ok(Giver { socket: keep(self.socket)?, ..self })
+    }
+
+    /// Before tasks of another user namespace give: a child of ours asks for them. The caller must have one thread.
+    pub fn sponsor(&mut self, keep: impl Fn(OwnedFd) -> Result<OwnedFd>) -> Result<Sponsor> {
+        let (sponsor, sponsored) = Sponsor::start(NEEDED, keep)?;
+        self.sponsor = Some(sponsored);
+        Ok(sponsor)
     }
 
     /// What the rule means for `vma` of task `pid`.
@@ -72,15 +90,14 @@ impl Giver {
     /// # Errors
     /// A kernel without userfaultfd or the events of it that are needed; a server that is gone.
     pub fn give(&self, area: &Area, pid: VirtPid) -> Result<Offer> {
-        let fd = uffd::open(false).map_err(|e| match e.errno() {
-            Some(libc::EPERM) => {
-                e.remedy("restore without --lazy-pages what has a user namespace of its own")
-            }
+        let fd = match &self.sponsor {
+            Some(sponsored) => area.one_at_a_time(|| sponsored.make()),
+            None => uffd::open(false).and_then(|fd| uffd::api(&fd, NEEDED).map(|_| fd)),
+        };
+        let fd = fd.map_err(|e| match e.errno() {
+            Some(libc::EINVAL) => e.remedy("lazy restores need Linux 4.11 or later"),
             _ => e,
         })?;
-        let needed =
-            Features::EVENT_FORK | Features::EVENT_REMAP | Features::EVENT_REMOVE | Features::EVENT_UNMAP;
-        uffd::api(&fd, needed).map_err(|e| e.remedy("lazy restores need Linux 4.11 or later"))?;
         area.one_at_a_time(|| {
             self.send(&pid.0.to_ne_bytes(), None)?;
             self.send(&[0], Some(&fd))

@@ -17,6 +17,7 @@
 //! background  a server that is a child of the restore
 //! spare    second descriptors, should that child be killed
 //! giver    the restore's side of the conversation
+//! sponsor  asks for descriptors of tasks that have no right to
 
 pub mod background;
 mod giver;
@@ -26,11 +27,13 @@ mod serve;
 mod source;
 mod space;
 mod spare;
+mod sponsor;
 
 pub use giver::{Giver, Offer};
 pub use late::{Late, OfVma};
 pub use serve::{Count, serve};
 pub use source::Source;
+pub use sponsor::Sponsor;
 
 /// Name of the server's socket in the work folder.
 pub const SOCKET: &str = "lazy-pages.socket";

@@ -1,7 +1,7 @@
 //! Dump of mount namespaces.
 
 use std::{
-    collections::HashSet,
+    collections::{HashMap, HashSet},
     ffi::OsStr,
     io::Read,
     os::{
@@ -89,11 +89,10 @@ pub fn dump(cx: &DumpMounts<'_>) -> Result<Table> {
     let maps = IdMaps::read(first)?;
     let ours: Vec<Mount> = mountinfo::own()?.iter().map(Mount::from_kernel).collect();
     let host = if cx.opts.common.external_mounts.auto { &ours[..] } else { &[] };
-    let own_cgroups = differs(first, "cgroup")?;
     let mut tables: Vec<(u32, Vec<Mount>)> = Vec::new();
     for (pid, id) in cx.spaces {
         let of_root = tables.first().map(|(_, mounts)| &mounts[..]);
-        let mounts = listed(*pid, of_root, (&maps, own_cgroups), host, &cx.opts.common)?;
+        let mounts = listed(*pid, of_root, &maps, host, &cx.opts.common)?;
         tables.push((*id, mounts));
     }
     let tree = Tree::new(tables).map_err(|e| match e.kind() {
@@ -129,18 +128,20 @@ impl DumpMounts<'_> {
 fn listed(
     pid: RealPid,
     of_root: Option<&[Mount]>,
-    (maps, own_cgroups): (&IdMaps, bool),
+    maps: &IdMaps,
     host: &[Mount],
     opts: &CommonOptions,
 ) -> Result<Vec<Mount>> {
-    let lines = table(pid)?;
+    let lines = table(pid, CloneFlags::CLONE_NEWNS)?;
+    let groups = groups_inside(pid)?;
     let mut mounts = lines.iter().map(Mount::from_kernel).collect::<Vec<_>>();
     check_all_there(pid, &lines)?;
-    for mount in &mut mounts {
-        prepare(mount, opts, maps, own_cgroups).during(|| mount.name())?;
-    }
-    external::mark(&mut mounts, of_root.unwrap_or_default(), host, opts);
+    let own = groups.iter().filter(|(_, root)| !is_above(root)).map(|(id, _)| *id).collect();
+    external::mark(&mut mounts, of_root.unwrap_or_default(), (host, &own), opts);
     leave_out(&mut mounts, opts)?;
+    for mount in &mut mounts {
+        prepare(mount, opts, maps, groups.get(&mount.id)).during(|| mount.name())?;
+    }
     for mount in mounts.iter().filter(|m| m.outside.is_none() && (of_root.is_some() || m.point != b"/")) {
         let line = lines.iter().find(|line| line.id.cast_unsigned() == mount.id);
         let unknown = line.and_then(|line| flags::of_mount(&line.options).1.first().map(|w| shown(w)));
@@ -160,12 +161,32 @@ fn differs(pid: RealPid, kind: &str) -> Result<bool> {
     Ok(matches!((ours, theirs), (Ok(ours), Ok(theirs)) if ours != theirs))
 }
 
+/// Roots of mounts of control groups as they are seen in the task's cgroup namespace, by number; none if it is ours.
+fn groups_inside(pid: RealPid) -> Result<HashMap<u32, Vec<u8>>> {
+    if !differs(pid, "cgroup")? {
+        return Ok(HashMap::new());
+    }
+    let lines = table(pid, CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWCGROUP)?;
+    let groups = lines.into_iter().filter(|line| line.fs_type.starts_with(b"cgroup"));
+    Ok(groups.map(|line| (line.id.cast_unsigned(), line.root)).collect())
+}
+
+/// Whether a root seen in a cgroup namespace lies outside of it.
+fn is_above(root: &[u8]) -> bool {
+    root == b"/.." || root.starts_with(b"/../")
+}
+
 /// The root folder of the mount namespace of task `pid`, and mountinfo as seen from there: all mounts that paths lead to,
 /// wherever the root of the task is.
 pub fn look(pid: RealPid) -> Result<(OwnedFd, Vec<u8>)> {
+    look_from(pid, CloneFlags::CLONE_NEWNS)
+}
+
+/// The same, seen from the task's namespaces of `kinds`.
+fn look_from(pid: RealPid, kinds: CloneFlags) -> Result<(OwnedFd, Vec<u8>)> {
     let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
     let proc = nix::fcntl::open("/proc", flags, Mode::empty()).call("open(/proc)")?;
-    enter::inside(pid, CloneFlags::CLONE_NEWNS, || {
+    enter::inside(pid, kinds, || {
         let root = nix::fcntl::open("/", flags, Mode::empty()).call("open(/)")?;
         let name = "thread-self/mountinfo";
         let file = openat(&proc, name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty());
@@ -175,8 +196,8 @@ pub fn look(pid: RealPid) -> Result<(OwnedFd, Vec<u8>)> {
     })
 }
 
-fn table(pid: RealPid) -> Result<Vec<mountinfo::Mount>> {
-    let (_, bytes) = look(pid)?;
+fn table(pid: RealPid, kinds: CloneFlags) -> Result<Vec<mountinfo::Mount>> {
+    let (_, bytes) = look_from(pid, kinds)?;
     mountinfo::parse(&bytes).ok_or_else(|| Error::host(format!("mountinfo of task {pid} is not understood")))
 }
 
@@ -197,11 +218,21 @@ fn check_all_there(pid: RealPid, lines: &[mountinfo::Mount]) -> Result<()> {
 }
 
 /// What the table does not show, or not as whoever restores needs it.
-fn prepare(mount: &mut Mount, opts: &CommonOptions, maps: &IdMaps, own_cgroups: bool) -> Result<()> {
+fn prepare(mount: &mut Mount, opts: &CommonOptions, maps: &IdMaps, groups: Option<&Vec<u8>>) -> Result<()> {
     let kind = mount.kind.map_or("", |kind| kind.name);
-    if own_cgroups && kind.starts_with("cgroup") {
-        // Told as seen from our cgroup; in theirs it is the root.
-        mount.root = Some(b"/".to_vec());
+    match groups {
+        None => {}
+        Some(_) if mount.outside.is_some() => mount.root = Some(b"/".to_vec()),
+        Some(root) if is_above(root) => {
+            let point = shown(&mount.point);
+            return Err(Error::unsupported(
+                "it shows control groups above those of the tree's cgroup namespace, in which it cannot be made again",
+            )
+            .remedy(format!(
+                "dump with --external mnt[{point}]:NAME, restore with --external mnt[NAME]:PATH"
+            )));
+        }
+        Some(root) => mount.root = Some(root.clone()),
     }
     if kind == "devpts" {
         let ours = stat("/dev/pts").map(|s| device(libc::major(s.st_dev), libc::minor(s.st_dev)));

@@ -1,6 +1,7 @@
 //! Mounts whose file system stays outside: named by the user, or found in our own namespace.
 
 use std::{
+    collections::HashSet,
     ffi::OsStr,
     os::unix::ffi::OsStrExt,
     path::{Path, PathBuf},
@@ -33,7 +34,15 @@ fn value_of_device<'a>(opts: &'a CommonOptions, key: &str) -> Option<&'a str> {
 /// Marks what options say is outside: `mounts` of a dump, with `host` for what we have mounted ourselves, empty if
 /// nothing is to be found by itself. Roots are never outside. A mount point names a mount of the root task's namespace,
 /// `first`, if that has one there: others may have something else.
-pub(super) fn mark(mounts: &mut [Mount], first: &[Mount], host: &[Mount], opts: &CommonOptions) {
+///
+/// `own` are mounts of control groups that show what is in the tree's own cgroup namespace, by number. Their roots are
+/// folders below those of our mounts, but they can be made inside again, wherever a restore puts the tree.
+pub(super) fn mark(
+    mounts: &mut [Mount],
+    first: &[Mount],
+    (host, own): (&[Mount], &HashSet<u32>),
+    opts: &CommonOptions,
+) {
     for mount in mounts.iter_mut().filter(|m| m.point != b"/") {
         let another = first.iter().any(|other| other.point == mount.point);
         if let Some(name) = value_of_mount(opts, &mount.point).filter(|_| !another) {
@@ -48,7 +57,13 @@ pub(super) fn mark(mounts: &mut [Mount], first: &[Mount], host: &[Mount], opts: 
             mount.by_name = true;
             continue;
         }
-        let Some(found) = best(mount, host) else { continue };
+        let fits = |ours: &Mount| match own.contains(&mount.id) {
+            true => mount.root == ours.root,
+            false => {
+                mount.root.as_deref().zip(ours.root.as_deref()).is_some_and(|(r, o)| below(r, o).is_some())
+            }
+        };
+        let Some(found) = best(mount, host, fits) else { continue };
         if mount.shared != 0 {
             if !opts.external_mounts.sharing {
                 continue;
@@ -67,14 +82,11 @@ pub(super) fn mark(mounts: &mut [Mount], first: &[Mount], host: &[Mount], opts: 
     }
 }
 
-/// The mount of ours that `mount` may have been made from: one it shares with, or is a slave of; else the last that
-/// shows all of it.
-fn best<'a>(mount: &Mount, host: &'a [Mount]) -> Option<&'a Mount> {
-    let root = mount.root.as_deref()?;
-    let fits =
-        |m: &&Mount| m.dev == mount.dev && m.root.as_deref().is_some_and(|base| below(root, base).is_some());
+/// The mount of ours that `mount` may have been made from, its root being one that `fits`: one it shares with, or is a
+/// slave of; else the last that shows all of it.
+fn best<'a>(mount: &Mount, host: &'a [Mount], fits: impl Fn(&Mount) -> bool) -> Option<&'a Mount> {
     let tied = |m: &&Mount| m.shared != 0 && [mount.shared, mount.master].contains(&m.shared);
-    let candidates = || host.iter().filter(fits);
+    let candidates = || host.iter().filter(|m| m.dev == mount.dev && fits(m));
     candidates().find(tied).or_else(|| candidates().next_back())
 }
 
@@ -153,12 +165,12 @@ mod tests {
     #[test]
     fn named_mounts_go_to_images_by_name_and_come_back_by_path() {
         let mut mounts = [mount(1, 0, "/"), mount(2, 1, "/data")];
-        mark(&mut mounts, &[], &[], &options(&["mnt[/data]:disk", "mnt[/]:never"]));
+        mark(&mut mounts, &[], (&[], &HashSet::new()), &options(&["mnt[/data]:disk", "mnt[/]:never"]));
         assert_eq!(mounts[0].outside, None);
         assert_eq!(mounts[1].outside, Some(Outside::Named("disk".into())));
         // The same place in another namespace is not meant.
         let mut others = [mount(11, 0, "/"), mount(12, 11, "/data")];
-        mark(&mut others, &mounts, &[], &options(&["mnt[/data]:disk"]));
+        mark(&mut others, &mounts, (&[], &HashSet::new()), &options(&["mnt[/data]:disk"]));
         assert_eq!(others[1].outside, None);
         let path = path_of(&mounts[1], &options(&["mnt[disk]:/srv/x"])).unwrap();
         assert_eq!(path, Path::new("/srv/x"));
@@ -174,7 +186,7 @@ mod tests {
         mounts[0].dev = 8 << 20 | 1;
         mounts[0].kind = None;
         mounts[0].fs_name = b"ext4".into();
-        mark(&mut mounts, &[], &[], &options(&["dev[8/1]:disk"]));
+        mark(&mut mounts, &[], (&[], &HashSet::new()), &options(&["dev[8/1]:disk"]));
         assert_eq!((&mounts[0].source[..], mounts[0].by_name), (&b"dev[disk]"[..], true));
         assert_eq!(source_of(&mounts[0], &options(&["dev[disk]:/dev/sdb1"])).unwrap(), b"/dev/sdb1");
         let said = source_of(&mounts[0], &options(&[])).unwrap_err().to_string();
@@ -191,7 +203,7 @@ mod tests {
         let mut of = mount(20, 1, "/data");
         (of.dev, of.root) = (7, Some(b"/sub".into()));
         let mut mounts = [of.clone()];
-        mark(&mut mounts, &[], &host, &opts);
+        mark(&mut mounts, &[], (&host, &HashSet::new()), &opts);
         assert_eq!(
             (&mounts[0].source[..], &mounts[0].outside),
             (&b"/srv/other/sub"[..], &Some(Outside::Automatic))
@@ -202,10 +214,29 @@ mod tests {
         // Slaves only when asked for, and then of the mount they are slaves of.
         of.master = 4;
         let mut mounts = [of.clone()];
-        mark(&mut mounts, &[], &host, &opts);
+        mark(&mut mounts, &[], (&host, &HashSet::new()), &opts);
         assert_eq!(mounts[0].outside, None);
         opts.external_mounts.masters = true;
-        mark(&mut mounts, &[], &host, &opts);
+        mark(&mut mounts, &[], (&host, &HashSet::new()), &opts);
         assert_eq!(mounts[0].source, b"/srv/disk/sub");
+    }
+
+    #[test]
+    fn groups_of_an_own_namespace_are_outside_only_where_we_have_the_very_same_mounted() {
+        let mut opts = options(&[]);
+        opts.external_mounts.auto = true;
+        let mut host = [mount(1, 0, "/"), mount(2, 1, "/sys/fs/cgroup")];
+        host[1].dev = 7;
+        let mut of = mount(20, 1, "/sys/fs/cgroup");
+        (of.dev, of.root) = (7, Some(b"/payload".into()));
+        let marked = |host: &[Mount], own: &[u32]| {
+            let mut mounts = [of.clone()];
+            mark(&mut mounts, &[], (host, &own.iter().copied().collect()), &opts);
+            mounts[0].outside.is_some().then(|| shown(&mounts[0].source).to_string())
+        };
+        assert_eq!(marked(&host, &[20]), None);
+        assert_eq!(marked(&host, &[]).as_deref(), Some("/sys/fs/cgroup/payload"));
+        host[1].root = of.root.clone();
+        assert_eq!(marked(&host, &[20]).as_deref(), Some("/sys/fs/cgroup"));
     }
 }

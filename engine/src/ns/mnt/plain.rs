@@ -19,7 +19,7 @@ use nix::{
     },
     unistd::{UnlinkatFlags, unlinkat},
 };
-use rcriu_images::ImageDir;
+use rcriu_images::{ImageDir, ImageKind};
 
 use super::{
     content, flags,
@@ -145,7 +145,8 @@ impl<'a> Plain<'a> {
         self.opened(at)?;
         if content && let Some(archive) = plan::content_of(mount, images)? {
             let root = walk::to(self.root(at)?.as_fd(), b"")?;
-            content::unpack(root, archive)?;
+            let name = || ImageKind::TmpfsDev.file_name(mount.dev.into());
+            content::unpack(root, archive).during(name)?;
         }
         Ok(())
     }

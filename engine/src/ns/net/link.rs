@@ -22,6 +22,7 @@ const RTM_GETLINK: u16 = 18;
 pub(super) const RTM_SETLINK: u16 = 19;
 const RTM_GETQDISC: u16 = 38;
 const RTM_GETNSID: u16 = 90;
+pub(super) const RTM_NEWLINKPROP: u16 = 108;
 /// Bytes of `struct ifinfomsg`.
 pub(super) const HEAD: usize = 16;
 
@@ -41,6 +42,8 @@ pub(super) const IFLA_NUM_RX_QUEUES: u16 = 32;
 const IFLA_LINK_NETNSID: u16 = 37;
 const IFLA_XDP: u16 = 43;
 pub(super) const IFLA_NEW_IFINDEX: u16 = 49;
+pub(super) const IFLA_PROP_LIST: u16 = 52;
+pub(super) const IFLA_ALT_IFNAME: u16 = 53;
 pub(super) const INFO_KIND: u16 = 1;
 pub(super) const INFO_DATA: u16 = 2;
 pub(super) const INFO_SLAVE_KIND: u16 = 4;
@@ -100,6 +103,14 @@ impl<'a> Told<'a> {
 
     pub(super) fn info(self) -> Attributes<'a> {
         self.attributes.inside(IFLA_LINKINFO)
+    }
+
+    /// Its alternative names (Linux 5.5).
+    pub(super) fn other_names(self) -> impl Iterator<Item = &'a [u8]> {
+        self.attributes
+            .inside(IFLA_PROP_LIST)
+            .filter(|(kind, _)| *kind == IFLA_ALT_IFNAME)
+            .map(|(_, name)| name)
     }
 
     /// The kind of device; empty for hardware.

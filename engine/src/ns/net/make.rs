@@ -228,6 +228,11 @@ fn again(netlink: &mut Netlink, link: &Link, now: Told<'_>, then: Told<'_>) -> R
     if body.0.len() > empty {
         netlink.request("RTM_SETLINK", RTM_SETLINK, 0, &body.0)?;
     }
+    for name in then.other_names().filter(|name| now.other_names().all(|has| has != *name)) {
+        let names = Body::default().bytes(link::IFLA_ALT_IFNAME, name);
+        let body = Body::new(&head(now.index, 0, 0)).nest(link::IFLA_PROP_LIST | NESTED, &names);
+        netlink.request("RTM_NEWLINKPROP", link::RTM_NEWLINKPROP, CREATE | EXCL, &body.0)?;
+    }
     if link.how == How::Bridge {
         let (now_data, then_data) = (now.info().inside(link::INFO_DATA), then.info().inside(link::INFO_DATA));
         let data = differing(&BRIDGE, now_data, then_data);

@@ -34,6 +34,7 @@ mod sysctl;
 #[cfg(test)]
 mod tests;
 mod tun;
+mod unkept;
 
 use std::os::fd::BorrowedFd;
 
@@ -136,6 +137,7 @@ fn dump_all(cx: &DumpNet<'_>) -> Result<()> {
         return write(&pb::NetnsEntry { ext_key: Some(name.to_owned()), ..Default::default() });
     }
     if !cx.opts.common.empty_net_ns {
+        unkept::check()?;
         let netlink = &mut Netlink::route()?;
         // Asking a device of programs makes its link come and go, upon which the kernel acts.
         address::dump(netlink, cx.images, cx.id)?;
@@ -215,6 +217,18 @@ fn read_all(images: &ImageDir, id: u32, opts: &RestoreOptions) -> Result<Net> {
             other.target_ns_id
         ))
         .remedy("restore these images with CRIU"));
+    }
+    // Every namespace has devices, and every dump tells of addresses.
+    let missing = |kind: ImageKind| {
+        let name = kind.file_name(id.into());
+        Error::image(format!("{name}: there is no such image"))
+            .remedy("restore with --empty-ns net what was dumped with it")
+    };
+    if images.read_all::<pb::NetDeviceEntry>(ImageKind::Netdev, id.into())?.is_empty() {
+        return Err(missing(ImageKind::Netdev));
+    }
+    if images.open_raw(ImageKind::Ifaddr, id.into())?.is_none() {
+        return Err(missing(ImageKind::Ifaddr));
     }
     let more: pb::RcriuNetnsEntry = images.read_opt(ImageKind::RcriuNetns, id.into())?.unwrap_or_default();
     let name = ImageKind::RcriuNetns.file_name(id.into());

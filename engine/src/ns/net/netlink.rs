@@ -5,9 +5,7 @@
 
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
+use nix::sys::socket::{MsgFlags, NetlinkAddr, recv, sendto};
 
 use crate::{
     error::{Error, Result, SysContext},
@@ -220,17 +218,21 @@ pub struct Netlink {
 impl Netlink {
     /// Links, addresses, routes (rtnetlink(7)) of the namespace this thread is in.
     pub fn route() -> Result<Netlink> {
-        Self::open(SockProtocol::NetlinkRoute)
+        Self::open(libc::NETLINK_ROUTE)
     }
 
     /// Netfilter's of the namespace this thread is in.
     pub fn netfilter() -> Result<Netlink> {
-        Self::open(SockProtocol::NetlinkNetFilter)
+        Self::open(libc::NETLINK_NETFILTER)
     }
 
-    fn open(protocol: SockProtocol) -> Result<Netlink> {
-        let socket = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, protocol)
-            .call("socket(AF_NETLINK)")?;
+    /// IPsec's of the namespace this thread is in.
+    pub fn xfrm() -> Result<Netlink> {
+        Self::open(libc::NETLINK_XFRM)
+    }
+
+    fn open(protocol: i32) -> Result<Netlink> {
+        let socket = sockopt::socket(libc::AF_NETLINK, libc::SOCK_RAW, protocol)?;
         // Only the words of errors depend on it (Linux 4.12).
         let _ = sockopt::set_int(socket.as_fd(), EXT_ACK, 1);
         Ok(Netlink { socket, seq: 0, buffer: vec![0; BUFFER] })

@@ -23,6 +23,11 @@ impl Area {
         self.read_error()
     }
 
+    /// What a task says of its end, if it was that which made `consequence`.
+    pub fn why(&self, consequence: Error) -> Error {
+        if self.failed() { self.failure() } else { consequence }
+    }
+
     fn read_error(&self) -> Error {
         let slot = &self.shared().error;
         let mut buf = [0u8; ERROR_TEXT];

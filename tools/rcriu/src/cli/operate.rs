@@ -49,6 +49,8 @@ pub fn operate(
             let options = checked::dump(raw, &folders, None)?;
             run::dump(action, &options, raw.display_stats).map(|()| ExitCode::SUCCESS)
         }
+        Action::CpuinfoDump => run::cpuinfo_dump(&folders.images).map(|()| ExitCode::SUCCESS),
+        Action::CpuinfoCheck => run::cpuinfo_check(&folders.images, raw.cpu_cap).map(|()| ExitCode::SUCCESS),
         Action::Dedup => run::dedup(&folders.images).map(|()| ExitCode::SUCCESS),
         Action::Restore => restore(raw, &folders, words, &inherited),
         Action::PageServer => crate::servers::page_server(raw, &folders),

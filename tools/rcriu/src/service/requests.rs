@@ -93,8 +93,8 @@ impl Session {
             T::WaitPid => self.wait_pid(request.pid())?,
             T::PageServer => self.page_server(&opts, Serves::Alone)?,
             T::PageServerChld => self.page_server(&opts, Serves::AsChild)?,
-            T::CpuinfoDump => self.unserved(kind, Action::CpuinfoDump)?,
-            T::CpuinfoCheck => self.unserved(kind, Action::CpuinfoCheck)?,
+            T::CpuinfoDump => self.cpuinfo(&opts, kind, Action::CpuinfoDump)?,
+            T::CpuinfoCheck => self.cpuinfo(&opts, kind, Action::CpuinfoCheck)?,
             T::Empty | T::Notify => false,
         };
         if ok && request.keep_open() {
@@ -128,8 +128,14 @@ impl Session {
         Ok(())
     }
 
-    fn unserved(&self, kind: CriuReqType, action: Action) -> Result<bool> {
-        let done = cli::served::check(action, &self.base);
+    fn cpuinfo(&self, opts: &CriuOpts, kind: CriuReqType, action: Action) -> Result<bool> {
+        let done = self.prepare(opts, action).and_then(|(raw, folders)| match action {
+            Action::CpuinfoDump => run::cpuinfo_dump(&folders.images),
+            _ => run::cpuinfo_check(&folders.images, raw.cpu_cap),
+        });
+        if let Err(e) = &done {
+            cli::log_failure(action, e);
+        }
         self.client.send(&outcome(kind, &done), None)?;
         Ok(done.is_ok())
     }

@@ -2,12 +2,13 @@
 
 #![allow(dead_code)] // Each test program uses its part.
 
-pub mod client;
-
 use std::ffi::OsStr;
 use std::fs;
 use std::path::Path;
 use std::process::{Child, Command, Output, Stdio};
+
+use rcriu_images::pb::CriuOpts;
+use rcriu_tests::rpc::Client;
 
 /// What a run gave.
 pub struct Out {
@@ -65,6 +66,18 @@ impl Tool {
         command
     }
 
+    /// A client with a worker of its own.
+    pub fn swrk(&self) -> Client {
+        let mut command = self.command(&[] as &[&str]);
+        command.stdout(Stdio::piped()).stderr(Stdio::piped());
+        Client::swrk(command)
+    }
+
+    /// Options of a request about images in its folder.
+    pub fn opts(&self) -> CriuOpts {
+        CriuOpts { images_dir: Some(self.dir().display().to_string()), ..CriuOpts::default() }
+    }
+
     pub fn run(&self, args: &[&str]) -> Out {
         self.command(args).output().unwrap().into()
     }
@@ -86,6 +99,7 @@ pub fn sleeper() -> Child {
     let mut command = Command::new("setsid");
     command.args(["sleep", "1000"]).current_dir("/");
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    rcriu_tests::program::without_inherited(&mut command);
     let child = command.spawn().unwrap();
     // It is its final self when it sleeps: its libraries are there, and their descriptors closed again.
     let file = |name: &str| fs::read_to_string(format!("/proc/{}/{name}", child.id())).unwrap();

@@ -12,7 +12,7 @@ use std::{
 use nix::{
     fcntl::readlink,
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::stat::fstat,
+    sys::stat::{FileStat, fstat},
 };
 use rcriu_images::pb;
 
@@ -203,7 +203,19 @@ fn connection(socket: &sock_diag::UnixSocket, table: &Table) -> Result<(u32, u32
 
 /// What belongs to a name in the file system: the folder it is relative to, rights, whether it is there still.
 fn dump_name(fd: &DrainedFd, entry: &mut pb::UnixSkEntry, out: &FilesOut<'_>) -> Result<()> {
-    let file = sockopt::unix_file(fd.file.as_fd())?;
+    let perms = |stat: &FileStat| pb::FilePermsEntry {
+        mode: stat.st_mode,
+        uid: out.users.user(stat.st_uid),
+        gid: out.users.group(stat.st_gid),
+    };
+    let file = match sockopt::unix_file(fd.file.as_fd()) {
+        Err(e) if e.errno() == Some(libc::EPERM) => {
+            let stat = by_name(entry, out).map_err(|why| e.remedy(why))?;
+            entry.file_perms = Some(perms(&stat));
+            return Ok(());
+        }
+        other => other?,
+    };
     let mount = watch::mount_of(&file)?;
     entry.mnt_id = out.own_number(mount);
     let stat = fstat(&file).call("fstat")?;
@@ -215,11 +227,7 @@ fn dump_name(fd: &DrainedFd, entry: &mut pb::UnixSkEntry, out: &FilesOut<'_>) ->
         entry.deleted = Some(true);
         path = plain.to_vec();
     }
-    entry.file_perms = Some(pb::FilePermsEntry {
-        mode: stat.st_mode,
-        uid: out.users.user(stat.st_uid),
-        gid: out.users.group(stat.st_gid),
-    });
+    entry.file_perms = Some(perms(&stat));
     let name = entry.name.split(|c| *c == 0).next().unwrap_or_default();
     let shown = || path.escape_ascii().to_string();
     if name.starts_with(b"/") {
@@ -234,6 +242,20 @@ fn dump_name(fd: &DrainedFd, entry: &mut pb::UnixSkEntry, out: &FilesOut<'_>) ->
     let folder = if folder.is_empty() { b"/" } else { folder };
     entry.name_dir = Some(folder.to_vec());
     Ok(())
+}
+
+/// The file of a socket where the kernel tells it to nobody without CAP_NET_ADMIN.
+///
+/// # Errors
+/// What to do where the name does not lead to a socket.
+fn by_name(entry: &pb::UnixSkEntry, out: &FilesOut<'_>) -> std::result::Result<FileStat, &'static str> {
+    let name = entry.name.split(|c| *c == 0).next().unwrap_or_default();
+    if !name.starts_with(b"/") {
+        return Err("dump with CAP_NET_ADMIN, or bind the socket by its full path");
+    }
+    let found =
+        out.roots.main().lstat(name).ok().filter(|stat| stat.st_mode & libc::S_IFMT == libc::S_IFSOCK);
+    found.ok_or("dump with CAP_NET_ADMIN: the name of the socket leads to it no more")
 }
 
 /// Whether anything can be read, if only the end.

@@ -271,11 +271,14 @@ fn connect(
 ) -> Result<()> {
     let name = || peer.entry.name.escape_ascii().to_string();
     match (there, peer.path()) {
-        (Some(there), Some(_)) => {
-            let file = sockopt::unix_file(there)?;
-            let path = format!("/proc/self/fd/{}\0", file.as_raw_fd());
-            sockopt::connect_unix(socket, path.as_bytes()).during(name)
-        }
+        (Some(there), Some(_)) => match sockopt::unix_file(there) {
+            // Asking takes CAP_NET_ADMIN; who restores without has just bound it.
+            Err(e) if e.errno() == Some(libc::EPERM) => connect(socket, peer, None, roots),
+            file => {
+                let path = format!("/proc/self/fd/{}\0", file?.as_raw_fd());
+                sockopt::connect_unix(socket, path.as_bytes()).during(name)
+            }
+        },
         (None, Some(_)) => {
             let by_name = || sockopt::connect_unix(socket, &peer.entry.name);
             peer.root(roots).within(|| in_folder(peer, by_name)).during(name)

@@ -32,7 +32,7 @@ pub(super) fn fresh<T: Send>(act: impl FnOnce() -> T + Send) -> Option<T> {
 }
 
 /// Runs a script of sh in this thread's namespace; its first line that fails is told.
-fn sh(script: &str) -> Result<String, String> {
+pub(super) fn sh(script: &str) -> Result<String, String> {
     let out = Command::new("sh").args(["-ec", script]).output().unwrap();
     let text = |bytes| String::from_utf8_lossy(bytes).into_owned();
     if out.status.success() { Ok(text(&out.stdout)) } else { Err(text(&out.stderr)) }
@@ -209,6 +209,7 @@ fn devices_inside_come_back() {
     let setup = "ip link add br0 type bridge stp_state 1 priority 7 ageing_time 12300
         ip link add v0 index 40 type veth peer name v1 index 50
         ip link set v0 mtu 1450 address 02:00:00:00:00:10 alias 'the first' txqueuelen 77
+        ip link property add dev v0 altname a-longer-name-than-a-device-has altname v0-too
         ip link set v1 master br0
         ip link add mv0 link v0 type macvlan mode private
         bridge link set dev v1 hairpin on isolated on 2>/dev/null || true
@@ -225,6 +226,8 @@ fn devices_inside_come_back() {
         let told = sh("ip -d link show dev br0; ip -d link show dev v1; ip -d link show dev v0").unwrap();
         for words in
             ["stp_state 1", "priority 7", "ageing_time 12300", "master br0", "qlen 77", "alias the first"]
+                .into_iter()
+                .chain(["altname a-longer-name-than-a-device-has", "altname v0-too"])
         {
             assert!(told.contains(words), "{words}: {told}");
         }
