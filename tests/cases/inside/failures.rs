@@ -275,6 +275,20 @@ pub fn cases() -> Vec<Case> {
         let name = format!("inside: a member in a {kind} namespace of its own is refused by name");
         cases.push(Case::new(name, move || nested(Home::only(CloneFlags::empty()))));
     }
+    for (kind, flag) in EACH.into_iter().filter(|(_, flag)| *flag != CloneFlags::CLONE_NEWUSER) {
+        for (home, whose) in [(Home::new(), ""), (Home::only(CloneFlags::empty()), " of a tree without")] {
+            let name = format!("inside: a thread in a {kind} namespace of its own is refused by name{whose}");
+            cases.push(Case::new(name, move || {
+                let program = Program::start_inside(home, "nested", &[kind, "thread"])?;
+                let why = match flag {
+                    // The first of that namespace would be a child.
+                    CloneFlags::CLONE_NEWPID => "(of its children) namespace than",
+                    _ => "namespace than thread",
+                };
+                refused(&program, program.pid(), &["thread", kind, why])
+            }));
+        }
+    }
     cases.push(Case::new("inside: a root that is not the first of its pid namespace is refused", || {
         let program = Program::start_inside(Home::new(), "sleeper", &[])?;
         let child = program.tree()?.get(1).context("no child")?.pid().as_raw();
