@@ -144,7 +144,13 @@ fn follower() -> Check {
     fs::remove_file(format!("{fixed}/lost")).context("unlink")?;
     let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
     change(fixed, flags)?;
+    let hidden = "/tmp/hidden";
+    tmpfs(hidden)?;
+    fs::write(format!("{hidden}/below"), b"below").context("write")?;
+    tmpfs(hidden)?;
     rest()?;
+    umount(hidden).context("umount")?;
+    same("a file on a mount that another hid", read(format!("{hidden}/below"))?, b"below".to_vec())?;
     let mut text = String::new();
     lost.read_to_string(&mut text).context("read")?;
     same("a removed file of a file system that is mounted read-only", text.as_str(), "lost")?;
