@@ -1,6 +1,6 @@
 //! Members in mount namespaces of their own: what they have mounted and what they share, follow or have lost of the
 //! root's; files, folders, sockets, mappings and watches that are found only there; a removed file that is open through
-//! two namespaces.
+//! two namespaces, another that is open on a read-only mount.
 //!
 //! The harness compares the mounts of all of them and who shares with whom.
 
@@ -137,13 +137,31 @@ fn follower() -> Check {
     change(place, MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY)?;
     umount(BARE).context("umount")?;
     let gone = File::open(format!("{place}/gone")).context("gone")?;
+    let fixed = "/tmp/fixed";
+    tmpfs(fixed)?;
+    fs::write(format!("{fixed}/lost"), b"lost").context("write")?;
+    let mut lost = File::open(format!("{fixed}/lost")).context("lost")?;
+    fs::remove_file(format!("{fixed}/lost")).context("unlink")?;
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID;
+    change(fixed, flags)?;
+    let hidden = "/tmp/hidden";
+    tmpfs(hidden)?;
+    fs::write(format!("{hidden}/below"), b"below").context("write")?;
+    tmpfs(hidden)?;
     rest()?;
+    umount(hidden).context("umount")?;
+    same("a file on a mount that another hid", read(format!("{hidden}/below"))?, b"below".to_vec())?;
+    let mut text = String::new();
+    lost.read_to_string(&mut text).context("read")?;
+    same("a removed file of a file system that is mounted read-only", text.as_str(), "lost")?;
     let mut content = [0; 13];
     gone.read_exact_at(&mut content, 0).context("read")?;
     same("a removed file that the root has too", &content, b"removed later")?;
-    let refused = fs::write(format!("{place}/new"), b"no");
-    let refused = refused.is_err_and(|e| e.raw_os_error() == Some(libc::EROFS));
-    same("writing to a read-only mount", refused, true)?;
+    for place in [place, fixed] {
+        let refused = fs::write(format!("{place}/new"), b"no");
+        let refused = refused.is_err_and(|e| e.raw_os_error() == Some(libc::EROFS));
+        same("writing to a read-only mount", refused, true)?;
+    }
     same("what the root has mounted", read(format!("{SHARED}/by-root/x"))?, b"root".to_vec())?;
     same("what the peer has mounted", read(format!("{SHARED}/by-peer/y"))?, b"peer".to_vec())?;
     tmpfs(&format!("{SHARED}/by-follower"))?;

@@ -24,7 +24,7 @@ use crate::{
     infect::StoppedTask,
     interrupt,
     kernel::Kernel,
-    ns::home::{Apart, Home},
+    ns::home::{self, Apart, Home},
     options::{Afterwards, DumpOptions},
     procfs::{ProcDir, stat::Stat, status::Status},
     pstree::{RealPid, TaskState},
@@ -229,6 +229,8 @@ impl Frozen {
             // A leader that is gone shows nothing of what it had.
             let live = if stopped.leader_gone() { Some(stopped.live_dir()?) } else { None };
             let live = live.as_ref().unwrap_or(&dir);
+            let threads: Vec<_> = stopped.threads().iter().map(|thread| thread.tid()).collect();
+            home::check_threads(&dir, &threads)?;
             let apart = match &self.home {
                 Some(home) => home.check(live)?,
                 None => {

@@ -261,13 +261,13 @@ impl Roots {
     }
 
     /// One mount through which all these names of one file can be made, as names cannot be linked from one mount to
-    /// another: its namespace, and the names there. Without such a mount, the root of the first and the names as they
-    /// are.
-    pub(super) fn together(&self, files: &[Path<'_>]) -> (&Root, Vec<Vec<u8>>) {
+    /// another: its namespace, the names there, and the mount if it is read-only, as all of them are. Without such a
+    /// mount, the root of the first and the names as they are.
+    pub(super) fn together(&self, files: &[Path<'_>]) -> (&Root, Vec<Vec<u8>>, Option<&Place>) {
         let spaces = &*self.0;
         let as_is = || {
             let root = self.of_mount(files.first().and_then(|(mount, _)| *mount));
-            (root, files.iter().map(|(_, path)| path.to_vec()).collect())
+            (root, files.iter().map(|(_, path)| path.to_vec()).collect(), None)
         };
         let of = |mount: Option<i32>| {
             let (space, at) = *spaces.by_id.get(&mount?)?;
@@ -284,19 +284,22 @@ impl Roots {
                 let rest = mounts::below(path, &place.root).filter(|_| *of == dev && place.dev == dev)?;
                 Some(mounts::join(&place.point, rest))
             };
-            inner.iter().map(name).collect::<Option<Vec<_>>>().filter(|_| place.writable)
+            inner.iter().map(name).collect::<Option<Vec<_>>>()
         };
         // Their own first: it is known not to be hidden.
-        let own = files.iter().filter_map(|(mount, _)| of(*mount));
-        let all = spaces.places.iter().enumerate();
-        let all = all.flat_map(|(space, places)| places.iter().map(move |place| (space, place)));
-        let found = own.chain(all).find_map(|(space, place)| {
+        let candidates = |writable: bool| {
+            let own = files.iter().filter_map(move |(mount, _)| of(*mount));
+            let all = spaces.places.iter().enumerate();
+            let all = all.flat_map(|(space, places)| places.iter().map(move |place| (space, place)));
+            own.chain(all).filter(move |(_, place)| place.writable == writable)
+        };
+        let found = candidates(true).chain(candidates(false)).find_map(|(space, place)| {
             // A name that leads to another mount is none of this one.
             let leads = |path: &Vec<u8>| spaces.leads_to(space, path) == Some(place.id);
-            Some((space, names(place).filter(|names| names.iter().all(leads))?))
+            Some((space, place, names(place).filter(|names| names.iter().all(leads))?))
         });
-        match found.and_then(|(space, names)| Some((&spaces.list.get(space)?.1, names))) {
-            Some(found) => found,
+        match found.and_then(|(space, place, names)| Some((&spaces.list.get(space)?.1, place, names))) {
+            Some((root, place, names)) => (root, names, Some(place).filter(|place| !place.writable)),
             None => as_is(),
         }
     }

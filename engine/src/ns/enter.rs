@@ -38,11 +38,20 @@ pub fn inside<T: Send>(pid: RealPid, kinds: CloneFlags, act: impl FnOnce() -> Re
     let files = wanted
         .map(|(flag, name)| Ok((*flag, dir.file(&format!("ns/{name}"), OFlag::O_RDONLY)?)))
         .collect::<Result<Vec<_>>>()?;
+    let files: Vec<_> = files.iter().map(|(flag, file)| (*flag, file)).collect();
+    inside_of(&files, act).during(|| format!("namespaces of task {pid}"))
+}
+
+/// The same in these namespaces.
+///
+/// # Errors
+/// As [`inside`].
+pub fn inside_of<T: Send>(
+    namespaces: &[(CloneFlags, &OwnedFd)],
+    act: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
     thread::scope(|scope| {
-        let entered = scope.spawn(|| {
-            enter(&files).during(|| format!("namespaces of task {pid}"))?;
-            act()
-        });
+        let entered = scope.spawn(|| enter(namespaces).and_then(|()| act()));
         entered.join().unwrap_or_else(|_| Err(Error::bug("a thread in another namespace panicked")))
     })
 }
@@ -61,7 +70,7 @@ pub fn here<T>(namespace: BorrowedFd<'_>, kind: CloneFlags, act: impl FnOnce() -
     done
 }
 
-fn enter(files: &[(CloneFlags, OwnedFd)]) -> Result<()> {
+fn enter(files: &[(CloneFlags, &OwnedFd)]) -> Result<()> {
     for (flag, file) in files {
         if flag.contains(CloneFlags::CLONE_NEWNS) {
             // Root and working folder are those of the whole process else.

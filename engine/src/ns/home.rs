@@ -10,6 +10,7 @@ use crate::{
     error::{Error, Result},
     procfs::{ProcDir, status::Status},
     pstree::RealPid,
+    spread,
 };
 
 /// Kinds of namespaces but that of time: what clone(2) calls them, their name in `/proc/PID/ns`, that in messages.
@@ -32,6 +33,17 @@ pub struct Apart {
     pub time: Option<PathBuf>,
     pub mnt: Option<PathBuf>,
 }
+
+/// Those that one thread of a task may be in, or choose for children, without the others: name, that in messages.
+const OF_THREADS: [(&str, &str); 7] = [
+    ("mnt", "mount"),
+    ("net", "network"),
+    ("ipc", "ipc"),
+    ("uts", "uts"),
+    ("cgroup", "cgroup"),
+    ("pid_for_children", "pid (of its children)"),
+    ("time_for_children", "time (of its children)"),
+];
 
 /// One kind: whose is which.
 #[derive(Clone, Debug)]
@@ -114,6 +126,34 @@ impl Home {
         }
         Ok(Apart { time: time_namespace(dir)?, ..apart })
     }
+}
+
+/// Fails unless all these threads of the task of `dir` are in the same namespaces: images have room for one of each kind.
+///
+/// Preconditions: they are stopped.
+pub fn check_threads(dir: &ProcDir, threads: &[RealPid]) -> Result<()> {
+    let Some((first, others)) = threads.split_first().filter(|(_, others)| !others.is_empty()) else {
+        return Ok(());
+    };
+    let namespaces = |tid: &RealPid| -> Result<Vec<Option<PathBuf>>> {
+        let thread = dir.thread(*tid)?;
+        OF_THREADS.iter().map(|(name, _)| link(&thread, name)).collect()
+    };
+    let wanted = namespaces(first)?;
+    spread::map(others, |tid| {
+        let found = namespaces(tid)?;
+        match OF_THREADS.iter().zip(found.iter().zip(&wanted)).find(|(_, (found, wanted))| found != wanted) {
+            None => Ok(()),
+            Some(((_, what), _)) => Err(Error::unsupported(format!(
+                "thread {tid} of {} is in another {what} namespace than thread {first}",
+                refuse::name(dir.pid())
+            ))
+            .remedy(
+                "have it go back (setns) or end before the dump: only tasks may have namespaces of their own",
+            )),
+        }
+    })?;
+    Ok(())
 }
 
 /// Where a link of `/proc/PID/ns` leads; `None` where the kernel has no such kind, or nobody lives there yet.

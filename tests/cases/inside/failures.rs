@@ -16,8 +16,23 @@ use super::host::Host;
 use super::kinds::EACH;
 use crate::failures::{Running, nothing_left, settled};
 
-fn start(home: Home) -> Result<Program> {
-    Program::start_inside(home, "home", &["net"])
+/// Starts the tree that a case is about.
+type Start = fn() -> Result<Program>;
+
+fn home() -> Result<Program> {
+    Program::start_inside(Home::new(), "home", &["net"])
+}
+
+fn with_users() -> Result<Program> {
+    Program::start_inside(Home::new().with_users(), "home", &["net"])
+}
+
+fn several_mounts() -> Result<Program> {
+    Program::start_inside(Home::new(), "mount-namespaces", &[])
+}
+
+fn several_with_users() -> Result<Program> {
+    Program::start_inside(Home::new().with_users(), "mount-namespaces", &[])
 }
 
 fn with_fault(verb: &[&str], program: &Program, images: &Images, fault: &str) -> Result<Finished> {
@@ -40,8 +55,8 @@ fn ended(finished: &Finished, point: &str, fault: &str) -> Result<()> {
     }
 }
 
-fn fault_in_dump(home: Home, point: &str, fault: &str) -> Result<()> {
-    let program = start(home)?;
+fn fault_in_dump(start: Start, point: &str, fault: &str) -> Result<()> {
+    let program = start()?;
     let (images, before, host) = (Images::new()?, program.state()?, Host::now()?);
     let pid = program.pid().to_string();
     ended(&with_fault(&["dump", "-t", &pid, "-o", "dump.log"], &program, &images, fault)?, point, fault)?;
@@ -52,15 +67,15 @@ fn fault_in_dump(home: Home, point: &str, fault: &str) -> Result<()> {
 }
 
 /// A program that was dumped and is gone; the host without it.
-fn dumped(home: Home) -> Result<(Program, Images, Host)> {
-    let program = start(home)?;
+fn dumped(start: Start) -> Result<(Program, Images, Host)> {
+    let program = start()?;
     let images = Images::new()?;
     Cycle::new()?.at_home(&program).dump(&program, &images)?;
     Ok((program, images, Host::now()?))
 }
 
-fn fault_in_restore(home: Home, point: &str, fault: &str) -> Result<()> {
-    let (program, images, host) = dumped(home)?;
+fn fault_in_restore(start: Start, point: &str, fault: &str) -> Result<()> {
+    let (program, images, host) = dumped(start)?;
     ended(&with_fault(&["restore", "-d", "-o", "restore.log"], &program, &images, fault)?, point, fault)?;
     nothing_left("the failed restore")?;
     host.unchanged()?;
@@ -69,8 +84,8 @@ fn fault_in_restore(home: Home, point: &str, fault: &str) -> Result<()> {
 }
 
 /// Dumps that a signal ends at moments spread over their duration.
-fn interrupted_dumps(signal: Signal) -> Result<()> {
-    let program = start(Home::new())?;
+fn interrupted_dumps(start: Start, signal: Signal) -> Result<()> {
+    let program = start()?;
     let (before, host, mut whole) = (program.state()?, Host::now()?, None);
     let options = program.options();
     let options: Vec<&str> =
@@ -96,8 +111,8 @@ fn interrupted_dumps(signal: Signal) -> Result<()> {
 }
 
 /// Restores that a signal ends at moments spread over their duration.
-fn interrupted_restores(home: Home, signal: Signal) -> Result<()> {
-    let (program, images, host) = dumped(home)?;
+fn interrupted_restores(start: Start, signal: Signal) -> Result<()> {
+    let (program, images, host) = dumped(start)?;
     let options = program.options();
     let pidfile = images.file("root.pid");
     let name = pidfile.to_str().context("name")?;
@@ -147,9 +162,12 @@ const WHOLE: [&str; 11] = [
     "userns-",
 ];
 
+/// Those of mounts.
+const MOUNTS: [&str; 2] = ["mountpoints-", "tmpfs-dev-"];
+
 /// A restore with one image spoilt names it, and leaves nothing.
-fn spoilt(prefix: &str, spoil: fn(&Images, &str) -> Result<()>) -> Result<()> {
-    let (program, images, host) = dumped(Home::new().with_users())?;
+fn spoilt(start: Start, prefix: &str, spoil: fn(&Images, &str) -> Result<()>) -> Result<()> {
+    let (program, images, host) = dumped(start)?;
     let names = fs::read_dir(images.path())?.filter_map(|entry| entry.ok()?.file_name().into_string().ok());
     let mut names: Vec<String> = names.filter(|name| name.starts_with(prefix)).collect();
     names.sort();
@@ -191,7 +209,7 @@ fn refused(program: &Program, pid: i32, words: &[&str]) -> Result<()> {
 
 /// Files that the root lacks at restore.
 fn without_root() -> Result<()> {
-    let (program, images, host) = dumped(Home::new())?;
+    let (program, images, host) = dumped(home)?;
     let cycle = Cycle::new()?;
     let nowhere = images.file("nowhere");
     let nowhere = nowhere.to_str().context("name")?;
@@ -202,36 +220,47 @@ fn without_root() -> Result<()> {
     program.verify()
 }
 
-pub fn cases() -> Vec<Case> {
-    let mut cases = Vec::new();
+/// Failures at named points, signals, and images that are spoilt: those without which there is no restore, and those
+/// whose every byte counts.
+fn failing(
+    cases: &mut Vec<Case>,
+    which: &str,
+    with_users: Start,
+    home: Start,
+    needed: &'static [&str],
+    whole: &'static [&str],
+) {
     for point in POINTS {
         for (how, words) in [("", "an error"), (":kill", "a kill")] {
             let fault = format!("{point}{how}");
-            cases.push(Case::new(format!("inside: {words} at {point} does no harm"), move || {
-                let home = Home::new().with_users();
-                match point.starts_with("restore") {
-                    true => fault_in_restore(home, point, &fault),
-                    false => fault_in_dump(home, point, &fault),
-                }
+            let name = format!("inside: {words} at {point} does no harm{which}");
+            cases.push(Case::new(name, move || match point.starts_with("restore") {
+                true => fault_in_restore(with_users, point, &fault),
+                false => fault_in_dump(with_users, point, &fault),
             }));
         }
     }
     for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGKILL] {
-        cases.push(Case::new(format!("inside: {signal} during a dump changes nothing"), move || {
-            interrupted_dumps(signal)
-        }));
-        cases.push(Case::new(format!("inside: {signal} during a restore leaves nothing"), move || {
-            interrupted_restores(Home::new(), signal)
-        }));
+        let name = format!("inside: {signal} during a dump changes nothing{which}");
+        cases.push(Case::new(name, move || interrupted_dumps(home, signal)));
+        let name = format!("inside: {signal} during a restore leaves nothing{which}");
+        cases.push(Case::new(name, move || interrupted_restores(home, signal)));
     }
-    for prefix in NEEDED {
-        let name = format!("inside: a restore without its image {prefix} fails by name");
-        cases.push(Case::new(name, move || spoilt(prefix, remove)));
+    for prefix in needed {
+        let name = format!("inside: a restore without its image {prefix} fails by name{which}");
+        cases.push(Case::new(name, move || spoilt(with_users, prefix, remove)));
     }
-    for prefix in WHOLE {
-        let name = format!("inside: a truncated image {prefix} fails the restore by name");
-        cases.push(Case::new(name, move || spoilt(prefix, truncate)));
+    for prefix in whole {
+        let name = format!("inside: a truncated image {prefix} fails the restore by name{which}");
+        cases.push(Case::new(name, move || spoilt(with_users, prefix, truncate)));
     }
+}
+
+pub fn cases() -> Vec<Case> {
+    let mut cases = Vec::new();
+    failing(&mut cases, "", with_users, home, &NEEDED, &WHOLE);
+    let several = " (several mount namespaces)";
+    failing(&mut cases, several, several_with_users, several_mounts, &MOUNTS[..1], &MOUNTS);
     for (kind, flag) in EACH {
         let several = flag == CloneFlags::CLONE_NEWNS;
         let nested = move |home: Home| -> Result<()> {
@@ -245,6 +274,20 @@ pub fn cases() -> Vec<Case> {
         }
         let name = format!("inside: a member in a {kind} namespace of its own is refused by name");
         cases.push(Case::new(name, move || nested(Home::only(CloneFlags::empty()))));
+    }
+    for (kind, flag) in EACH.into_iter().filter(|(_, flag)| *flag != CloneFlags::CLONE_NEWUSER) {
+        for (home, whose) in [(Home::new(), ""), (Home::only(CloneFlags::empty()), " of a tree without")] {
+            let name = format!("inside: a thread in a {kind} namespace of its own is refused by name{whose}");
+            cases.push(Case::new(name, move || {
+                let program = Program::start_inside(home, "nested", &[kind, "thread"])?;
+                let why = match flag {
+                    // The first of that namespace would be a child.
+                    CloneFlags::CLONE_NEWPID => "(of its children) namespace than",
+                    _ => "namespace than thread",
+                };
+                refused(&program, program.pid(), &["thread", kind, why])
+            }));
+        }
     }
     cases.push(Case::new("inside: a root that is not the first of its pid namespace is refused", || {
         let program = Program::start_inside(Home::new(), "sleeper", &[])?;

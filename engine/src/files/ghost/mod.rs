@@ -31,6 +31,7 @@ use crate::{
     pstree::FileId,
 };
 
+mod moment;
 mod restore;
 
 pub use restore::{Lost, Source};

@@ -18,7 +18,7 @@ use nix::{
 };
 use rcriu_images::{ImageDir, ImageKind, ImageReader, pb};
 
-use super::parent;
+use super::{moment::Writable, parent};
 use crate::{
     error::{Context, Error, Result, SysContext},
     files::{Path, Roots},
@@ -135,8 +135,12 @@ pub(crate) fn bring_back(
         Source::Link(path) => Some(*path),
     };
     let all: Vec<Path<'_>> = known.into_iter().chain(files.iter().map(|file| file.path)).collect();
-    let (root, mut made_as) = roots.together(&all);
+    let (root, mut made_as, read_only) = roots.together(&all);
     let first = known.map(|_| made_as.remove(0));
+    let _moment = match read_only {
+        Some(place) => Writable::begin(root, place)?,
+        None => None,
+    };
     root.within(|| bring_back_as(images, (source, first), files, &made_as, roots))
 }
 
@@ -175,9 +179,11 @@ fn bring_back_as(
         let handle = roots.of_mount(mount).open(&path, flags).call("open").during(text)?;
         handles.push((file.id, handle));
     }
-    // Content and times last: linking changes times.
-    if let (Source::Ghost(ghost), Some((_, handle))) = (source, handles.first()) {
-        fill(images, *ghost, handle).during(|| ImageKind::GhostFile.file_name(u64::from(*ghost)))?;
+    // Content and times last: linking changes times. By a name that was made: files may be on mounts that are read-only.
+    if let (Source::Ghost(ghost), Some(name)) = (source, names.values().next()) {
+        let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let made = openat(AT_FDCWD, name.path.as_slice(), flags, Mode::empty()).call("open")?;
+        fill(images, *ghost, &made).during(|| ImageKind::GhostFile.file_name(u64::from(*ghost)))?;
     }
     names.into_values().rev().try_for_each(Name::remove)?;
     Ok(handles)

@@ -95,10 +95,8 @@ fn best<'a>(mount: &Mount, host: &'a [Mount], fits: impl Fn(&Mount) -> bool) -> 
 /// # Errors
 /// An option that is missing is named.
 pub(super) fn path_of(mount: &Mount, opts: &CommonOptions) -> Result<PathBuf> {
-    let absolute = |path: &[u8]| {
-        let path = Path::new(OsStr::from_bytes(path));
-        std::path::absolute(path).map_err(|e| Error::io("getcwd", &e))
-    };
+    // As CRIU has it: a relative path is one from the root.
+    let absolute = |path: &[u8]| Ok(Path::new("/").join(OsStr::from_bytes(path)));
     let path = match &mount.outside {
         Some(Outside::Named(name)) => match value_of_mount(opts, name.as_bytes()) {
             Some(path) if !path.is_empty() => absolute(path.as_bytes()),
@@ -176,8 +174,7 @@ mod tests {
         assert_eq!(path, Path::new("/srv/x"));
         let said = path_of(&mounts[1], &options(&[])).unwrap_err().to_string();
         assert!(said.contains("mount 2 on /data") && said.contains("--external mnt[disk]:PATH"), "{said}");
-        let here = std::env::current_dir().unwrap();
-        assert_eq!(path_of(&mounts[1], &options(&["mnt[disk]:srv"])).unwrap(), here.join("srv"));
+        assert_eq!(path_of(&mounts[1], &options(&["mnt[disk]:srv"])).unwrap(), Path::new("/srv"));
     }
 
     #[test]

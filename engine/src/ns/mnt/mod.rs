@@ -19,7 +19,7 @@ mod build;
 mod content;
 mod dump;
 mod external;
-mod flags;
+pub(crate) mod flags;
 mod fstypes;
 mod groups;
 mod ids;

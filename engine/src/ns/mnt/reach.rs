@@ -2,7 +2,9 @@
 //!
 //! Other mounts may stand on a mount and hide parts of it, or be over it and hide all. A detached clone of the one
 //! mount shows it whole; where there is none (old kernels, mounts that are unbindable or hidden), what is in the way
-//! is unmounted in a copy of the namespace, which goes with the thread that made it.
+//! is unmounted in a copy of the namespace, which goes with the thread that made it. In a copy that another user
+//! namespace than the first one's makes, the kernel locks all mounts together: there a child of ours makes it as a
+//! member of that, which a thread of ours cannot become.
 
 use std::{
     ffi::OsStr,
@@ -15,7 +17,7 @@ use std::{
 use nix::{
     fcntl::{OFlag, openat},
     mount::{MntFlags, umount2},
-    sched::{CloneFlags, unshare},
+    sched::{CloneFlags, setns, unshare},
     sys::stat::{Mode, fstat},
 };
 
@@ -29,36 +31,42 @@ use super::{
 use crate::{
     error::{Error, Result, SysContext},
     ns::enter,
+    process::{self, Forked},
+    procfs::ProcDir,
     pstree::RealPid,
+    restore::passing::Channel,
     sys::mount::{self as calls, Mounting},
 };
+
+/// The only kind of message of a child.
+const FOUND: u8 = 0;
 
 /// The root folder of the mount at `at`, open for reading, without anything mounted on it. `own_users` says that the
 /// namespace belongs to a user namespace of its own.
 ///
 /// # Errors
-/// A mount that cannot be reached: hidden, in a user namespace of its own.
+/// A mount that cannot be reached: hidden by mounts that the kernel has locked there.
 pub(super) fn folder(tree: &Tree, at: usize, pid: RealPid, own_users: bool) -> Result<OwnedFd> {
     let hidden = tree.is_hidden(at)?;
     let mount = tree.at(at)?;
     let bare = !hidden && tree.children(at).next().is_none();
     let fd = enter::inside(pid, CloneFlags::CLONE_NEWNS, || {
         if bare {
-            return readable(&find(mount)?);
+            return readable(&find(mount)?).map(Some);
         }
         if !hidden && mount.flags & flags::UNBINDABLE == 0 {
             match calls::clone_of(find(mount)?.as_fd()) {
-                Ok(clone) => return readable(&clone),
+                Ok(clone) => return readable(&clone).map(Some),
                 Err(e) if !matches!(e.errno(), Some(libc::ENOSYS | libc::EINVAL)) => return Err(e),
                 Err(_) => {}
             }
         }
-        if own_users {
-            let why = "what is on it cannot be read: other mounts hide it, in a user namespace of its own";
-            return Err(Error::unsupported(why).remedy("unmount what is over it"));
-        }
-        cleared(tree, at)
+        if own_users { Ok(None) } else { cleared(tree, at).map(Some) }
     })?;
+    let fd = match fd {
+        Some(fd) => fd,
+        None => cleared_as_member(tree, at, pid)?,
+    };
     let stat = fstat(&fd).call("fstat")?;
     match device(libc::major(stat.st_dev), libc::minor(stat.st_dev)) == mount.dev {
         true => Ok(fd),
@@ -87,6 +95,40 @@ fn cleared(tree: &Tree, at: usize) -> Result<OwnedFd> {
             .call("umount2")?;
     }
     readable(&find(tree.at(at)?)?)
+}
+
+/// The same, by a child in the user namespace of task `pid`.
+fn cleared_as_member(tree: &Tree, at: usize, pid: RealPid) -> Result<OwnedFd> {
+    let dir = ProcDir::open(pid)?;
+    let users = dir.file("ns/user", OFlag::O_RDONLY)?;
+    let mounts = dir.file("ns/mnt", OFlag::O_RDONLY)?;
+    let (ours, theirs) = Channel::pair()?;
+    let child = match process::fork()? {
+        Forked::Parent(child) => child,
+        Forked::Child => {
+            let clear = || {
+                setns(&users, CloneFlags::CLONE_NEWUSER).call("setns(CLONE_NEWUSER)")?;
+                setns(&mounts, CloneFlags::CLONE_NEWNS).call("setns(CLONE_NEWNS)")?;
+                cleared(tree, at)
+            };
+            // The folder stays when this namespace has gone.
+            let _ = match clear() {
+                Ok(folder) => theirs.send(FOUND, 0, Some(folder.as_fd())),
+                Err(e) => theirs.send(FOUND, e.errno().unwrap_or(libc::EIO).cast_unsigned(), None),
+            };
+            process::leave(0)
+        }
+    };
+    drop(theirs);
+    let found = ours.receive();
+    process::end(child);
+    match found? {
+        Some((FOUND, 0, Some(folder))) => Ok(folder),
+        Some((FOUND, errno, _)) => {
+            Err(Error::sys("clearing the way to it", errno.cast_signed()).remedy("unmount what is over it"))
+        }
+        _ => Err(Error::host("the process that clears the way to it was ended")),
+    }
 }
 
 /// Where to unmount, in order, until the mount at `at` is bare; a place that has several above one another is named
