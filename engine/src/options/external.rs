@@ -60,9 +60,10 @@ impl External {
     pub fn parse(text: &str) -> Result<External, BadOption> {
         let bad = |why: &str| BadOption::new("external resource", text, why);
         // liblxc repeats the console's --ext-mount-map as an --external, if a network has no name outside.
-        if let Some((key, value)) =
-            text.split_once(':').filter(|(key, _)| !key.is_empty() && !key.contains(['[', ']']))
-        {
+        let is_mount = |(key, value): &(&str, &str)| {
+            !key.is_empty() && !key.contains(['[', ']']) && (value.is_empty() || value.starts_with('/'))
+        };
+        if let Some((key, value)) = text.split_once(':').filter(is_mount) {
             return Ok(External::mnt(key, Some(value)));
         }
         let (kind, rest) = text.split_once('[').ok_or_else(|| bad("give KIND[KEY] or KIND[KEY]:VALUE"))?;
@@ -287,13 +288,13 @@ mod tests {
     }
 
     #[test]
-    fn a_mount_without_a_path_may_come_in_its_older_form() {
+    fn a_mount_may_come_in_its_older_form() {
         assert_eq!(External::parse("console:").unwrap(), External::mnt("console", Some("")));
         assert_eq!(
             External::parse("console:/dev/pts/0").unwrap(),
             External::mnt("console", Some("/dev/pts/0"))
         );
-        for bad in [":", "a:b:", "mnt]:"] {
+        for bad in [":", "a:b", "a:b:", "mnt]:"] {
             assert!(External::parse(bad).is_err(), "{bad}");
         }
     }
