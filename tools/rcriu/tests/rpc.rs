@@ -167,7 +167,7 @@ fn a_chain_of_pre_dumps_ends_in_a_dump() {
 }
 
 #[test]
-fn a_refused_dump_names_the_option_in_answer_and_log() {
+fn a_refused_pre_dump_names_the_option_in_answer_and_log() {
     if !is_root() {
         println!("SKIP: needs root");
         return;
@@ -176,23 +176,20 @@ fn a_refused_dump_names_the_option_in_answer_and_log() {
     let client = tool.swrk();
     let opts = CriuOpts {
         pid: Some(std::process::id() as i32),
-        unprivileged: Some(true),
+        lazy_pages: Some(true),
         tcp_close: Some(false),
         log_level: Some(4),
         log_file: Some("dump.log".into()),
         config_file: Some("/nonexistent/runc.conf".into()),
         ..tool.opts()
     };
-    let resp = client.ask(&CriuReq { opts: Some(opts), ..request(CriuReqType::Dump) });
+    let resp = client.ask(&CriuReq { opts: Some(opts), ..request(CriuReqType::SinglePreDump) });
     assert!(!resp.success);
-    assert_eq!(resp.r#type, i32::from(CriuReqType::Dump));
-    assert!(
-        resp.cr_errmsg().starts_with("Error (") && resp.cr_errmsg().contains("--unprivileged"),
-        "{resp:?}"
-    );
+    assert_eq!(resp.r#type, i32::from(CriuReqType::SinglePreDump));
+    assert!(resp.cr_errmsg().starts_with("Error (") && resp.cr_errmsg().contains("--lazy-pages"), "{resp:?}");
     assert_eq!(client.end(), 1);
     let log = fs::read_to_string(tool.dir().join("dump.log")).unwrap();
-    assert!(log.contains("--unprivileged") && log.contains("Dumping FAILED."), "{log}");
+    assert!(log.contains("--lazy-pages") && log.contains("Pre-dumping FAILED."), "{log}");
 }
 
 #[test]
