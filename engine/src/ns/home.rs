@@ -1,7 +1,7 @@
 //! Where a tree lives: the namespaces of its root task, which of them are not this process's own, and that all
 //! other tasks are in the same, or in one of their own where there may be several.
 
-use std::path::PathBuf;
+use std::{os::fd::AsFd, path::PathBuf};
 
 use nix::sched::CloneFlags;
 
@@ -11,6 +11,7 @@ use crate::{
     procfs::{ProcDir, status::Status},
     pstree::RealPid,
     spread,
+    sys::pidfd,
 };
 
 /// Kinds of namespaces but that of time: what clone(2) calls them, their name in `/proc/PID/ns`, that in messages.
@@ -34,15 +35,16 @@ pub struct Apart {
     pub mnt: Option<PathBuf>,
 }
 
-/// Those that one thread of a task may be in, or choose for children, without the others: name, that in messages.
-const OF_THREADS: [(&str, &str); 7] = [
-    ("mnt", "mount"),
-    ("net", "network"),
-    ("ipc", "ipc"),
-    ("uts", "uts"),
-    ("cgroup", "cgroup"),
-    ("pid_for_children", "pid (of its children)"),
-    ("time_for_children", "time (of its children)"),
+/// Those that one thread of a task may be in, or choose for children, without the others: name, that in messages, number
+/// of the kind for pidfds.
+const OF_THREADS: [(&str, &str, u8); 7] = [
+    ("mnt", "mount", 3),
+    ("net", "network", 4),
+    ("ipc", "ipc", 2),
+    ("uts", "uts", 10),
+    ("cgroup", "cgroup", 1),
+    ("pid_for_children", "pid (of its children)", 6),
+    ("time_for_children", "time (of its children)", 8),
 ];
 
 /// One kind: whose is which.
@@ -137,14 +139,17 @@ pub fn check_threads(dir: &ProcDir, threads: &[RealPid]) -> Result<()> {
     };
     let namespaces = |tid: &RealPid| -> Result<Vec<Option<PathBuf>>> {
         let thread = dir.thread(*tid)?;
-        OF_THREADS.iter().map(|(name, _)| link(&thread, name)).collect()
+        OF_THREADS.iter().map(|(name, ..)| link(&thread, name)).collect()
     };
-    let wanted = namespaces(first)?;
+    let (numbers, wanted) = (numbers_of(*first), namespaces(first)?);
     spread::map(others, |tid| {
+        if numbers.is_some() && numbers_of(*tid) == numbers {
+            return Ok(());
+        }
         let found = namespaces(tid)?;
         match OF_THREADS.iter().zip(found.iter().zip(&wanted)).find(|(_, (found, wanted))| found != wanted) {
             None => Ok(()),
-            Some(((_, what), _)) => Err(Error::unsupported(format!(
+            Some(((_, what, _), _)) => Err(Error::unsupported(format!(
                 "thread {tid} of {} is in another {what} namespace than thread {first}",
                 refuse::name(dir.pid())
             ))
@@ -154,6 +159,21 @@ pub fn check_threads(dir: &ProcDir, threads: &[RealPid]) -> Result<()> {
         }
     })?;
     Ok(())
+}
+
+/// Inodes of a thread's namespaces, without /proc, which would make seven files and a folder for every thread; `None`
+/// where the kernel does not tell (before Linux 6.11).
+fn numbers_of(tid: RealPid) -> Option<[u64; OF_THREADS.len()]> {
+    let thread = pidfd::open(tid, pidfd::PIDFD_THREAD).ok()?;
+    let mut numbers = [0; OF_THREADS.len()];
+    for (number, (.., kind)) in numbers.iter_mut().zip(OF_THREADS) {
+        *number = match pidfd::namespace(thread.as_fd(), kind) {
+            Ok(namespace) => nix::sys::stat::fstat(&namespace).ok()?.st_ino,
+            Err(e) if e.errno() == Some(libc::EOPNOTSUPP) => 0,
+            Err(_) => return None,
+        };
+    }
+    Some(numbers)
 }
 
 /// Where a link of `/proc/PID/ns` leads; `None` where the kernel has no such kind, or nobody lives there yet.
@@ -179,4 +199,47 @@ fn time_namespace(dir: &ProcDir) -> Result<Option<PathBuf>> {
 fn nested(pid: RealPid, what: &str, which: &str) -> Error {
     Error::unsupported(format!("{}: its {what} namespace is {which}", refuse::name(pid)))
         .remedy("namespaces inside of namespaces cannot be dumped yet")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::mpsc::channel;
+
+    use nix::{sched::unshare, unistd::gettid};
+
+    use super::*;
+    use crate::procfs::own_pid;
+
+    #[test]
+    fn a_thread_that_has_left_is_seen() {
+        let (tell, told) = channel();
+        let (go, wait) = channel::<()>();
+        let thread = std::thread::spawn(move || {
+            tell.send((RealPid(gettid().as_raw()), Ok(()))).unwrap();
+            wait.recv().unwrap();
+            tell.send((RealPid(gettid().as_raw()), unshare(CloneFlags::CLONE_NEWUTS))).unwrap();
+            let _ = wait.recv();
+        });
+        let dir = ProcDir::open(own_pid().unwrap()).unwrap();
+        let me = RealPid(gettid().as_raw());
+        let (other, _) = told.recv().unwrap();
+        check_threads(&dir, &[me, other]).unwrap();
+        let numbers = [numbers_of(me), numbers_of(other)];
+        assert_eq!(numbers[0], numbers[1]);
+        if let Some(numbers) = numbers[0] {
+            let uts = dir.thread(me).unwrap().link("ns/uts").unwrap();
+            assert_eq!(uts.to_string_lossy(), format!("uts:[{}]", numbers[3]));
+        }
+        go.send(()).unwrap();
+        match told.recv().unwrap() {
+            (_, Err(e)) => eprintln!("skipped: no new uts namespace: {e}"),
+            (_, Ok(())) => {
+                let said = check_threads(&dir, &[me, other]).unwrap_err().to_string();
+                assert!(said.contains("another uts namespace"), "{said}");
+                assert!(numbers[0].is_none() || numbers_of(other) != numbers[0]);
+            }
+        }
+        drop(go);
+        thread.join().unwrap();
+    }
 }

@@ -47,6 +47,20 @@ pub fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<()> {
     errno::check(ret, "pidfd_send_signal").map(drop)
 }
 
+/// A namespace of the process or thread, by the number of its kind in `PIDFD_GET_*_NAMESPACE` (Linux 6.11).
+///
+/// # Errors
+/// EOPNOTSUPP if the kernel has no such kind; ENOTTY or EINVAL before Linux 6.11; EPERM without ptrace rights; ESRCH if it
+/// ended.
+pub fn namespace(pidfd: BorrowedFd<'_>, kind: u8) -> Result<OwnedFd> {
+    let request = 0xff00 | libc::Ioctl::from(kind);
+    // SAFETY: no argument.
+    let ret = unsafe { libc::ioctl(pidfd.as_raw_fd(), request, 0) };
+    let fd = errno::check(ret.into(), "ioctl(PIDFD_GET_NAMESPACE)")?;
+    // SAFETY: a new descriptor of ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
 /// Takes part in giving back the memory of a process that was killed (Linux 5.15).
 ///
 /// # Errors
