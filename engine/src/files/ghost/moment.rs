@@ -10,12 +10,13 @@ use crate::{
     sys::mount::{Mounting, mount},
 };
 
-/// Ends when dropped.
+/// Ends by [`Writable::end`], or when dropped.
 #[derive(Debug)]
 pub(super) struct Writable<'a> {
     root: &'a Root,
     point: &'a [u8],
     flags: u32,
+    ended: bool,
 }
 
 impl<'a> Writable<'a> {
@@ -32,9 +33,19 @@ impl<'a> Writable<'a> {
         let mounts = root.mounts()?;
         let on = mounts.iter().rev().find(|mount| mount.point == place.point);
         let Some(on) = on else { return Ok(None) };
-        let writable = Writable { root, point: &place.point, flags: flags::of_mount(&on.options).0 };
+        let writable =
+            Writable { root, point: &place.point, flags: flags::of_mount(&on.options).0, ended: false };
         writable.remount(writable.flags & !flags::RDONLY)?;
         Ok(Some(writable))
+    }
+
+    /// Makes it read-only again.
+    ///
+    /// # Errors
+    /// It stays writable: the restore must fail.
+    pub(super) fn end(mut self) -> Result<()> {
+        self.ended = true;
+        self.remount(self.flags)
     }
 
     fn remount(&self, flags: u32) -> Result<()> {
@@ -48,7 +59,9 @@ impl<'a> Writable<'a> {
 
 impl Drop for Writable<'_> {
     fn drop(&mut self) {
-        if let Err(e) = self.remount(self.flags) {
+        if !self.ended
+            && let Err(e) = self.remount(self.flags)
+        {
             log::error!("Can't make it read-only again: {e}");
         }
     }

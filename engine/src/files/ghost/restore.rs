@@ -137,11 +137,13 @@ pub(crate) fn bring_back(
     let all: Vec<Path<'_>> = known.into_iter().chain(files.iter().map(|file| file.path)).collect();
     let (root, mut made_as, read_only) = roots.together(&all);
     let first = known.map(|_| made_as.remove(0));
-    let _moment = match read_only {
+    let moment = match read_only {
         Some(place) => Writable::begin(root, place)?,
         None => None,
     };
-    root.within(|| bring_back_as(images, (source, first), files, &made_as, roots))
+    let handles = root.within(|| bring_back_as(images, (source, first), files, &made_as, roots))?;
+    moment.map_or(Ok(()), Writable::end)?;
+    Ok(handles)
 }
 
 /// The same, with the names that are to be made in the namespace that this process is at the root of.
