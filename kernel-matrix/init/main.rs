@@ -8,7 +8,10 @@ use std::{fs, io, path::Path, process::Command};
 
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
-use rcriu_engine::kernel::Kernel;
+use rcriu_engine::{
+    kernel::Kernel,
+    task::lsm::{Host, Module},
+};
 
 fn main() {
     let verdict = match run() {
@@ -34,6 +37,7 @@ fn run() -> io::Result<bool> {
         ("tmpfs", "/dev/shm", "tmpfs", None),
         ("tmpfs", "/tmp", "tmpfs", None),
         ("cgroup2", "/sys/fs/cgroup", "cgroup2", None),
+        ("securityfs", "/sys/kernel/security", "securityfs", None),
     ] {
         fs::create_dir_all(at)?;
         mount(Some(what), at, Some(kind), MsFlags::empty(), data)?;
@@ -52,6 +56,14 @@ fn run() -> io::Result<bool> {
         println!("FACT {name} {}", if on { "on" } else { "off" });
     }
 
+    load_policy()?;
+    let module = Host::look().module;
+    for (name, on) in [("apparmor", Some(Module::AppArmor)), ("selinux", Some(Module::SeLinux))] {
+        println!("FACT {name} {}", if module == on { "on" } else { "off" });
+    }
+
+    let line = fs::read_to_string("/proc/cmdline")?;
+    let words: Vec<_> = line.split_whitespace().filter_map(|word| word.strip_prefix("rcriu.test=")).collect();
     let mut tests: Vec<_> = fs::read_dir("/tests")?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
     tests.sort();
     let mut good = true;
@@ -60,6 +72,7 @@ fn run() -> io::Result<bool> {
         println!("RUN {name}");
         let status = Command::new(&test)
             .arg("--test-threads=1")
+            .args(&words)
             .env("PATH", "/bin:/usr/bin")
             .env("HOME", "/tmp")
             .env("RCRIU_BIN", "/bin/rcriu")
@@ -69,4 +82,20 @@ fn run() -> io::Result<bool> {
         good &= status.success();
     }
     Ok(good)
+}
+
+/// Gives the security module that the kernel was booted with its policy, if it is one of those that need some.
+fn load_policy() -> io::Result<()> {
+    let apparmor = Path::new("/sys/kernel/security/apparmor");
+    if apparmor.exists() {
+        fs::write(apparmor.join(".load"), fs::read("/etc/apparmor.policy")?)?;
+    }
+    // There to mount on only where SELinux is on.
+    let selinux = Path::new("/sys/fs/selinux");
+    if selinux.exists() {
+        mount(Some("selinuxfs"), selinux, Some("selinuxfs"), MsFlags::empty(), None::<&str>)?;
+        fs::write(selinux.join("load"), fs::read("/etc/selinux.policy")?)?;
+        fs::write(selinux.join("enforce"), "1")?;
+    }
+    Ok(())
 }

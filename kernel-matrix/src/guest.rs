@@ -74,6 +74,40 @@ impl Report {
     }
 }
 
+/// The kernel's command line: `more` of the row, and words of which tests must have one.
+pub(crate) fn cmdline(more: &str, tests: &[String]) -> Result<String> {
+    let mut line = "console=ttyS0 rdinit=/init panic=-1 quiet loglevel=1".to_owned();
+    if !more.is_empty() {
+        line = format!("{line} {more}");
+    }
+    for word in tests {
+        // The guest reads words between spaces.
+        if word.is_empty() || word.contains(char::is_whitespace) {
+            bail!("{word:?} is no word of a test's name");
+        }
+        line = format!("{line} rcriu.test={word}");
+    }
+    Ok(line)
+}
+
+/// Policy for the security modules of guests, compiled from the texts in `policy/`: name in the guest, and content.
+fn policies(cache: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("policy");
+    let (apparmor, selinux) = (cache.join("apparmor.policy"), cache.join("selinux.policy"));
+    run(Command::new("apparmor_parser")
+        .args(["--skip-kernel-load", "--skip-cache", "--kernel-features=/etc/apparmor.d/abi/3.0", "--ofile"])
+        .arg(&apparmor)
+        .arg(texts.join("apparmor")))
+    .context("install it: package apparmor")?;
+    // The format's version is one that the oldest kernel reads.
+    run(Command::new("secilc")
+        .args(["-M", "true", "-c", "31", "-f", "/dev/null", "-o"])
+        .arg(&selinux)
+        .arg(texts.join("selinux.cil")))
+    .context("install it: package secilc")?;
+    Ok(vec![("etc/apparmor.policy".to_owned(), apparmor), ("etc/selinux.policy".to_owned(), selinux)])
+}
+
 /// Builds the guest's binaries and packs them; returns the initial RAM disk.
 pub(crate) fn initrd(cache: &Path, with_tests: bool) -> Result<PathBuf> {
     let target = cache.join("build");
@@ -107,6 +141,7 @@ pub(crate) fn initrd(cache: &Path, with_tests: bool) -> Result<PathBuf> {
             files.push((format!("tests/{name}"), path));
         }
     }
+    files.extend(policies(cache)?);
     let path = cache.join("initrd.cpio");
     let mut out = BufWriter::new(File::create(&path)?);
     let mut inode = 0;
@@ -139,7 +174,13 @@ impl Drop for Emulator {
 }
 
 /// Boots `kernel` with `initrd` and reads its console until it powers off.
-pub(crate) fn boot(kernel: &Path, initrd: &Path, timeout: Duration, verbose: bool) -> Result<Report> {
+pub(crate) fn boot(
+    kernel: &Path,
+    initrd: &Path,
+    cmdline: &str,
+    timeout: Duration,
+    verbose: bool,
+) -> Result<Report> {
     let mut emulator = Emulator(
         Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3G"])
@@ -148,7 +189,7 @@ pub(crate) fn boot(kernel: &Path, initrd: &Path, timeout: Duration, verbose: boo
             .arg(kernel)
             .arg("-initrd")
             .arg(initrd)
-            .args(["-append", "console=ttyS0 rdinit=/init panic=-1 quiet loglevel=1"])
+            .args(["-append", cmdline])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

@@ -18,7 +18,8 @@ pub(crate) struct Image {
 
 /// Fetches the kernel of a row, once; later calls find it in `cache`.
 pub(crate) fn fetch(kernel: &Kernel, cache: &Path) -> Result<Image> {
-    let dir = cache.join(format!("linux-{}", kernel.name));
+    // Rows may share a kernel.
+    let dir = cache.join(format!("linux-{}-{}", kernel.suite, kernel.version.trim_end_matches('.')));
     if let Some(image) = find(&dir)? {
         return Ok(image);
     }

@@ -39,6 +39,7 @@ use crate::{
         self,
         kcmp::{self, What},
     },
+    task::lsm::sockets::SocketLabels,
 };
 
 /// What a file that is no descriptor serves for.
@@ -86,6 +87,7 @@ pub struct FilesOut<'a> {
     pub(super) pipes: PipesOut,
     pub(super) ttys: TtysOut,
     pub(super) sockets: SocketsOut,
+    labels: SocketLabels,
     pub(super) memfds: MemfdsOut,
     pub(super) inodes: Inodes,
     locks: LocksOut,
@@ -190,6 +192,7 @@ impl<'a> FilesOut<'a> {
             ttys: TtysOut::default(),
             more: images.writer(ImageKind::RcriuFiles, 0),
             sockets: SocketsOut::new(images, opts, lock),
+            labels: SocketLabels::ask(),
             own,
             tuns: Vec::new(),
         }

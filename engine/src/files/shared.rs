@@ -81,8 +81,8 @@ impl FilesShared {
         let outside = opts.inherit_fds.len() + plan.ttys.descriptors();
         let given = plan.nodes.values().iter().filter(|node| node.file.is_given(opts)).count();
         let early = early + plan.connections().len() + given;
-        // And the folder that a task opens files from.
-        let room = plan.most_kept() + passing + early + lost + outside + 3 * namespaces + 1;
+        // And the folder that a task opens files from, and /proc.
+        let room = plan.most_kept() + passing + early + lost + outside + 3 * namespaces + 2;
         let room = i32::try_from(room).unwrap_or(i32::MAX);
         plan.zone(limit, room.saturating_add(ENGINE_ROOM))
     }
@@ -149,6 +149,7 @@ impl FilesShared {
         }
         let mut revived = HashMap::new();
         for (id, node) in plan.nodes.iter() {
+            let _making = plan.making(id)?;
             let made = node.file.revive(opts.common.tcp.close, images);
             if let Some(made) = made.during(|| format!("file {id} {}", node.file.name()))? {
                 revived.insert(id, made.keep(zone)?);

@@ -320,7 +320,9 @@ impl<'a> FilesTask<'a> {
             self.group_key = node.group;
         }
         self.opened_cloexec = None;
+        let making = self.plan.making(id)?;
         let file = node.file.open(self)?;
+        drop(making);
         if let Some(fown) = node.file.fown() {
             super::fd::restore_fown(file.as_fd(), fown)?;
         }

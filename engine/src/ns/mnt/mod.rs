@@ -17,6 +17,7 @@
 
 mod build;
 mod content;
+mod context;
 mod dump;
 mod external;
 pub(crate) mod flags;
