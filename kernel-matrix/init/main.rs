@@ -6,6 +6,7 @@
 
 use std::{fs, io, path::Path, process::Command};
 
+use nix::kmod::ModuleInitFlags;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
 use rcriu_engine::{
@@ -51,6 +52,7 @@ fn run() -> io::Result<bool> {
     }
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
 
+    load_modules()?;
     let kernel = Kernel::probe().map_err(|e| io::Error::other(e.to_string()))?;
     for (name, on) in kernel.facts() {
         println!("FACT {name} {}", if on { "on" } else { "off" });
@@ -67,6 +69,7 @@ fn run() -> io::Result<bool> {
     let mut tests: Vec<_> = fs::read_dir("/tests")?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
     tests.sort();
     let mut good = true;
+    let criu = Path::new("/bin/criu").exists();
     for test in tests {
         let name = test.file_name().unwrap_or_default().to_string_lossy().into_owned();
         println!("RUN {name}");
@@ -77,11 +80,25 @@ fn run() -> io::Result<bool> {
             .env("HOME", "/tmp")
             .env("RCRIU_BIN", "/bin/rcriu")
             .env("RCRIU_TEST_PROGRAM", "/bin/rcriu-test-program")
+            .envs(criu.then_some(("CRIU_BIN", "/bin/criu")))
             .status()?;
         println!("RESULT {name} {status}");
         good &= status.success();
     }
     Ok(good)
+}
+
+/// Loads what was packed for this kernel. One that is there in another form is not needed.
+fn load_modules() -> io::Result<()> {
+    let mut modules: Vec<_> =
+        fs::read_dir("/modules")?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
+    modules.sort();
+    for path in modules {
+        if let Err(e) = nix::kmod::finit_module(fs::File::open(&path)?, c"", ModuleInitFlags::empty()) {
+            println!("kernel-matrix: {}: {e}", path.display());
+        }
+    }
+    Ok(())
 }
 
 /// Gives the security module that the kernel was booted with its policy, if it is one of those that need some.

@@ -84,6 +84,7 @@ fn main() -> Result<()> {
         let tests = if args.test.is_empty() { &kernel.tests } else { &args.test };
         let cmdline = guest::cmdline(&kernel.cmdline, tests)?;
         let limit = Duration::from_secs(args.timeout);
+        let initrd = guest::with_modules(&initrd, &image.modules, &cache)?;
         let report = guest::boot(&image.path, &initrd, &cmdline, limit, args.verbose)
             .with_context(|| format!("kernel {}", kernel.name))?;
         let wrong = report.compare(kernel);
