@@ -65,7 +65,11 @@ fn run() -> io::Result<bool> {
     }
 
     let line = fs::read_to_string("/proc/cmdline")?;
-    let words: Vec<_> = line.split_whitespace().filter_map(|word| word.strip_prefix("rcriu.test=")).collect();
+    let words = |name: &str| -> Vec<String> {
+        line.split_whitespace().filter_map(|word| Some(word.strip_prefix(name)?.to_owned())).collect()
+    };
+    let skips = words("rcriu.skip=").into_iter().flat_map(|word| ["--skip".to_owned(), word]);
+    let words: Vec<String> = words("rcriu.test=").into_iter().chain(skips).collect();
     let mut tests: Vec<_> = fs::read_dir("/tests")?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
     tests.sort();
     let mut good = true;

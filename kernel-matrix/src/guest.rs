@@ -75,18 +75,19 @@ impl Report {
     }
 }
 
-/// The kernel's command line: `more` of the row, and words of which tests must have one.
-pub(crate) fn cmdline(more: &str, tests: &[String]) -> Result<String> {
+/// The kernel's command line: `more` of the row, and words of which tests must have one, and none.
+pub(crate) fn cmdline(more: &str, tests: &[String], skips: &[String]) -> Result<String> {
     let mut line = "console=ttyS0 rdinit=/init panic=-1 quiet loglevel=1".to_owned();
     if !more.is_empty() {
         line = format!("{line} {more}");
     }
-    for word in tests {
+    let words = tests.iter().map(|word| ("test", word)).chain(skips.iter().map(|word| ("skip", word)));
+    for (what, word) in words {
         // The guest reads words between spaces.
         if word.is_empty() || word.contains(char::is_whitespace) {
             bail!("{word:?} is no word of a test's name");
         }
-        line = format!("{line} rcriu.test={word}");
+        line = format!("{line} rcriu.{what}={word}");
     }
     Ok(line)
 }

@@ -26,6 +26,9 @@ struct Args {
     /// Only tests with this word in their names; may be given more than once.
     #[arg(long)]
     test: Vec<String>,
+    /// No tests with this word in their names; may be given more than once.
+    #[arg(long)]
+    skip: Vec<String>,
     /// Seconds after which a guest is given up.
     #[arg(long, default_value_t = 1800)]
     timeout: u64,
@@ -82,7 +85,7 @@ fn main() -> Result<()> {
     for kernel in table.kernel.iter().filter(|k| args.kernel.is_empty() || args.kernel.contains(&k.name)) {
         let image = package::fetch(kernel, &cache).with_context(|| format!("kernel {}", kernel.name))?;
         let tests = if args.test.is_empty() { &kernel.tests } else { &args.test };
-        let cmdline = guest::cmdline(&kernel.cmdline, tests)?;
+        let cmdline = guest::cmdline(&kernel.cmdline, tests, &args.skip)?;
         let limit = Duration::from_secs(args.timeout);
         let initrd = guest::with_modules(&initrd, &image.modules, &cache)?;
         let report = guest::boot(&image.path, &initrd, &cmdline, limit, args.verbose)

@@ -69,13 +69,14 @@ pub(crate) fn fetch(kernel: &Kernel, cache: &Path) -> Result<Image> {
     run(Command::new("curl").args(["-sSfL", "-o"]).arg(&deb).arg(format!("{archive}/{path}")))?;
     let tree = scratch.path().join("tree");
     run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&tree))?;
-    let _ = std::fs::remove_dir_all(&dir);
-    std::fs::create_dir_all(dir.join("modules"))?;
+    // Whole or not at all.
+    let made = scratch.path().join("made");
+    std::fs::create_dir_all(made.join("modules"))?;
     // boot/vmlinuz-RELEASE up to 6.x, usr/lib/modules/RELEASE/vmlinuz since.
     for entry in std::fs::read_dir(tree.join("boot")).into_iter().flatten() {
         let entry = entry?;
         if entry.file_name().to_string_lossy().starts_with("vmlinuz-") {
-            std::fs::copy(entry.path(), dir.join(entry.file_name()))?;
+            std::fs::copy(entry.path(), made.join(entry.file_name()))?;
         }
     }
     for base in [tree.clone(), tree.join("usr")] {
@@ -84,11 +85,13 @@ pub(crate) fn fetch(kernel: &Kernel, cache: &Path) -> Result<Image> {
             let release = entry.file_name().to_string_lossy().into_owned();
             let kernel = entry.path().join("vmlinuz");
             if kernel.exists() {
-                std::fs::copy(kernel, dir.join(format!("vmlinuz-{release}")))?;
+                std::fs::copy(kernel, made.join(format!("vmlinuz-{release}")))?;
             }
-            modules(&base, &release, &dir.join("modules"))?;
+            modules(&base, &release, &made.join("modules"))?;
         }
     }
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::rename(made, &dir)?;
     find(&dir)?.context("the package has no vmlinuz")
 }
 

@@ -63,15 +63,8 @@ impl LabelsOut {
             }
             let seen =
                 ProcDir::open(tid).and_then(|dir| self.one(&dir)).during(|| format!("thread {tid}"))?;
-            if self.host.module == Some(Module::SeLinux)
-                && let Some(first) = all.first().filter(|first| first.profile != seen.profile)
-            {
-                return Err(Error::unsupported(format!(
-                    "thread {tid} has the SELinux label {:?}, the first of its process {:?}: no restore can give threads different ones",
-                    seen.profile.unwrap_or_default(),
-                    first.profile.as_deref().unwrap_or_default()
-                ))
-                .remedy("run what needs another label as a process of its own"));
+            if self.host.module == Some(Module::SeLinux) {
+                one_for_all(&all, &seen).during(|| format!("thread {tid}"))?;
             }
             all.push(seen);
         }
@@ -110,6 +103,18 @@ impl LabelsOut {
     }
 }
 
+/// SELinux lets a process change its label only while it has one thread.
+fn one_for_all(others: &[Seen], seen: &Seen) -> Result<()> {
+    let Some(first) = others.first().filter(|first| first.profile != seen.profile) else { return Ok(()) };
+    let label = |seen: &Seen| seen.profile.clone().unwrap_or_default();
+    Err(Error::unsupported(format!(
+        "it has the SELinux label {:?}, the first of its process {:?}: no restore can give threads different ones",
+        label(seen),
+        label(first)
+    ))
+    .remedy("run what needs another label as a process of its own"))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,5 +133,14 @@ mod tests {
         let seen = out.of([me, me]).unwrap();
         assert_eq!(seen.len(), 2);
         assert_eq!(seen[0].profile, out.host.own_label());
+    }
+
+    #[test]
+    fn threads_of_one_process_have_one_label() {
+        let seen = |label: &str| Seen { profile: Some(label.into()), sockcreate: None };
+        one_for_all(&[], &seen("a:b:c:s0")).unwrap();
+        one_for_all(&[seen("a:b:c:s0")], &seen("a:b:c:s0")).unwrap();
+        let e = one_for_all(&[seen("a:b:c:s0")], &seen("a:b:d:s0")).unwrap_err().to_string();
+        assert!(e.contains("a:b:d:s0") && e.contains("process of its own"), "{e}");
     }
 }
