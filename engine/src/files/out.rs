@@ -13,7 +13,7 @@ use nix::{fcntl::readlink, sched::CloneFlags};
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
 use super::{
-    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Where,
+    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Spaces, Where,
     bpfmap::BpfmapsOut,
     fd::Host,
     ghost::GhostsOut,
@@ -99,6 +99,8 @@ pub struct FilesOut<'a> {
     tuns: Vec<net::Tun>,
     /// Where paths of tasks begin.
     pub(super) roots: Roots,
+    /// Namespaces of which there are several of a kind.
+    pub(super) spaces: Spaces,
     /// How numbers of tasks read inside of the tree.
     pub(super) numbering: Numbering,
     /// The same of users and groups.
@@ -161,7 +163,7 @@ impl<'a> FilesOut<'a> {
         kernel: &'a Kernel,
         images: &'a ImageDir,
         (pages, shmem_dev): (PageStore, u64),
-        Where { numbering, ids: users, roots, own, lock }: Where,
+        Where { numbering, ids: users, roots, own, spaces, lock }: Where,
     ) -> Self {
         FilesOut {
             opts,
@@ -189,6 +191,7 @@ impl<'a> FilesOut<'a> {
             places: HashMap::new(),
             ghosts: GhostsOut::new(images, roots.clone()),
             roots,
+            spaces,
             pipes: PipesOut::new(images),
             ttys: TtysOut::default(),
             more: images.writer(ImageKind::RcriuFiles, 0),
