@@ -28,6 +28,8 @@ use crate::{
 };
 
 mod inet;
+mod joined;
+mod kept;
 mod netlink;
 mod opts;
 mod packet;
@@ -87,6 +89,8 @@ pub(super) struct SocketsOut {
     waiting: Vec<queue::Queue>,
     unix: unix::UnixOut,
     inet: inet::InetOut,
+    fresh: kept::Fresh,
+    groups: HashMap<Option<u32>, joined::Groups>,
     /// The lowest pid among the tasks that have the socket.
     lowest: HashMap<FileId, RealPid>,
     tcp: tcp::Waiting,
@@ -104,6 +108,8 @@ impl SocketsOut {
             waiting: Vec::new(),
             unix: unix::UnixOut::default(),
             inet: inet::InetOut::default(),
+            fresh: kept::Fresh::default(),
+            groups: HashMap::new(),
             lowest: HashMap::new(),
             tcp: tcp::Waiting::default(),
             connections: Connections::new(opts.network_lock, lock),
