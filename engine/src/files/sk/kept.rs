@@ -166,12 +166,15 @@ fn value(fd: BorrowedFd<'_>, opt: Opt) -> Option<Vec<u8>> {
     sockopt::bytes::<64>(fd, opt).ok().map(|(bytes, len)| bytes[..len].to_vec())
 }
 
+/// Values of options, by level and number.
+type Values = HashMap<(i32, i32), Vec<u8>>;
+
 /// What new sockets have, by family, type and protocol.
 #[derive(Debug, Default)]
-pub(super) struct Fresh(HashMap<(i32, i32, i32), HashMap<(i32, i32), Vec<u8>>>);
+pub(super) struct Fresh(HashMap<(i32, i32, i32), Values>);
 
 impl Fresh {
-    fn of(&mut self, socket: SocketKind) -> &HashMap<(i32, i32), Vec<u8>> {
+    fn of(&mut self, socket: SocketKind) -> &Values {
         let key = (socket.family, socket.kind, socket.protocol);
         self.0.entry(key).or_insert_with(|| {
             let Ok(new) = sockopt::socket(key.0, key.1, key.2) else { return HashMap::new() };
@@ -245,12 +248,13 @@ mod tests {
 
     #[test]
     fn what_differs_is_set_again() {
+        type Changes<'a> = &'a [(Opt, Vec<u8>)];
         let of = |family, kind, protocol| SocketKind { family, kind, protocol };
         let stream = of(libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_TCP);
         let datagram = of(libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDP);
         let unix = of(libc::AF_UNIX, libc::SOCK_DGRAM, 0);
         let int = |value: i32| value.to_ne_bytes().to_vec();
-        let changed: [(SocketKind, &[(Opt, Vec<u8>)]); 3] = [
+        let changed: [(SocketKind, Changes<'_>); 3] = [
             (
                 stream,
                 &[
