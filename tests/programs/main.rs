@@ -33,6 +33,7 @@ mod mount_namespaces;
 mod movers;
 mod namespace_files;
 mod nested;
+mod network_namespaces;
 mod other_sockets;
 mod outside;
 mod page_path;
@@ -143,6 +144,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("nested", nested::run),
     ("netlink", other_sockets::netlink),
     ("namespace-files", namespace_files::run),
+    ("network-namespaces", network_namespaces::run),
     ("outside-socket", outside::run),
     ("packet-sockets", other_sockets::packet),
     ("packet-ring", other_sockets::ring),

@@ -1,7 +1,7 @@
 //! Files of `/proc/PID/ns`: a namespace, by descriptor.
 //!
-//! Supported is the namespace that the task itself is in: on restore it opens its own; of mounts also all others that
-//! tasks of the tree are in.
+//! Supported is the namespace that the task itself is in: on restore it opens its own; of mounts and of the network also
+//! all others that tasks of the tree are in.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 
@@ -52,7 +52,8 @@ impl FileKind for Nsfile {
         let own = nix::sys::stat::stat(format!("/proc/{}/ns/{name}", probe.task).as_str()).call("stat")?;
         let number = out.namespaces.and_then(|ids| number(&ids, name));
         let ns_id = number.filter(|_| (own.st_dev, own.st_ino) == (probe.stat.st_dev, probe.stat.st_ino));
-        let ns_id = ns_id.or_else(|| out.roots.number_of(&probe.stat)).ok_or_else(|| {
+        let others = || out.roots.number_of(&probe.stat).or_else(|| out.networks.number_of(&probe.stat));
+        let ns_id = ns_id.or_else(others).ok_or_else(|| {
             Error::unsupported(format!("{} is a namespace that its task is not in", probe.link_text()))
                 .remedy("close it before the dump")
         })?;
@@ -102,7 +103,8 @@ impl RestoredFile for NsFile {
     fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {
         // The namespace of mounts is entered last.
         let root = cx.roots().of_namespace(self.entry.ns_id).filter(|_| self.name == "mnt");
-        let path = match root.unwrap_or(cx.roots().main()).namespace().filter(|_| self.name == "mnt") {
+        let mounts = root.unwrap_or(cx.roots().main()).namespace().filter(|_| self.name == "mnt");
+        let path = match mounts.or_else(|| cx.space(self.entry.ns_cflag, self.entry.ns_id)) {
             Some(namespace) => format!("/proc/self/fd/{}", namespace.as_raw_fd()),
             None => format!("/proc/self/ns/{}", self.name),
         };

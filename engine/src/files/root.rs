@@ -20,7 +20,7 @@ use nix::{
 use crate::{
     error::{Context, Error, Result, SysContext},
     netlock::{Method, Whole},
-    ns::{mnt::paths as mounts, user::Ids},
+    ns::{mnt::paths as mounts, net, user::Ids},
     procfs::mountinfo::{self, Mount},
     pstree::Numbering,
 };
@@ -36,14 +36,16 @@ pub struct Where {
     pub roots: Roots,
     /// Kinds of which the tree has a namespace of its own.
     pub own: CloneFlags,
-    /// The lock of its own network namespace, and how it was made.
-    pub(crate) lock: Option<(Method, Whole)>,
+    /// Its own network namespaces.
+    pub networks: net::Networks,
+    /// The locks of those, with their numbers, and how they were made.
+    pub(crate) lock: Option<(Method, Vec<(u32, Whole)>)>,
 }
 
 impl Default for Where {
     fn default() -> Self {
-        let (numbering, ids, roots) = Default::default();
-        Where { numbering, ids, roots, own: CloneFlags::empty(), lock: None }
+        let (numbering, ids, roots, networks) = Default::default();
+        Where { numbering, ids, roots, own: CloneFlags::empty(), networks, lock: None }
     }
 }
 

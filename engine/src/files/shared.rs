@@ -149,7 +149,10 @@ impl FilesShared {
         }
         let mut revived = HashMap::new();
         for (id, node) in plan.nodes.iter() {
-            let made = node.file.revive(opts.common.tcp.close, images);
+            let revive = || node.file.revive(opts.common.tcp.close, images);
+            // Connections of the namespace this is in need no other.
+            let space = node.file.network().and_then(|id| self.spaces().get(CloneFlags::CLONE_NEWNET, id));
+            let made = space.map_or_else(revive, |space| here(space, CloneFlags::CLONE_NEWNET, revive));
             if let Some(made) = made.during(|| format!("file {id} {}", node.file.name()))? {
                 revived.insert(id, made.keep(zone)?);
             }

@@ -23,9 +23,9 @@ use crate::{
 pub(super) struct Network {
     /// Dropped, packets pass.
     lock: Option<Lock>,
-    whole: Option<Whole>,
-    /// The namespace, where it is not ours.
-    namespace: Option<OwnedFd>,
+    wholes: Vec<Whole>,
+    /// The namespaces that are not ours, the root task's first.
+    namespaces: Vec<OwnedFd>,
     /// What the dump left.
     method: Method,
     connections: Vec<Connection>,
@@ -42,14 +42,15 @@ impl Network {
         let namespace = namespace.map(|fd| fd.try_clone_to_owned().call("dup")).transpose()?;
         let mut network = Network {
             lock: None,
-            whole: None,
-            namespace,
+            wholes: Vec::new(),
+            namespaces: namespace.into_iter().collect(),
             method: Method::of_images(&snapshot.inventory, plan.node(TaskIx::ROOT).pid.0),
             connections: plan.files.connections(),
             own: snapshot.namespaces.has(net),
         };
         if !plan.home.kinds().has(net) {
-            network.lock = Some(network.there(|| Lock::new(&network.method, &network.connections))?);
+            let lock = || Lock::new(&network.method, &network.connections);
+            network.lock = Some(there(network.namespaces.first(), lock)?);
         }
         Ok(network)
     }
@@ -59,9 +60,15 @@ impl Network {
         if !plan.home.kinds().has(CloneFlags::CLONE_NEWNET) {
             return Ok(());
         }
-        self.namespace = Some(home::network_of(root)?);
-        match self.there(|| netlock::guard_all(&self.method)) {
-            Ok(whole) => self.whole = Some(whole),
+        self.one_more(home::network_of(root)?)
+    }
+
+    /// Locks another namespace that was made for the tree.
+    pub(super) fn one_more(&mut self, namespace: OwnedFd) -> Result<()> {
+        let locked = there(Some(&namespace), || netlock::guard_all(&self.method));
+        self.namespaces.push(namespace);
+        match locked {
+            Ok(whole) => self.wholes.push(whole),
             Err(e) if self.connections.is_empty() => log::warn!("The network is not locked: {e}"),
             Err(e) => return Err(e.during("network namespace")),
         }
@@ -78,21 +85,26 @@ impl Network {
         if self.own {
             log::info!("Unlock network");
             complain(opts.common.notifier.notify(Stage::NetworkUnlock, Some(root)));
-            complain(self.there(|| netlock::unlock_all(&self.method)));
+            if self.namespaces.is_empty() {
+                complain(netlock::unlock_all(&self.method));
+            }
+            for namespace in &self.namespaces {
+                complain(there(Some(namespace), || netlock::unlock_all(&self.method)));
+            }
         }
         // A tree that was in our namespace left its lock here, wherever it lives now.
         complain(self.method.unlock(&self.connections));
-        complain(self.there(|| self.method.unlock(&self.connections)));
-        drop((self.lock.take(), self.whole.take()));
+        complain(there(self.namespaces.first(), || self.method.unlock(&self.connections)));
+        drop((self.lock.take(), std::mem::take(&mut self.wholes)));
     }
+}
 
-    /// Acts in the namespace.
-    fn there<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
-        match &self.namespace {
-            Some(namespace) => {
-                here(namespace.as_fd(), CloneFlags::CLONE_NEWNET, act).during(|| "network namespace".into())
-            }
-            None => act(),
+/// Acts in a namespace; in ours if it is none.
+fn there<T>(namespace: Option<&OwnedFd>, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    match namespace {
+        Some(namespace) => {
+            here(namespace.as_fd(), CloneFlags::CLONE_NEWNET, act).during(|| "network namespace".into())
         }
+        None => act(),
     }
 }

@@ -18,7 +18,7 @@ use rcriu_images::pb;
 
 pub(super) use self::file::InetFile;
 use super::{
-    CLOSED, ESTABLISHED, LISTEN, is_family, opts, refuse_elsewhere, socket_name,
+    CLOSED, ESTABLISHED, LISTEN, is_family, opts, socket_name,
     tcp::{self, Met},
 };
 use crate::{
@@ -127,7 +127,7 @@ impl FileKind for Inet {
         let (kind, proto, v6) = (what.kind, what.protocol, what.family == libc::AF_INET6);
         let class = Class::of(what.family, kind, proto)
             .ok_or_else(|| unknown(kind, proto, "dumped").remedy("close it before the dump"))?;
-        refuse_elsewhere(socket)?;
+        let ns_id = out.network_of(socket)?;
         let ino = fd.probe.stat.st_ino as u32;
         // Names are asked for alike whatever the protocol.
         let name = UdpSocket::from(fd.file.try_clone().call("dup")?).local_addr().call("getsockname")?;
@@ -194,7 +194,7 @@ impl FileKind for Inet {
             }),
             shutdown: (shutdown != 0).then_some(i32::from(shutdown)),
             opts: options,
-            ns_id: out.own_network(),
+            ns_id,
         };
         Ok(pb::FileEntry {
             r#type: FdType::Inetsk as i32,
@@ -275,7 +275,9 @@ fn udp_state(
     let key = (what.family, what.protocol);
     let table = match out.sockets.inet.datagrams.entry(key) {
         Entry::Occupied(known) => known.into_mut(),
-        Entry::Vacant(free) => free.insert(sock_diag::inet_sockets(what.family, what.protocol)?),
+        Entry::Vacant(free) => {
+            free.insert(out.networks.listed(|| sock_diag::inet_sockets(what.family, what.protocol))?)
+        }
     };
     let known = table.get(&ino).copied().unwrap_or_default();
     if known.received != 0 {
