@@ -3,7 +3,7 @@
 //! Supported is the namespace that the task itself is in: on restore it opens its own; of mounts and of the network also
 //! all others that tasks of the tree are in.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::{
     fcntl::{OFlag, open},
@@ -104,7 +104,7 @@ impl RestoredFile for NsFile {
         // The namespace of mounts is entered last.
         let root = cx.roots().of_namespace(self.entry.ns_id).filter(|_| self.name == "mnt");
         let mounts = root.unwrap_or(cx.roots().main()).namespace().filter(|_| self.name == "mnt");
-        let path = match mounts.or_else(|| cx.space(self.entry.ns_cflag, self.entry.ns_id)) {
+        let path = match mounts.map(AsFd::as_fd).or_else(|| cx.space(self.entry.ns_cflag, self.entry.ns_id)) {
             Some(namespace) => format!("/proc/self/fd/{}", namespace.as_raw_fd()),
             None => format!("/proc/self/ns/{}", self.name),
         };

@@ -20,6 +20,11 @@ impl FilesOut<'_> {
         self.tuns.iter().filter(|(of, _)| *of == id).map(|(_, device)| device.clone()).collect()
     }
 
+    /// The tree's own network namespaces.
+    pub fn networks(&self) -> &net::Networks {
+        &self.networks
+    }
+
     /// The lock of network namespace `id` of the tree's own.
     pub(crate) fn network_lock(&self, id: u32) -> Option<&Whole> {
         self.sockets.lock(id)

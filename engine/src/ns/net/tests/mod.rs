@@ -12,7 +12,7 @@ use std::{path::Path, process::Command, thread};
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
-use crate::options::{Dir, External};
+use crate::options::{Dir, External, RestoreOptions};
 
 const ID: u32 = 9;
 /// `IFF_RUNNING`, `IFF_LOWER_UP`, `IFF_DORMANT`: told when a link has found its state.
