@@ -145,6 +145,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("netlink", other_sockets::netlink),
     ("namespace-files", namespace_files::run),
     ("network-namespaces", network_namespaces::run),
+    ("network-elsewhere", network_namespaces::elsewhere),
     ("outside-socket", outside::run),
     ("packet-sockets", other_sockets::packet),
     ("packet-ring", other_sockets::ring),

@@ -100,14 +100,16 @@ fn expect(from: &mut impl Read, words: &[u8]) -> Check {
 /// What is of one namespace.
 struct Own {
     name: UnixDatagram,
-    inside: (TcpStream, TcpStream),
+    inside: Option<(TcpStream, TcpStream)>,
     port: UdpSocket,
     packets: OwnedFd,
 }
 
 impl Own {
-    fn of(space: &Space) -> Result<Own> {
-        let inside = connection(space, space, SocketAddrV4::new(Ipv4Addr::LOCALHOST, 4000))?;
+    /// `tcp`: with a connection.
+    fn of(space: &Space, tcp: bool) -> Result<Own> {
+        let at = SocketAddrV4::new(Ipv4Addr::LOCALHOST, 4000);
+        let inside = tcp.then(|| connection(space, space, at)).transpose()?;
         let name = SocketAddr::from_abstract_name(NAME)?;
         // SAFETY: numbers only; the result is a new descriptor.
         let packets = unsafe {
@@ -132,7 +134,9 @@ impl Own {
         let mut bytes = [0; 7];
         self.name.recv(&mut bytes).context("recv")?;
         same("what was sent to a name", &bytes, b"by name")?;
-        both(&mut self.inside.0, &mut self.inside.1)?;
+        if let Some((one, other)) = &mut self.inside {
+            both(one, other)?;
+        }
         through(&self.port, b"inside")?;
         let mut frame = [0u8; 128];
         // SAFETY: there is room for as many bytes.
@@ -177,9 +181,9 @@ fn link(file: &File) -> Result<String> {
 struct Given {
     own: Own,
     /// The end of a connection with the root's namespace.
-    to_root: TcpStream,
+    to_root: Option<TcpStream>,
     /// The end of one with the other member's.
-    side: TcpStream,
+    side: Option<TcpStream>,
     /// A socket of the root's namespace.
     foreign: UdpSocket,
     netlink: Netlink,
@@ -195,12 +199,16 @@ fn follow(space: Space, home: File, mut given: Given) -> Check {
     ensure!(link(&home)? != now, "it is in the root's namespace ({here}, {there})");
     given.own.check()?;
     ensure!(given.netlink.has("to-first"), "a netlink socket is of another namespace");
-    expect(&mut given.to_root, b"before")?;
-    expect(&mut given.to_root, b"asked")?;
-    given.to_root.write_all(b"answered").context("write")?;
-    given.side.write_all(b"after").context("write")?;
-    expect(&mut given.side, b"before")?;
-    expect(&mut given.side, b"after")?;
+    if let Some(to_root) = &mut given.to_root {
+        expect(to_root, b"before")?;
+        expect(to_root, b"asked")?;
+        to_root.write_all(b"answered").context("write")?;
+    }
+    if let Some(side) = &mut given.side {
+        side.write_all(b"after").context("write")?;
+        expect(side, b"before")?;
+        expect(side, b"after")?;
+    }
     expect(&mut given.stream, b"asked")?;
     given.stream.write_all(b"answered").context("write")?;
     given.foreign.set_read_timeout(Some(PATIENCE)).context("SO_RCVTIMEO")?;
@@ -209,9 +217,10 @@ fn follow(space: Space, home: File, mut given: Given) -> Check {
     same("a datagram in the root's namespace", &bytes, b"foreign")
 }
 
-/// See the module. `plain`: without what CRIU does not know.
+/// See the module. `plain`: without what CRIU does not know; `quiet`: without connections of TCP.
 pub fn run(args: &[String]) -> Check {
-    let all = args.iter().all(|arg| arg != "plain");
+    let has = |word: &str| args.iter().any(|arg| arg == word);
+    let (all, tcp) = (!has("plain"), !has("quiet"));
     let spaces = [Space::own()?, Space::new()?, Space::new()?];
     connect(&spaces, all)?;
     let [root, first, second] = &spaces;
@@ -219,12 +228,16 @@ pub fn run(args: &[String]) -> Check {
         space.enter()?;
         fs::write("/proc/sys/net/core/somaxconn", most).context("somaxconn")?;
     }
-    let (mut to_first, from_root) = connection(root, first, place(1, 2, 4002))?;
-    let (mut to_second, second_from_root) = connection(root, second, place(2, 2, 4002))?;
-    let (side, other_side) = connection(first, second, place(3, 2, 4003))?;
+    let pair = |from, to, at| match tcp {
+        true => connection(from, to, at).map(|(one, other)| (Some(one), Some(other))),
+        false => Ok((None, None)),
+    };
+    let (to_first, from_root) = pair(root, first, place(1, 2, 4002))?;
+    let (to_second, second_from_root) = pair(root, second, place(2, 2, 4002))?;
+    let (side, other_side) = pair(first, second, place(3, 2, 4003))?;
     root.enter()?;
-    let mut own = Own::of(root)?;
-    let listener = UnixListener::bind("/tmp/of-the-root").context("bind")?;
+    let mut own = Own::of(root, tcp)?;
+    let listener = UnixListener::bind("of-the-root").context("bind")?;
     let mut streams = Vec::new();
     let mut foreign_ports = Vec::new();
     let mut members = Vec::new();
@@ -234,9 +247,9 @@ pub fn run(args: &[String]) -> Check {
         foreign_ports.push(foreign.local_addr()?);
         let netlink = Netlink::open()?;
         space.enter()?;
-        let own = Own::of(space)?;
+        let own = Own::of(space, tcp)?;
         // A path leads from one network namespace to another.
-        let stream = UnixStream::connect("/tmp/of-the-root").context("connect")?;
+        let stream = UnixStream::connect("of-the-root").context("connect")?;
         streams.push(listener.accept().context("accept")?.0);
         let given = Given { own, to_root, side, foreign, netlink, stream };
         let (file, home) = (Space(space.0.try_clone()?), root.0.try_clone()?);
@@ -254,10 +267,10 @@ pub fn run(args: &[String]) -> Check {
         let from = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).context("bind")?;
         from.send_to(b"foreign", address).context("send")?;
     }
-    for stream in [&mut to_first, &mut to_second] {
+    for mut stream in [to_first, to_second].into_iter().flatten() {
         stream.write_all(b"asked").context("write")?;
-        expect(stream, b"before")?;
-        expect(stream, b"answered")?;
+        expect(&mut stream, b"before")?;
+        expect(&mut stream, b"answered")?;
     }
     for stream in &mut streams {
         stream.set_read_timeout(Some(PATIENCE)).context("SO_RCVTIMEO")?;
@@ -283,4 +296,17 @@ pub fn run(args: &[String]) -> Check {
         same("a setting of each namespace", now.as_str(), most)?;
     }
     Ok(())
+}
+
+/// `network-elsewhere socket|file`: a socket, or a file, of a network namespace that nobody is in.
+pub fn elsewhere(args: &[String]) -> Check {
+    let own = Space::own()?;
+    let other = Space::new()?;
+    let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).context("bind")?;
+    own.enter()?;
+    let _kept = match args.first().map(String::as_str) {
+        Some("file") => (Some(other), None),
+        _ => (None, Some(socket)),
+    };
+    rest()
 }
