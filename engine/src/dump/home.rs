@@ -1,9 +1,6 @@
 //! Namespaces that the tree has for itself: where its files are found while it is dumped, and their images.
 
-use std::{
-    collections::HashMap,
-    os::fd::OwnedFd,
-};
+use std::{collections::HashMap, os::fd::OwnedFd};
 
 use nix::{
     fcntl::OFlag,

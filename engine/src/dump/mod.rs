@@ -213,7 +213,8 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let opts = &opts.with_external(opts.common.notifier.query_external()?);
     home::check_first(&tree.tasks[0].dir, tree.tasks[0].virt, opts)?;
     let inside = home::Inside::enter(&tree)?;
-    let mut cx = DumpCx::new(opts, kernel, &images, (pages, track), protected, plain, (&tree, networks, lock))?;
+    let mut cx =
+        DumpCx::new(opts, kernel, &images, (pages, track), protected, plain, (&tree, networks, lock))?;
     cx.stats = stats;
     if let Some((folder, frozen)) = frozen.group() {
         cx.cgroups.set_freezer(folder, frozen)?;

@@ -6,6 +6,7 @@ use std::{
     os::fd::{OwnedFd, RawFd},
 };
 
+use nix::sched::CloneFlags;
 use rcriu_images::ImageDir;
 
 use super::{
@@ -18,6 +19,7 @@ use super::{
 use crate::{
     error::{Context, Error, Result, SysContext},
     kernel::Kernel,
+    ns::enter::here,
     options::RestoreOptions,
     pstree::FileId,
     sys::{fd, shared::SharedWords},

@@ -34,14 +34,6 @@ pub fn inode(dir: &ProcDir, kind: &str) -> Result<u64> {
     number.ok_or_else(|| dir.strange(&file, &link))
 }
 
-pub fn id(ids: &pb::TaskKobjIdsEntry, kind: CloneFlags) -> Option<u32> {
-    match kind {
-        CloneFlags::CLONE_NEWNET => ids.net_ns_id,
-        CloneFlags::CLONE_NEWIPC => ids.ipc_ns_id,
-        CloneFlags::CLONE_NEWUTS => ids.uts_ns_id,
-        _ => ids.mnt_ns_id,
-    }
-}
 /// Refuses a task that is to live in other namespaces than the root task, whose numbers are `root`, but for kinds of
 /// which a tree may have several, if the root has one of its own: those are `own`.
 pub fn check(ids: &pb::TaskKobjIdsEntry, root: &pb::TaskKobjIdsEntry, own: Kinds) -> Result<()> {
