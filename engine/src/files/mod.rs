@@ -38,6 +38,7 @@ use crate::{
     pstree::FileId,
 };
 
+mod bpfmap;
 mod build_id;
 mod by_id;
 mod eventfd;
@@ -64,6 +65,7 @@ mod roundtrip;
 mod shared;
 mod signalfd;
 pub(crate) mod sk;
+pub mod spaces;
 mod task;
 mod timerfd;
 mod tty;
@@ -78,6 +80,7 @@ pub use plan::{FilesPlan, PlanFiles, Table, TableIx, Zone};
 pub use root::{Path, Place, Root, Roots, Where};
 pub use shared::FilesShared;
 pub use sk::Connections;
+pub use spaces::{Space, Spaces};
 pub use task::FilesTask;
 pub use tty::OpenMasters;
 pub use tun::join as join_tuns;
@@ -269,6 +272,7 @@ static KINDS: &[&dyn FileKind] = &[
     &timerfd::Timerfd,
     &memfd::Memfd,
     &pidfd::Pidfd,
+    &bpfmap::Bpfmap,
     &inotify::InotifyKind,
     &fanotify::FanotifyKind,
     &nsfile::Nsfile,

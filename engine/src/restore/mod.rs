@@ -5,6 +5,7 @@
 //!      -> sigchld -> creds -> complete -> detach
 //! ```
 
+mod apart;
 pub mod builder;
 mod entered;
 pub mod finish;
@@ -12,7 +13,9 @@ pub mod fork;
 pub mod guard;
 pub mod handoff;
 pub mod home;
+mod kinds;
 mod network;
+mod networks;
 pub(crate) mod passing;
 mod pidfile;
 pub mod plan;
@@ -189,7 +192,11 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
                 false => Ok(()),
             };
             let empty = || tell(Moment::SetupNamespaces);
-            let outside = home.let_go(&plan.home, root, empty).map_err(|e| area.why(e))?;
+            let outside = home
+                .let_go(&plan.home, root, empty, (&files, &area, &watch), |namespace, external| {
+                    network.one_more(namespace, external)
+                })
+                .map_err(|e| area.why(e))?;
             home.await_root(&plan.home, (&files, &plan.files), &area, watch)?;
             if away(CloneFlags::CLONE_NEWUSER) && own_groups {
                 groups.put_from_top(root, set_of_root(&snapshot))?;
@@ -226,7 +233,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     area.await_all(Stage::Restore, watch)?;
     files.mapped()?;
     segments.attached()?;
-    plan.home.attached(root)?;
+    plan.home.attached(root, &files)?;
     drop(placeholders);
     area.open(Stage::RestoreSigchld, threads)?;
     area.await_all(Stage::RestoreSigchld, watch)?;

@@ -22,7 +22,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Network {
     /// Dropped, packets pass.
-    lock: Option<Lock>,
+    locks: Vec<Lock>,
     wholes: Vec<Whole>,
     /// The namespaces that are not ours, the root task's first.
     namespaces: Vec<OwnedFd>,
@@ -41,7 +41,7 @@ impl Network {
         let namespace = home.and_then(|home| home.entered().get(net));
         let namespace = namespace.map(|fd| fd.try_clone_to_owned().call("dup")).transpose()?;
         let mut network = Network {
-            lock: None,
+            locks: Vec::new(),
             wholes: Vec::new(),
             namespaces: namespace.into_iter().collect(),
             method: Method::of_images(&snapshot.inventory, plan.node(TaskIx::ROOT).pid.0),
@@ -50,7 +50,8 @@ impl Network {
         };
         if !plan.home.kinds().has(net) {
             let lock = || Lock::new(&network.method, &network.connections);
-            network.lock = Some(there(network.namespaces.first(), lock)?);
+            let locked = there(network.namespaces.first(), lock)?;
+            network.locks.push(locked);
         }
         Ok(network)
     }
@@ -60,11 +61,17 @@ impl Network {
         if !plan.home.kinds().has(CloneFlags::CLONE_NEWNET) {
             return Ok(());
         }
-        self.one_more(home::network_of(root)?)
+        self.one_more(home::network_of(root)?, false)
     }
 
-    /// Locks another namespace that was made for the tree.
-    pub(super) fn one_more(&mut self, namespace: OwnedFd) -> Result<()> {
+    /// Locks another namespace that was made for the tree; only its connections if others are in it.
+    pub(super) fn one_more(&mut self, namespace: OwnedFd, external: bool) -> Result<()> {
+        if external {
+            let lock = there(Some(&namespace), || Lock::new(&self.method, &self.connections))?;
+            self.locks.push(lock);
+            self.namespaces.push(namespace);
+            return Ok(());
+        }
         let locked = there(Some(&namespace), || netlock::guard_all(&self.method));
         self.namespaces.push(namespace);
         match locked {
@@ -95,7 +102,7 @@ impl Network {
         // A tree that was in our namespace left its lock here, wherever it lives now.
         complain(self.method.unlock(&self.connections));
         complain(there(self.namespaces.first(), || self.method.unlock(&self.connections)));
-        drop((self.lock.take(), std::mem::take(&mut self.wholes)));
+        drop((std::mem::take(&mut self.locks), std::mem::take(&mut self.wholes)));
     }
 }
 
