@@ -136,6 +136,7 @@ impl<'a> DumpCx<'a> {
                     roots: home::roots(tree)?,
                     own: tree.namespaces,
                     networks,
+                    spaces: home::spaces(tree)?,
                     lock,
                 },
             ),

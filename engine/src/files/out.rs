@@ -13,7 +13,7 @@ use nix::{fcntl::readlink, sched::CloneFlags};
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
 use super::{
-    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Where,
+    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Spaces, Where,
     bpfmap::BpfmapsOut,
     fd::Host,
     ghost::GhostsOut,
@@ -101,6 +101,8 @@ pub struct FilesOut<'a> {
     tuns: Vec<(u32, net::Tun)>,
     /// Where paths of tasks begin.
     pub(super) roots: Roots,
+    /// Namespaces of which there are several of a kind.
+    pub(super) spaces: Spaces,
     /// How numbers of tasks read inside of the tree.
     pub(super) numbering: Numbering,
     /// The same of users and groups.
@@ -163,7 +165,7 @@ impl<'a> FilesOut<'a> {
         kernel: &'a Kernel,
         images: &'a ImageDir,
         (pages, shmem_dev): (PageStore, u64),
-        Where { numbering, ids: users, roots, own, networks, lock }: Where,
+        Where { numbering, ids: users, roots, own, spaces, networks, lock }: Where,
     ) -> Self {
         FilesOut {
             opts,
@@ -191,6 +193,7 @@ impl<'a> FilesOut<'a> {
             places: HashMap::new(),
             ghosts: GhostsOut::new(images, roots.clone()),
             roots,
+            spaces,
             pipes: PipesOut::new(images),
             ttys: TtysOut::default(),
             more: images.writer(ImageKind::RcriuFiles, 0),

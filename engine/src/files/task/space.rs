@@ -1,16 +1,14 @@
 //! Where a task acts that has files of namespaces it is not in.
 
-use std::os::fd::BorrowedFd;
-
 use nix::sched::CloneFlags;
 
 use super::FilesTask;
-use crate::{error::Result, ns::enter::here};
+use crate::{error::Result, files::Spaces, ns::enter::here};
 
 impl<'a> FilesTask<'a> {
-    /// The namespace of a kind, of which there are several, with this number in images.
-    pub(in crate::files) fn space(&self, kind: u32, id: u32) -> Option<BorrowedFd<'a>> {
-        self.shared.spaces().get(CloneFlags::from_bits_retain(kind.cast_signed()), id)
+    /// Namespaces of which there are several of a kind.
+    pub(in crate::files) fn spaces(&self) -> &'a Spaces {
+        self.shared.spaces()
     }
 
     /// Acts in network namespace `id`, as a socket stays in the one it was made in.
