@@ -92,8 +92,11 @@ impl Home {
             )
             .remedy("restore without --join-ns user, or join those of all other kinds as well"));
         }
+        // Others may be made beside the one that stayed outside.
+        let net = CloneFlags::CLONE_NEWNET;
+        let beside = entered.is_external(net) && spaces(net).len() > 1;
         for (flag, name, what) in home::KINDS.iter().filter(|(flag, ..)| home::SEVERAL.contains(*flag)) {
-            if entered.has(*flag) && spaces(*flag).len() > 1 {
+            if entered.has(*flag) && spaces(*flag).len() > 1 && !(beside && *flag == net) {
                 return Err(Error::unsupported(format!(
                     "tasks that were in several {what} namespaces cannot all be in the one that is joined"
                 ))
@@ -101,13 +104,16 @@ impl Home {
             }
         }
         let wanted = |flag, id: Option<u32>| id.filter(|_| kinds.has(flag));
-        let several = |kind| if kinds.has(kind) { spaces(kind) } else { Vec::new() };
+        let several = |kind| match kinds.has(kind) || beside && kind == net {
+            true => spaces(kind),
+            false => Vec::new(),
+        };
         Ok(Home {
             kinds,
             uts: Several::read(several(CloneFlags::CLONE_NEWUTS), |id| uts::read(images, id))?,
             ipc: Several::read(several(CloneFlags::CLONE_NEWIPC), |id| ipc::read(images, id))?,
-            nets: networks::read(images, &several(CloneFlags::CLONE_NEWNET), kinds, opts)?,
-            net: Several::read(several(CloneFlags::CLONE_NEWNET), |_| Ok(()))?,
+            nets: networks::read(images, &several(net), kinds, opts)?,
+            net: Several::read(several(net), |_| Ok(()))?,
             user: wanted(CloneFlags::CLONE_NEWUSER, ids.user_ns_id)
                 .map(|id| user::read(images, id))
                 .transpose()?,
@@ -123,6 +129,11 @@ impl Home {
     pub fn descriptors(&self) -> usize {
         let mounts = self.mnt.as_ref().map_or(0, |tree| 3 * tree.ids().count());
         mounts + self.uts.descriptors() + self.ipc.descriptors() + self.net.descriptors()
+    }
+
+    /// Numbers of its network namespaces in images, the root task's first; none if none is made.
+    pub fn networks(&self) -> Vec<u32> {
+        self.nets.iter().flat_map(net::Nets::ids).collect()
     }
 
     /// Kinds that are made for the tree.

@@ -67,8 +67,8 @@ fn number(file: OwnedFd) -> Result<u64> {
     Ok(File::from(file).metadata().context("fstat")?.ino())
 }
 
-/// The namespace of a member stays outside, and comes back with what it has become.
-fn outer() -> Result<()> {
+/// The namespace of a member, or of the root, stays outside, and is entered again.
+fn outer(of_root: bool) -> Result<()> {
     let program = Program::start_inside(Home::new(), "nested", &["network"])?;
     let member = || -> Result<OwnedFd> {
         let root = number(network(program.pid())?)?;
@@ -78,17 +78,19 @@ fn outer() -> Result<()> {
             others.find(|file| file.try_clone().is_ok_and(|file| number(file).is_ok_and(|n| n != root)));
         other.context("nobody is in another network namespace")
     };
-    let net = member()?;
+    let outer = || if of_root { network(program.pid()) } else { member() };
+    let net = outer()?;
     fcntl(&net, FcntlArg::F_SETFD(FdFlag::empty())).context("F_SETFD")?;
     let ino = number(net.try_clone()?)?;
     let (cycle, images, tree) = (Cycle::new()?.at_home(&program), Images::new()?, program.tree()?);
     cycle.try_dump(program.pid(), &images, &["--external", &format!("net[{ino}]:outer")])?.ok()?;
     wait_gone(&tree)?;
     let without = cycle.try_restore(&images, &[])?.refused()?;
-    without.says(&["network namespace outer", "--inherit-fd fd[N]:outer"])?;
+    without.says(&["outer must be given from outside", "--inherit-fd fd[N]:outer"])?;
     let inherit = format!("fd[{}]:outer", net.as_raw_fd());
     cycle.bring_back(&program, &images, &["--inherit-fd", &inherit])?;
-    ensure!(number(member()?)? == ino, "the member is somewhere else");
+    ensure!(number(outer()?)? == ino, "it is somewhere else");
+    ensure!(number(network(program.pid())?)? != number(member()?)?, "all are in one namespace");
     program.verify()
 }
 
@@ -108,7 +110,8 @@ pub fn cases() -> Vec<Case> {
         Case::new(name("come back (left running, with users of its own)"), || {
             left_running(Home::new().with_users())
         }),
-        Case::new(name("come back, of which one stays outside"), outer),
+        Case::new(name("come back, of which one stays outside"), || outer(false)),
+        Case::new(name("come back, of which that of the root stays outside"), || outer(true)),
         Case::new(
             "interop: inside: several network namespaces, dumped by rcriu, restored by CRIU",
             move || turns(Home::new(), &["plain"], 1, (Engine::rcriu()?, Engine::criu()?), &[]),

@@ -1,7 +1,7 @@
 //! Sockets: what all families share, and a file or folder for each family.
 //!
-//! What a socket is comes from the socket itself (options), what it is tied to from the kernel's table of its
-//! network namespace, asked for once.
+//! What a socket is comes from the socket itself (options), what it is tied to from the kernel's tables of the
+//! network namespaces of the tree, asked for once.
 
 use std::{
     cmp::Reverse,
