@@ -13,6 +13,7 @@ use super::{DumpCx, collect::Pstree, refuse};
 use crate::{
     error::{Context, Error, Result, SysContext},
     files::{Place, Root, Roots, Space, Spaces},
+    infect::Ledger,
     netlock::{Method, Whole, lock_all},
     ns::{
         enter::{here, inside},
@@ -151,6 +152,7 @@ impl<'a> Network<'a> {
         (tree, networks): (&Pstree, &net::Networks),
         opts: &'a DumpOptions,
         run: &str,
+        ledger: &Ledger,
     ) -> Result<(Network<'a>, Option<(Method, Vec<(u32, Whole)>)>)> {
         if networks.is_empty() {
             return Ok((Network(None), None));
@@ -164,6 +166,11 @@ impl<'a> Network<'a> {
         method.find_program();
         method.name(run);
         let mut wholes = Vec::new();
+        if method.stays() {
+            for (pid, _) in tree.spaces(CloneFlags::CLONE_NEWNET) {
+                ledger.locks_network(pid)?;
+            }
+        }
         for (id, namespace) in networks.each() {
             let whole = here(namespace, CloneFlags::CLONE_NEWNET, || lock_all(&method));
             wholes.push((id, whole.during(|| format!("network namespace {id}"))?));

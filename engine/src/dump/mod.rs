@@ -209,7 +209,7 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     home::check(&tree)?;
     // Needs: nobody runs who could send. Dropped before the tree is let go.
     let networks = home::networks(&tree)?;
-    let (network, lock) = home::Network::lock((&tree, &networks), opts, track.run())?;
+    let (network, lock) = home::Network::lock((&tree, &networks), opts, track.run(), frozen.ledger())?;
     // Only now that nothing changes any more can the client tell what is to stay outside.
     let opts = &opts.with_external(opts.common.notifier.query_external()?);
     home::check_first(&tree.tasks[0].dir, tree.tasks[0].virt, opts)?;

@@ -54,10 +54,33 @@ pub struct Nets(Vec<Net>);
 /// # Errors
 /// Damaged images; what cannot be restored here, or only with an option that is missing.
 pub fn read(images: &ImageDir, ids: &[u32], opts: &RestoreOptions) -> Result<Nets> {
-    let of = |id: u32| Ok((id, images.read_all::<pb::NetDeviceEntry>(ImageKind::Netdev, id.into())?));
-    let entries: Entries = ids.iter().map(|id| of(*id)).collect::<Result<_>>()?;
+    let of = |id: &u32| devices(images, *id, opts).during(|| format!("network namespace {id}"));
+    // Of all of them before anything is decided: what is missing is missed by others.
+    let entries: Entries = ids.iter().map(of).collect::<Result<_>>()?;
     let one = |id: &u32| read_one(images, *id, &entries, opts).during(|| format!("network namespace {id}"));
     Ok(Nets(ids.iter().map(one).collect::<Result<_>>()?))
+}
+
+/// The devices of namespace `id`, with its number.
+fn devices(images: &ImageDir, id: u32, opts: &RestoreOptions) -> Result<(u32, Vec<pb::NetDeviceEntry>)> {
+    let conf: pb::NetnsEntry = images.read_opt(ImageKind::Netns, id.into())?.unwrap_or_default();
+    if opts.common.empty_net_ns || conf.ext_key.is_some() {
+        return Ok((id, Vec::new()));
+    }
+    let devices = images.read_all::<pb::NetDeviceEntry>(ImageKind::Netdev, id.into())?;
+    // Every namespace has devices, and every dump tells of addresses.
+    let missing = |kind: ImageKind| {
+        let name = kind.file_name(id.into());
+        Error::image(format!("{name}: there is no such image"))
+            .remedy("restore with --empty-ns net what was dumped with it")
+    };
+    if devices.is_empty() {
+        return Err(missing(ImageKind::Netdev));
+    }
+    if images.open_raw(ImageKind::Ifaddr, id.into())?.is_none() {
+        return Err(missing(ImageKind::Ifaddr));
+    }
+    Ok((id, devices))
 }
 
 fn read_one(images: &ImageDir, id: u32, entries: &Entries, opts: &RestoreOptions) -> Result<Net> {
@@ -89,18 +112,6 @@ fn read_one(images: &ImageDir, id: u32, entries: &Entries, opts: &RestoreOptions
             "it knows network namespace {} by a number, and no task is in that one",
             other.target_ns_id
         )));
-    }
-    // Every namespace has devices, and every dump tells of addresses.
-    let missing = |kind: ImageKind| {
-        let name = kind.file_name(id.into());
-        Error::image(format!("{name}: there is no such image"))
-            .remedy("restore with --empty-ns net what was dumped with it")
-    };
-    if plan::devices(entries, id).is_empty() {
-        return Err(missing(ImageKind::Netdev));
-    }
-    if images.open_raw(ImageKind::Ifaddr, id.into())?.is_none() {
-        return Err(missing(ImageKind::Ifaddr));
     }
     let more: pb::RcriuNetnsEntry = images.read_opt(ImageKind::RcriuNetns, id.into())?.unwrap_or_default();
     let name = ImageKind::RcriuNetns.file_name(id.into());
