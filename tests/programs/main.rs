@@ -51,6 +51,7 @@ mod sharing;
 mod sigactions;
 mod signalfd;
 mod signals;
+mod socket_options;
 mod socketpair;
 mod special_memory;
 mod stack;
@@ -179,6 +180,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("bpf-maps", bpf_maps::run),
     ("signalfd", signalfd::run),
     ("sleeper", sleeper),
+    ("socket-options", socket_options::run),
     ("socketpair", socketpair::run),
     ("guard-pages", special_memory::guards),
     ("droppable-memory", special_memory::droppable),

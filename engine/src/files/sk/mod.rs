@@ -25,6 +25,8 @@ use crate::{
 };
 
 mod inet;
+mod joined;
+mod kept;
 mod netlink;
 mod opts;
 mod packet;
@@ -84,6 +86,9 @@ pub(super) struct SocketsOut {
     waiting: Vec<queue::Queue>,
     unix: unix::UnixOut,
     inet: inet::InetOut,
+    /// By the numbers of their network namespaces, as the groups.
+    fresh: HashMap<Option<u32>, kept::Fresh>,
+    groups: HashMap<Option<u32>, joined::Groups>,
     /// The lowest pid among the tasks that have the socket.
     lowest: HashMap<FileId, RealPid>,
     tcp: tcp::Waiting,
@@ -105,6 +110,8 @@ impl SocketsOut {
             waiting: Vec::new(),
             unix: unix::UnixOut::default(),
             inet: inet::InetOut::default(),
+            fresh: HashMap::new(),
+            groups: HashMap::new(),
             lowest: HashMap::new(),
             tcp: tcp::Waiting::default(),
             connections: Connections::new(opts.network_lock, lock),

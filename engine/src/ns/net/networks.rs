@@ -78,6 +78,16 @@ impl Networks {
         self.0.iter().map(|space| (space.id, space.file.as_fd()))
     }
 
+    /// Acts in namespace `id`.
+    ///
+    /// Precondition: this thread is in the first.
+    pub fn within<T>(&self, id: Option<u32>, act: impl FnOnce() -> Result<T>) -> Result<T> {
+        match self.0.iter().skip(1).find(|space| Some(space.id) == id) {
+            Some(space) => here(space.file.as_fd(), CloneFlags::CLONE_NEWNET, act),
+            None => act(),
+        }
+    }
+
     /// What `table` lists in each of them, keys being different in all; of this thread's own if there is at most one.
     ///
     /// Precondition: if there is one or more, this thread is in the first.

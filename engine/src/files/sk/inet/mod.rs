@@ -18,7 +18,9 @@ use rcriu_images::pb;
 
 pub(super) use self::file::InetFile;
 use super::{
-    CLOSED, ESTABLISHED, LISTEN, is_family, opts, socket_name,
+    CLOSED, ESTABLISHED, LISTEN, SocketKind, is_family,
+    joined::Groups,
+    opts, socket_name,
     tcp::{self, Met},
 };
 use crate::{
@@ -196,6 +198,8 @@ impl FileKind for Inet {
             opts: options,
             ns_id,
         };
+        let connected = class == Class::Stream && ![CLOSED, LISTEN].contains(&state);
+        dump_more(socket, (what, connected), (id, ns_id), out)?;
         Ok(pb::FileEntry {
             r#type: FdType::Inetsk as i32,
             id: id.0,
@@ -225,6 +229,32 @@ impl FileKind for Inet {
             .ok_or_else(|| Error::image("files.img: an inetsk entry without socket"))?;
         Ok(Box::new(InetFile::new(entry, plan)?))
     }
+}
+
+/// What the entry has no field for.
+fn dump_more(
+    fd: BorrowedFd<'_>,
+    (socket, connected): (SocketKind, bool),
+    (id, network): (FileId, Option<u32>),
+    out: &mut FilesOut<'_>,
+) -> Result<()> {
+    let (networks, sockets) = (&out.networks, &mut out.sockets);
+    // What a new one has, and which groups there are, is a matter of the namespace.
+    let (option, membership) = networks.within(network, || {
+        let option = sockets.fresh.entry(network).or_default().differing(fd, socket, connected);
+        if socket.kind == libc::SOCK_STREAM {
+            return Ok((option, Vec::new()));
+        }
+        let groups = match sockets.groups.entry(network) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(free) => free.insert(Groups::read()?),
+        };
+        Ok((option, groups.of(fd, socket)?))
+    })?;
+    if !option.is_empty() || !membership.is_empty() {
+        out.more(pb::RcriuFileEntry { id: id.0, option, membership, ..Default::default() })?;
+    }
+    Ok(())
 }
 
 /// State, backlog and shutdown of a TCP socket; whether a connection is dumped is for options to say.

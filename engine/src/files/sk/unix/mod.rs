@@ -129,6 +129,12 @@ impl FileKind for Unix {
             shutdown: (socket.shutdown != 0).then_some(i32::from(socket.shutdown)),
             ..Default::default()
         };
+        if let Some(kind) = fd.probe.socket {
+            let option = out.sockets.fresh.entry(None).or_default().differing(fd.file.as_fd(), kind, false);
+            if !option.is_empty() {
+                out.more(pb::RcriuFileEntry { id: id.0, option, ..Default::default() })?;
+            }
+        }
         if socket.name.first().is_some_and(|first| *first != 0) {
             dump_name(fd, &mut entry, out)?;
         }

@@ -55,6 +55,8 @@ pub(super) struct Member {
     pub(super) peer: Option<usize>,
     /// What it has received.
     pub(super) packets: Vec<Packet>,
+    /// Options that the entry has no field for.
+    pub(super) option: Vec<pb::RcriuSockopt>,
 }
 
 impl Member {
@@ -166,6 +168,7 @@ impl UnixWorld {
                     entry: entry.clone(),
                     peer: peer.map(|p| place[&p]),
                     packets,
+                    option: plan.more(id).map(|more| more.option.clone()).unwrap_or_default(),
                 });
             }
             let mut at_hand: Vec<FileId> =

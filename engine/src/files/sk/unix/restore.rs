@@ -25,7 +25,11 @@ use crate::{
     error::{Context, Error, Result, SysContext},
     files::{
         FdType, FilesTask, GroupKey, Needs, Preflight, RestoredFile, Roots, pipe,
-        sk::{opts, queue, shut, socket_name},
+        sk::{
+            SocketKind,
+            kept::{self, When},
+            opts, queue, shut, socket_name,
+        },
     },
     sys::sockopt,
 };
@@ -221,6 +225,11 @@ fn complete(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
         let finish = || {
             shut(socket, member.entry.shutdown)?;
             opts::restore(socket, &member.entry.opts)?;
+            let kind = member.entry.r#type.cast_signed();
+            let sort = SocketKind { family: libc::AF_UNIX, kind, protocol: 0 };
+            for when in [When::New, When::Last] {
+                kept::restore(socket, sort, &member.option, when)?;
+            }
             let flags = member.entry.flags.cast_signed();
             pipe::set_flags(&socket.try_clone_to_owned().call("dup")?, flags)
         };
