@@ -35,6 +35,7 @@ mod mount_namespaces;
 mod movers;
 mod namespace_files;
 mod nested;
+mod network_namespaces;
 mod other_sockets;
 mod outside;
 mod page_path;
@@ -147,6 +148,8 @@ const KINDS: &[(&str, Kind)] = &[
     ("nested", nested::run),
     ("netlink", other_sockets::netlink),
     ("namespace-files", namespace_files::run),
+    ("network-namespaces", network_namespaces::run),
+    ("network-elsewhere", network_namespaces::elsewhere),
     ("outside-socket", outside::run),
     ("packet-sockets", other_sockets::packet),
     ("packet-ring", other_sockets::ring),

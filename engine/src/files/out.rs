@@ -95,8 +95,10 @@ pub struct FilesOut<'a> {
     /// Numbers of what the task being dumped shares.
     pub(super) namespaces: Option<pb::TaskKobjIdsEntry>,
     own: CloneFlags,
-    /// Devices tun and tap that are open.
-    tuns: Vec<net::Tun>,
+    /// The tree's own network namespaces.
+    pub(super) networks: net::Networks,
+    /// Devices tun and tap that are open, with the numbers of their namespaces.
+    tuns: Vec<(u32, net::Tun)>,
     /// Where paths of tasks begin.
     pub(super) roots: Roots,
     /// Namespaces of which there are several of a kind.
@@ -163,7 +165,7 @@ impl<'a> FilesOut<'a> {
         kernel: &'a Kernel,
         images: &'a ImageDir,
         (pages, shmem_dev): (PageStore, u64),
-        Where { numbering, ids: users, roots, own, spaces, lock }: Where,
+        Where { numbering, ids: users, roots, own, spaces, networks, lock }: Where,
     ) -> Self {
         FilesOut {
             opts,
@@ -197,6 +199,7 @@ impl<'a> FilesOut<'a> {
             more: images.writer(ImageKind::RcriuFiles, 0),
             sockets: SocketsOut::new(images, opts, lock),
             own,
+            networks,
             tuns: Vec::new(),
         }
     }

@@ -6,6 +6,7 @@ use std::{
     os::fd::{OwnedFd, RawFd},
 };
 
+use nix::sched::CloneFlags;
 use rcriu_images::ImageDir;
 
 use super::{
@@ -18,6 +19,7 @@ use super::{
 use crate::{
     error::{Context, Error, Result, SysContext},
     kernel::Kernel,
+    ns::enter::here,
     options::RestoreOptions,
     pstree::FileId,
     sys::{fd, shared::SharedWords},
@@ -152,7 +154,10 @@ impl FilesShared {
         }
         let mut revived = HashMap::new();
         for (id, node) in plan.nodes.iter() {
-            let made = node.file.revive(opts.common.tcp.close, images);
+            let revive = || node.file.revive(opts.common.tcp.close, images);
+            // Connections of the namespace this is in need no other.
+            let space = node.file.network().and_then(|id| self.spaces().get(CloneFlags::CLONE_NEWNET, id));
+            let made = space.map_or_else(revive, |space| here(space, CloneFlags::CLONE_NEWNET, revive));
             if let Some(made) = made.during(|| format!("file {id} {}", node.file.name()))? {
                 revived.insert(id, made.keep(zone)?);
             }

@@ -15,6 +15,7 @@ pub mod handoff;
 pub mod home;
 mod kinds;
 mod network;
+mod networks;
 pub(crate) mod passing;
 mod pidfile;
 pub mod plan;
@@ -191,7 +192,11 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
                 false => Ok(()),
             };
             let empty = || tell(Moment::SetupNamespaces);
-            let outside = home.let_go(&plan.home, root, empty).map_err(|e| area.why(e))?;
+            let outside = home
+                .let_go(&plan.home, root, empty, (&files, &area, &watch), |namespace, external| {
+                    network.one_more(namespace, external)
+                })
+                .map_err(|e| area.why(e))?;
             home.await_root(&plan.home, (&files, &plan.files), &area, watch)?;
             if away(CloneFlags::CLONE_NEWUSER) && own_groups {
                 groups.put_from_top(root, set_of_root(&snapshot))?;

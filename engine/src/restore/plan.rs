@@ -44,8 +44,8 @@ impl Plan {
         let is_free = |pid| apart || preflight::is_free(pid);
         let tree = Tree::build(&Member::of(snapshot), outside(opts, apart)?, &is_free)?;
         let mut cx = PlanFiles::new(&snapshot.dir, opts, kernel, &snapshot.files)?;
-        let has_devices = home.kinds().has(CloneFlags::CLONE_NEWNET) && !opts.common.empty_net_ns;
-        cx.network = root.ids.net_ns_id.filter(|_| has_devices);
+        cx.networks = home.networks();
+        cx.devices = !opts.common.empty_net_ns;
         if home.is_away(CloneFlags::CLONE_NEWNS)
             && let Some(make) = tree.nodes.iter().flat_map(|node| &node.makes).find(|make| make.share_fs)
         {

@@ -93,7 +93,7 @@ impl<'a> TaskCx<'a> {
             &self.snapshot.dir,
             self.opts,
             self.kernel,
-            self.node().pid,
+            (self.node().pid, self.image().ok().and_then(|image| image.ids.net_ns_id)),
         )
     }
 

@@ -217,6 +217,7 @@ impl FilesPlan {
             let kind = KINDS.iter().find(|k| k.fd_type() as i32 == entry.r#type);
             if let Some(kind) = kind {
                 let file = kind.collect(entry, &mut cx).during(|| format!("file {id}"))?;
+                cx.check_network(file.network()).during(|| format!("file {id} {}", file.name()))?;
                 ids.push(id);
                 files.push(file);
             }

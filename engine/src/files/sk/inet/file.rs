@@ -165,7 +165,8 @@ impl RestoredFile for InetFile {
 
     fn needs(&self) -> Needs {
         let entry = &self.entry;
-        let number = u64::from(entry.r#type) << 16 | u64::from(entry.src_port);
+        let network = u64::from(entry.ns_id.unwrap_or(0)) << 32;
+        let number = network | u64::from(entry.r#type) << 16 | u64::from(entry.src_port);
         // Connections are there before anybody opens anything.
         let bound = entry.src_port != 0 && !self.is_connection();
         let group = bound.then_some(GroupKey { kind: FdType::Inetsk, number });
@@ -186,6 +187,10 @@ impl RestoredFile for InetFile {
                 .remedy("restore it with --tcp-established, or closed with --tcp-close"));
         }
         Ok(())
+    }
+
+    fn network(&self) -> Option<u32> {
+        self.entry.ns_id
     }
 
     fn connection(&self) -> Option<Connection> {
