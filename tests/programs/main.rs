@@ -14,6 +14,7 @@ mod bpf_maps;
 mod changeling;
 mod changing;
 mod clock;
+mod confined;
 mod cow;
 mod credentials;
 mod devices;
@@ -94,6 +95,10 @@ const KINDS: &[(&str, Kind)] = &[
     ("changing-memory", changing::run),
     ("changing-program", changing::executes),
     ("clock", clock::run),
+    ("confined", confined::profile),
+    ("confined-context", confined::context),
+    ("confined-namespace", confined::namespace),
+    ("confined-threads", confined::profiles),
     ("cow", cow::run),
     ("credentials", credentials::run),
     ("devices", devices::run),

@@ -64,7 +64,8 @@ use crate::{
     spread,
     stats::DumpStats,
     task::{
-        cgroup::Sets, keys::Keys, landlock::Landlock, more::MoreOut, refused::Refusals, seccomp::Filters,
+        cgroup::Sets, keys::Keys, landlock::Landlock, lsm::LabelsOut, more::MoreOut, refused::Refusals,
+        seccomp::Filters,
     },
 };
 
@@ -86,6 +87,8 @@ pub struct DumpCx<'a> {
     /// State that would be lost: looked for, to be refused.
     pub keys: Keys,
     pub landlock: Landlock,
+    /// What security modules say.
+    pub labels: LabelsOut,
     pub refusals: Refusals,
     pub stats: DumpStats,
     /// Where this processor keeps its state.
@@ -144,6 +147,7 @@ impl<'a> DumpCx<'a> {
             landlock: Landlock::ask(tree, ids.clone())?,
             ids,
             pages,
+            labels: LabelsOut::ask(),
             seccomp: Filters::default(),
             cgroups: Sets::new(&opts.common.cgroup)?,
             more: MoreOut::new(images),

@@ -40,6 +40,7 @@ use crate::{
         self,
         kcmp::{self, What},
     },
+    task::lsm::sockets::SocketLabels,
 };
 
 /// What a file that is no descriptor serves for.
@@ -87,6 +88,7 @@ pub struct FilesOut<'a> {
     pub(super) pipes: PipesOut,
     pub(super) ttys: TtysOut,
     pub(super) sockets: SocketsOut,
+    labels: SocketLabels,
     pub(super) memfds: MemfdsOut,
     pub(super) bpfmaps: BpfmapsOut,
     pub(super) inodes: Inodes,
@@ -198,6 +200,7 @@ impl<'a> FilesOut<'a> {
             ttys: TtysOut::default(),
             more: images.writer(ImageKind::RcriuFiles, 0),
             sockets: SocketsOut::new(images, opts, lock),
+            labels: SocketLabels::ask(),
             own,
             networks,
             tuns: Vec::new(),

@@ -85,8 +85,8 @@ impl FilesShared {
         let outside = opts.inherit_fds.len() + plan.ttys.descriptors();
         let given = plan.nodes.values().iter().filter(|node| node.file.is_given(opts)).count();
         let early = early + plan.connections().len() + given;
-        // And the folder that a task opens files from.
-        let room = plan.most_kept() + passing + early + lost + outside + namespaces + 1;
+        // And the folder that a task opens files from, and /proc.
+        let room = plan.most_kept() + passing + early + lost + outside + namespaces + 2;
         let room = i32::try_from(room).unwrap_or(i32::MAX);
         plan.zone(limit, room.saturating_add(ENGINE_ROOM))
     }
@@ -154,6 +154,7 @@ impl FilesShared {
         }
         let mut revived = HashMap::new();
         for (id, node) in plan.nodes.iter() {
+            let _making = plan.making(id)?;
             let revive = || node.file.revive(opts.common.tcp.close, images);
             // Connections of the namespace this is in need no other.
             let space = node.file.network().and_then(|id| self.spaces().get(CloneFlags::CLONE_NEWNET, id));

@@ -325,7 +325,9 @@ impl<'a> FilesTask<'a> {
             self.group_key = node.group;
         }
         self.opened_cloexec = None;
+        let making = self.plan.making(id)?;
         let file = self.in_network(node.file.network(), |me| node.file.open(me))?;
+        drop(making);
         if let Some(fown) = node.file.fown() {
             super::fd::restore_fown(file.as_fd(), fown)?;
         }

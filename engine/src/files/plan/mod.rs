@@ -22,6 +22,8 @@ use std::{
 
 use rcriu_images::{ImageKind, pb};
 
+use crate::task::lsm::sockets::Making;
+
 pub use self::sources::PlanFiles;
 use super::{
     ById, FdType, GroupKey, KINDS, Preflight, RestoredFile,
@@ -170,6 +172,8 @@ pub struct FilesPlan {
     pub(super) dead_pidfds: DeadPidfds,
     pub(super) packets: Packets,
     pub(super) locks: Locks,
+    /// Security labels of sockets.
+    labels: HashMap<FileId, String>,
 }
 
 /// Descriptor numbers that no table uses: what must survive while tables are restored lives there.
@@ -205,6 +209,16 @@ impl Zone {
 }
 
 impl FilesPlan {
+    /// Gives sockets security labels.
+    pub fn label(&mut self, labels: HashMap<FileId, String>) {
+        self.labels = labels;
+    }
+
+    /// To be held while file `id` is made.
+    pub(super) fn making(&self, id: FileId) -> Result<Option<Making>> {
+        self.labels.get(&id).map(|label| Making::with(label)).transpose()
+    }
+
     /// Collects every file and plans.
     ///
     /// # Errors
