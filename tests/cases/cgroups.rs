@@ -240,6 +240,27 @@ fn a_failed_restore_takes_groups_back() -> Result<()> {
     program.verify()
 }
 
+fn programs_stay_attached() -> Result<()> {
+    let root = hierarchy("cgroup2", "")?;
+    let group = Group::new(&root)?;
+    let path = group.path.to_str().context("path")?.to_owned();
+    let program = Program::start("bpf-program", &[&path])?;
+    group.set("cgroup.procs", program.pid())?;
+    let (images, cycle) = (Images::new()?, Cycle::new()?);
+    cycle.dump(&program, &images)?;
+    // Attached once only, although a restore has failed in between.
+    let args = ["restore", "-d", "-D", images.as_str()?, "-v4", "-o", "restore.log"];
+    let mut command = Engine::rcriu()?.command(&args);
+    command.env(FAULT, "restore-caught");
+    Engine::rcriu()?.finish(command)?.refused()?;
+    cycle.restore(&images)?;
+    let (images, cycle) = (Images::new()?, Cycle::new()?);
+    cycle.dump(&program, &images)?;
+    group.remove()?;
+    cycle.restore(&images)?;
+    program.verify()
+}
+
 pub fn cases() -> Vec<Case> {
     type Body = fn() -> Result<()>;
     let all: &[(&str, Body)] = &[
@@ -250,6 +271,7 @@ pub fn cases() -> Vec<Case> {
         ("--manage-cgroups=full sets what exists", full_sets_what_stands_there),
         ("groups that are missing are named", missing_groups_are_named),
         ("--cgroup-root puts them elsewhere", another_root),
+        ("BPF programs are attached to groups again", programs_stay_attached),
         ("a failed restore takes groups back", a_failed_restore_takes_groups_back),
     ];
     all.iter().map(|(name, body)| Case::new(format!("cgroups: {name}"), *body)).collect()

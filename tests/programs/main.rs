@@ -9,6 +9,7 @@
 
 mod aio;
 mod blocked;
+mod bpf_program;
 mod changeling;
 mod changing;
 mod clock;
@@ -87,6 +88,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("blocked-resumed", blocked::resumed),
     ("blocked-sockets", blocked::sockets),
     ("blocked-timed", blocked::timed),
+    ("bpf-program", bpf_program::run),
     ("changing-memory", changing::run),
     ("changing-program", changing::executes),
     ("clock", clock::run),
@@ -116,6 +118,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("kept-range-policies", kept::mappings::range_policies),
     ("kept-refused", kept::refused::run),
     ("kept-seals", kept::mappings::seals),
+    ("kept-session", kept::session::session),
     ("kept-slice", kept::scheduling::slice),
     ("kept-speculation", kept::attributes::speculation),
     ("kept-thread-policies", kept::mappings::thread_policies),

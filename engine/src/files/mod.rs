@@ -38,6 +38,7 @@ use crate::{
     pstree::FileId,
 };
 
+mod bpf;
 mod build_id;
 mod by_id;
 mod eventfd;
@@ -170,6 +171,11 @@ pub trait RestoredFile: fmt::Debug + Send + Sync {
         Err(Error::bug("a file that nobody gives"))
     }
 
+    /// Control groups it is attached to, once they are there and everybody is in.
+    fn groups(&self) -> &[pb::RcriuBpfGroup] {
+        &[]
+    }
+
     /// How many descriptors beside those of the table opening it needs for a while.
     fn spare(&self) -> usize {
         0
@@ -268,6 +274,7 @@ static KINDS: &[&dyn FileKind] = &[
     &fanotify::FanotifyKind,
     &nsfile::Nsfile,
     &tun::Tun,
+    &bpf::Program,
     &sk::Unix,
     &sk::Inet,
     &sk::Netlink,

@@ -13,7 +13,7 @@ use nix::{fcntl::readlink, sched::CloneFlags};
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
 use super::{
-    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Where,
+    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Where, bpf,
     fd::Host,
     ghost::GhostsOut,
     lock::LocksOut,
@@ -95,6 +95,8 @@ pub struct FilesOut<'a> {
     own: CloneFlags,
     /// Devices tun and tap that are open.
     tuns: Vec<net::Tun>,
+    /// Control groups that BPF programs are attached to.
+    pub(super) programs: bpf::Attached,
     /// Where paths of tasks begin.
     pub(super) roots: Roots,
     /// How numbers of tasks read inside of the tree.
@@ -192,6 +194,7 @@ impl<'a> FilesOut<'a> {
             sockets: SocketsOut::new(images, opts, lock),
             own,
             tuns: Vec::new(),
+            programs: bpf::Attached::default(),
         }
     }
 

@@ -241,6 +241,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     attached.others()?;
     attached.enter_groups(&groups)?;
     groups.settle()?;
+    files.attach(&plan.files, &mut groups, &opts.common.cgroup)?;
     autogroup::restore(&snapshot, &plan, &area)?;
     faults::point("restore-seized")?;
     if let (Some(giver), Some(filler)) = (&giver, &mut filler) {

@@ -19,3 +19,4 @@ mod yard;
 
 pub use restore::{Groups, set_of};
 pub use sets::{OWN, Sets};
+pub use yard::hierarchy;
