@@ -244,10 +244,11 @@ impl<'a> FilesOut<'a> {
     /// Dumps an open file that is on its way through a socket; the descriptor is one of ours.
     pub(super) fn flying_file(&mut self, fd: DrainedFd) -> Result<(FileId, FdType)> {
         let number = self.number(&fd)?;
-        if number.1 && fd.probe.info.value("lock").is_some() {
-            return Err(Error::unsupported("a lock is held through a file that is on its way in a message")
-                .remedy("let the task receive it before the dump"));
-        }
+        let locks = match number.1 {
+            true => LocksOut::flying(&fd, number.0, self.opts.common.file_locks)?,
+            false => None,
+        };
+        locks.map_or(Ok(()), |locks| self.more(locks))?;
         self.open_file(fd, number)
     }
 
