@@ -95,7 +95,8 @@ impl Reader<'_> {
             ..pb::CgroupDirEntry::default()
         };
         for property in self.known.of(self.controllers) {
-            if let Some(property) = properties::read(&folder, property)? {
+            let found = properties::read(&folder, property)?;
+            if let Some(property) = found.filter(|property| !properties::is_usual(property)) {
                 self.threaded |= property.name == "tasks"
                     || property.name == "cgroup.type" && property.value == b"threaded";
                 entry.properties.push(property);
