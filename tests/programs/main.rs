@@ -8,7 +8,9 @@
 //! These programs exist to make unusual use of the kernel; each unsafe block states what it relies on.
 
 mod aio;
+mod apart;
 mod blocked;
+mod bpf_maps;
 mod bpf_program;
 mod changeling;
 mod changing;
@@ -142,6 +144,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("limits", credentials::limits),
     ("many-descriptors", regular::many),
     ("many-mappings", private_memory::many),
+    ("apart", apart::run),
     ("mount-namespaces", mount_namespaces::run),
     ("nested", nested::run),
     ("netlink", other_sockets::netlink),
@@ -173,6 +176,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("shared-folders", sharing::folders),
     ("shared-with-grandchild", sharing::grandchild),
     ("sigactions", sigactions::run),
+    ("bpf-maps", bpf_maps::run),
     ("signalfd", signalfd::run),
     ("sleeper", sleeper),
     ("socketpair", socketpair::run),

@@ -31,7 +31,7 @@ use crate::{
 
 /// Where paths of the tree begin.
 pub(super) fn roots(tree: &Pstree) -> Result<Roots> {
-    let spaces = tree.mount_namespaces();
+    let spaces = tree.spaces(CloneFlags::CLONE_NEWNS);
     if spaces.is_empty() {
         return Ok(Roots::default());
     }
@@ -176,11 +176,12 @@ pub(super) fn dump(tree: &Pstree, cx: &DumpCx<'_>) -> Result<()> {
     if let (Some(id), Some(name)) = (ids.pid_ns_id, external(&root.dir, "pid", cx.opts)?) {
         pid::dump(cx.images, id, &name)?;
     }
-    if let Some(id) = wanted(CloneFlags::CLONE_NEWUTS, ids.uts_ns_id) {
+    for (real, id) in tree.spaces(CloneFlags::CLONE_NEWUTS) {
         within(real, CloneFlags::CLONE_NEWUTS, "uts", || uts::dump(cx.images, id))?;
     }
-    if let Some(id) = wanted(CloneFlags::CLONE_NEWIPC, ids.ipc_ns_id) {
-        let (taken, attached) = (cx.shmem.numbers(), cx.segments.attachments());
+    let mut taken = cx.shmem.numbers();
+    for (real, id) in tree.spaces(CloneFlags::CLONE_NEWIPC) {
+        let attached = cx.segments.attachments(id);
         let ipc = ipc::DumpIpc {
             id,
             images: cx.images,
@@ -189,7 +190,8 @@ pub(super) fn dump(tree: &Pstree, cx: &DumpCx<'_>) -> Result<()> {
             taken: &taken,
             attached: Some(&attached),
         };
-        within(real, CloneFlags::CLONE_NEWIPC, "ipc", || ipc::dump(&ipc))?;
+        let numbers = within(real, CloneFlags::CLONE_NEWIPC, "ipc", || ipc::dump(&ipc))?;
+        taken.extend(numbers);
     }
     if let Some(id) = wanted(CloneFlags::CLONE_NEWNET, ids.net_ns_id) {
         let (uids, gids) = cx.ids.namespace().map(UserNs::ranges).unwrap_or_default();
@@ -206,7 +208,7 @@ pub(super) fn dump(tree: &Pstree, cx: &DumpCx<'_>) -> Result<()> {
         };
         within(real, CloneFlags::CLONE_NEWNET, "network", || net::dump(&net))?;
     }
-    let spaces = tree.mount_namespaces();
+    let spaces = tree.spaces(CloneFlags::CLONE_NEWNS);
     if !spaces.is_empty() {
         let masters = cx.files.masters();
         let mounts = mnt::DumpMounts { spaces: &spaces, opts: cx.opts, images: cx.images, masters: &masters };
@@ -215,12 +217,12 @@ pub(super) fn dump(tree: &Pstree, cx: &DumpCx<'_>) -> Result<()> {
     Ok(())
 }
 
-fn within(
+fn within<T: Send>(
     pid: RealPid,
     flag: CloneFlags,
     what: &str,
-    dump: impl FnOnce() -> Result<()> + Send,
-) -> Result<()> {
+    dump: impl FnOnce() -> Result<T> + Send,
+) -> Result<T> {
     inside(pid, flag, dump).during(|| format!("{what} namespace"))
 }
 

@@ -154,7 +154,7 @@ impl<'a> DumpCx<'a> {
             rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev },
             shmem: SharedOut::default(),
             segments: SegmentsOut::default(),
-            undo: Undo::new(without_undo),
+            undo: Undo::new(without_undo, tree.spaces(CloneFlags::CLONE_NEWIPC).len() > 1),
             late: opts.common.lazy.enabled.then(Frozen::default),
             uprobes: false,
             track,

@@ -117,7 +117,7 @@ fn whole<'a>(
     cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");
     let mut mapping = more::collect(&maps);
     cx.shmem.mapped(&vmas);
-    cx.segments.mapped(&vmas);
+    cx.segments.mapped(space(task), &vmas);
     cx.undo.warn(task.pid, stopped.threads().len());
     let apart = protected.is_none() && walk.is_none() && begun.is_none() && later::suits(cx, &maps);
     // That walks all page tables, which can wait.
@@ -279,6 +279,13 @@ pub(super) struct Mapped<'a, 'b> {
     pub files: &'a mut FilesOut<'b>,
     pub shmem: &'a mut SharedOut,
     pub segments: &'a mut SegmentsOut,
+    /// Number of the ipc namespace of the task.
+    pub space: u32,
+}
+
+/// Number of the ipc namespace of a task.
+pub(super) fn space(task: &Task) -> u32 {
+    task.ids.ipc_ns_id.unwrap_or_default()
 }
 
 impl MappedFiles for Mapped<'_, '_> {
@@ -291,7 +298,7 @@ impl MappedFiles for Mapped<'_, '_> {
     }
 
     fn segment(&mut self, fd: OwnedFd, id: i32) {
-        self.segments.add(fd, id);
+        self.segments.add(fd, self.space, id);
     }
 }
 

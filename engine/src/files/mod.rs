@@ -39,6 +39,7 @@ use crate::{
 };
 
 mod bpf;
+mod bpfmap;
 mod build_id;
 mod by_id;
 mod eventfd;
@@ -65,6 +66,7 @@ mod roundtrip;
 mod shared;
 mod signalfd;
 pub(crate) mod sk;
+pub mod spaces;
 mod task;
 mod timerfd;
 mod tty;
@@ -79,6 +81,7 @@ pub use plan::{FilesPlan, PlanFiles, Table, TableIx, Zone};
 pub use root::{Path, Place, Root, Roots, Where};
 pub use shared::FilesShared;
 pub use sk::Connections;
+pub use spaces::{Space, Spaces};
 pub use task::FilesTask;
 pub use tty::OpenMasters;
 pub use tun::join as join_tuns;
@@ -270,6 +273,7 @@ static KINDS: &[&dyn FileKind] = &[
     &timerfd::Timerfd,
     &memfd::Memfd,
     &pidfd::Pidfd,
+    &bpfmap::Bpfmap,
     &inotify::InotifyKind,
     &fanotify::FanotifyKind,
     &nsfile::Nsfile,

@@ -14,6 +14,7 @@ use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
 use super::{
     Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Where, bpf,
+    bpfmap::BpfmapsOut,
     fd::Host,
     ghost::GhostsOut,
     lock::LocksOut,
@@ -87,6 +88,7 @@ pub struct FilesOut<'a> {
     pub(super) ttys: TtysOut,
     pub(super) sockets: SocketsOut,
     pub(super) memfds: MemfdsOut,
+    pub(super) bpfmaps: BpfmapsOut,
     pub(super) inodes: Inodes,
     locks: LocksOut,
     more: ImageWriter,
@@ -173,6 +175,7 @@ impl<'a> FilesOut<'a> {
             numbering,
             known: reg::Known::new(roots.clone()),
             memfds: MemfdsOut::new(images),
+            bpfmaps: BpfmapsOut::new(images),
             inodes: Inodes::new(opts, roots.clone()),
             locks: LocksOut::new(images),
             namespaces: None,
@@ -356,6 +359,7 @@ impl<'a> FilesOut<'a> {
         self.files.finish()?;
         self.more.finish()?;
         self.memfds.finish()?;
+        self.bpfmaps.finish()?;
         self.locks.finish()?;
         self.pipes.finish()?;
         self.ttys.finish(self.opts, self.images, &self.numbering, &self.users)?;

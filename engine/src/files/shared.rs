@@ -9,7 +9,7 @@ use std::{
 use rcriu_images::ImageDir;
 
 use super::{
-    Lost, Revived, Roots, Source,
+    Lost, Revived, Roots, Source, Spaces,
     fdpass::{self, FdPass},
     ghost, memfd, pidfd,
     plan::{FilesPlan, Zone},
@@ -43,6 +43,7 @@ pub struct FilesShared {
     /// Files from outside.
     pub(super) given: HashMap<FileId, OwnedFd>,
     pub(super) memfds: memfd::Made,
+    spaces: OnceCell<Spaces>,
     made: OnceCell<Made>,
 }
 
@@ -65,7 +66,8 @@ pub(super) struct Made {
 
 impl FilesShared {
     /// Numbers in which everything must lie that tasks inherit and need: the engine moves its own descriptors
-    /// there before it forks. `limit` is RLIMIT_NOFILE, already raised; `namespaces` are made for the tree.
+    /// there before it forks. `limit` is RLIMIT_NOFILE, already raised; `namespaces` are those of namespaces that are
+    /// made for the tree.
     ///
     /// # Errors
     /// More descriptors than `limit` allows.
@@ -83,7 +85,7 @@ impl FilesShared {
         let given = plan.nodes.values().iter().filter(|node| node.file.is_given(opts)).count();
         let early = early + plan.connections().len() + given;
         // And the folder that a task opens files from.
-        let room = plan.most_kept() + passing + early + lost + outside + 3 * namespaces + 1;
+        let room = plan.most_kept() + passing + early + lost + outside + namespaces + 1;
         let room = i32::try_from(room).unwrap_or(i32::MAX);
         plan.zone(limit, room.saturating_add(ENGINE_ROOM))
     }
@@ -113,6 +115,7 @@ impl FilesShared {
             tables: SharedWords::new(plan.tables.len() * WORDS)?,
             inherited,
             memfds: memfd::Made::new(&plan.memfds, images, zone)?,
+            spaces: OnceCell::new(),
             made: OnceCell::new(),
         })
     }
@@ -201,6 +204,16 @@ impl FilesShared {
     /// What [`FilesShared::make`] has made.
     pub(super) fn made(&self) -> Result<&Made> {
         self.made.get().ok_or_else(|| Error::bug("files are not made yet"))
+    }
+
+    /// Takes namespaces of which there are several: before anything is made in them.
+    pub fn set_spaces(&self, spaces: Spaces) -> Result<()> {
+        self.spaces.set(spaces).map_err(|_| Error::bug("namespaces are made twice"))
+    }
+
+    /// Namespaces of which there are several.
+    pub fn spaces(&self) -> &Spaces {
+        self.spaces.get_or_init(Spaces::default)
     }
 
     /// Where paths of tasks begin.

@@ -26,8 +26,10 @@ use nix::{
 };
 use rcriu_images::{ImageDir, pb};
 
+pub use super::kinds::Kinds;
 use super::{
     TaskCx,
+    apart::Several,
     builder::{self, Built},
     entered::{Entered, Opened},
     passing::Channel,
@@ -35,9 +37,12 @@ use super::{
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
-    files::{FilesPlan, FilesShared, OpenMasters, Revived, Root, Roots},
+    files::{FilesPlan, FilesShared, OpenMasters, Revived, Root, Roots, Space, Spaces, spaces},
     interrupt,
-    ns::{enter::inside, ipc, mnt, net, user, uts},
+    ns::{
+        enter::{here, inside},
+        home, ipc, mnt, net, user, uts,
+    },
     options::RestoreOptions,
     procfs::ProcDir,
     pstree::{FileId, RealPid},
@@ -52,14 +57,16 @@ const ROOT: u8 = 1;
 const CONNECTION: u8 = 2;
 const REUSING: u8 = 3;
 const MASTER: u8 = 4;
+/// And the position of the kind among [`spaces::KINDS`].
+const SPACE: u8 = 5;
 
 /// Namespaces that a tree gets for itself.
 #[derive(Debug, Default)]
 pub struct Home {
     kinds: Kinds,
-    uts: Option<uts::Uts>,
-    ipc: Option<ipc::Ipc>,
-    net: Option<net::Net>,
+    uts: Several<uts::Uts>,
+    ipc: Several<ipc::Ipc>,
+    net: Several<net::Net>,
     user: Option<user::UserNs>,
     mnt: Option<mnt::Tree>,
     entered: Entered,
@@ -67,59 +74,15 @@ pub struct Home {
     had: bool,
 }
 
-/// Which kinds.
-#[derive(Clone, Copy, Debug)]
-pub struct Kinds(CloneFlags);
-
-impl Default for Kinds {
-    fn default() -> Self {
-        Kinds(CloneFlags::empty())
-    }
-}
-
-impl Kinds {
-    /// Those in which a tree whose root has `ids` does not share the namespace of `host`, the process that dumped it.
-    /// Images of a kernel without the kind have no number.
-    pub fn of(ids: &pb::TaskKobjIdsEntry, host: Option<&pb::TaskKobjIdsEntry>) -> Kinds {
-        let Some(host) = host else { return Kinds::default() };
-        let kinds = [
-            (CloneFlags::CLONE_NEWPID, ids.pid_ns_id, host.pid_ns_id),
-            (CloneFlags::CLONE_NEWNET, ids.net_ns_id, host.net_ns_id),
-            (CloneFlags::CLONE_NEWIPC, ids.ipc_ns_id, host.ipc_ns_id),
-            (CloneFlags::CLONE_NEWUTS, ids.uts_ns_id, host.uts_ns_id),
-            (CloneFlags::CLONE_NEWNS, ids.mnt_ns_id, host.mnt_ns_id),
-            (CloneFlags::CLONE_NEWUSER, ids.user_ns_id, host.user_ns_id),
-            (CloneFlags::CLONE_NEWCGROUP, ids.cgroup_ns_id, host.cgroup_ns_id),
-        ];
-        let own = kinds.iter().filter(|(_, own, host)| own.is_some() && host.is_some() && own != host);
-        Kinds(own.fold(CloneFlags::empty(), |flags, (flag, ..)| flags | *flag))
-    }
-
-    /// Whether this is one of them.
-    pub fn has(self, flag: CloneFlags) -> bool {
-        self.0.contains(flag)
-    }
-
-    /// The others.
-    pub fn without(self, flags: CloneFlags) -> Kinds {
-        Kinds(self.0 & !flags)
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(self) -> bool {
-        self.0.is_empty()
-    }
-}
-
 impl Home {
-    /// Reads and checks the images of all namespaces of a tree whose root has `ids` and whose tasks are in all of `mounts`;
-    /// of those that are `entered` there are none to be read.
+    /// Reads and checks the images of all namespaces of a tree whose root has `ids` and whose tasks are in all of `spaces`
+    /// of a kind; of those that are `entered` there are none to be read.
     ///
     /// # Errors
     /// What cannot be made again; images that are missing or contradict each other.
     pub fn read(
         images: &ImageDir,
-        (ids, mounts): (&pb::TaskKobjIdsEntry, &[u32]),
+        (ids, spaces): (&pb::TaskKobjIdsEntry, &dyn Fn(CloneFlags) -> Vec<u32>),
         (kinds, entered): (Kinds, Entered),
         opts: &RestoreOptions,
     ) -> Result<Home> {
@@ -131,38 +94,36 @@ impl Home {
             )
             .remedy("restore without --join-ns user, or join those of all other kinds as well"));
         }
-        if entered.has(CloneFlags::CLONE_NEWNS) && mounts.len() > 1 {
-            return Err(Error::unsupported(
-                "tasks that were in several mount namespaces cannot all be in the one that is joined",
-            )
-            .remedy("restore without --join-ns mnt"));
+        for (flag, name, what) in home::KINDS.iter().filter(|(flag, ..)| home::SEVERAL.contains(*flag)) {
+            if entered.has(*flag) && spaces(*flag).len() > 1 {
+                return Err(Error::unsupported(format!(
+                    "tasks that were in several {what} namespaces cannot all be in the one that is joined"
+                ))
+                .remedy(format!("restore without --join-ns {name}")));
+            }
         }
         let wanted = |flag, id: Option<u32>| id.filter(|_| kinds.has(flag));
+        let several = |kind| if kinds.has(kind) { spaces(kind) } else { Vec::new() };
         Ok(Home {
             kinds,
-            uts: wanted(CloneFlags::CLONE_NEWUTS, ids.uts_ns_id)
-                .map(|id| uts::read(images, id))
-                .transpose()?,
-            ipc: wanted(CloneFlags::CLONE_NEWIPC, ids.ipc_ns_id)
-                .map(|id| ipc::read(images, id))
-                .transpose()?,
-            net: wanted(CloneFlags::CLONE_NEWNET, ids.net_ns_id)
-                .map(|id| net::read(images, id, opts))
-                .transpose()?,
+            uts: Several::read(several(CloneFlags::CLONE_NEWUTS), |id| uts::read(images, id))?,
+            ipc: Several::read(several(CloneFlags::CLONE_NEWIPC), |id| ipc::read(images, id))?,
+            net: Several::read(several(CloneFlags::CLONE_NEWNET), |id| net::read(images, id, opts))?,
             user: wanted(CloneFlags::CLONE_NEWUSER, ids.user_ns_id)
                 .map(|id| user::read(images, id))
                 .transpose()?,
             mnt: wanted(CloneFlags::CLONE_NEWNS, ids.mnt_ns_id)
-                .map(|_| mnt::read(images, mounts, opts))
+                .map(|_| mnt::read(images, &spaces(CloneFlags::CLONE_NEWNS), opts))
                 .transpose()?,
             entered,
             had,
         })
     }
 
-    /// How many mount namespaces are made for the tree.
-    pub fn mount_namespaces(&self) -> usize {
-        self.mnt.as_ref().map_or(0, |tree| tree.ids().count())
+    /// How many descriptors tasks inherit of namespaces that are made for the tree.
+    pub fn descriptors(&self) -> usize {
+        let mounts = self.mnt.as_ref().map_or(0, |tree| 3 * tree.ids().count());
+        mounts + self.uts.descriptors() + self.ipc.descriptors() + self.net.descriptors()
     }
 
     /// Kinds that are made for the tree.
@@ -222,15 +183,7 @@ impl Home {
                 unshare(CloneFlags::CLONE_NEWCGROUP).call("unshare(CLONE_NEWCGROUP)")?;
             }
         }
-        if let Some(uts) = &self.uts {
-            uts.restore().during(|| "uts namespace".into())?;
-        }
-        if let Some(ipc) = &self.ipc {
-            ipc.restore(&cx.snapshot.dir).map_err(user::unreadable)?;
-        }
-        if let Some(net) = &self.net {
-            net::restore(net).during(|| "network namespace".into())?;
-        }
+        self.fill(cx, prepared)?;
         let (roots, masters) = match &self.mnt {
             Some(tree) => self.mounts(tree, cx, prepared).during(|| "mount namespace".into())?,
             None => match prepared.entered.root(|fd| cx.files.keep(fd))? {
@@ -250,6 +203,23 @@ impl Home {
             prepared.root.send(kind, id.0, Some(revived.socket()))
         })?;
         prepared.root.send(MADE, 0, None)
+    }
+
+    /// Makes all namespaces of which there are several, and fills them.
+    fn fill(&self, cx: &TaskCx<'_>, prepared: &Prepared) -> Result<()> {
+        let (uts, ipc, net) = (CloneFlags::CLONE_NEWUTS, CloneFlags::CLONE_NEWIPC, CloneFlags::CLONE_NEWNET);
+        let mut made = Vec::new();
+        self.uts.make(uts, cx.files, &mut made)?;
+        self.ipc.make(ipc, cx.files, &mut made)?;
+        self.net.make(net, cx.files, &mut made)?;
+        self.uts.fill(uts, &made, |uts| uts.restore().during(|| "uts namespace".into()))?;
+        self.ipc.fill(ipc, &made, |ipc| ipc.restore(&cx.snapshot.dir).map_err(user::unreadable))?;
+        self.net.fill(net, &made, |net| net::restore(net).during(|| "network namespace".into()))?;
+        for Space { kind, id, file } in &made {
+            let at = spaces::KINDS.iter().position(|(known, _)| known == kind).unwrap_or_default();
+            prepared.root.send(SPACE + at as u8, *id, Some(file.as_fd()))?;
+        }
+        cx.files.set_spaces(Spaces::new(made))
     }
 
     /// Has the mounts made. With masters of terminals that are mounted on files.
@@ -272,11 +242,12 @@ impl Home {
 
     /// All tasks have attached their segments of System V shared memory: those settings follow that would have been in the
     /// way. In the engine; `root` is the root task.
-    pub fn attached(&self, root: RealPid) -> Result<()> {
-        match &self.ipc {
-            Some(ipc) => inside(root, CloneFlags::CLONE_NEWIPC, || ipc.attached()),
-            None => Ok(()),
-        }
+    pub fn attached(&self, root: RealPid, files: &FilesShared) -> Result<()> {
+        let kind = CloneFlags::CLONE_NEWIPC;
+        self.ipc.each().try_for_each(|(id, ipc)| match files.spaces().get(kind, id) {
+            Some(space) => here(space, kind, || ipc.attached()),
+            None => inside(root, kind, || ipc.attached()),
+        })
     }
 }
 
@@ -326,7 +297,7 @@ impl Prepared {
             user.write_maps(root)?;
         }
         empty()?;
-        let outside = match &home.net {
+        let outside = match home.net.first() {
             Some(net) => Some(net::restore_outside(net, network_of(root)?.as_fd())?),
             None => None,
         };
@@ -343,6 +314,7 @@ impl Prepared {
         watch: impl Fn() -> Result<()>,
     ) -> Result<()> {
         let (mut roots, mut revived, mut orphans) = (Vec::new(), Vec::new(), Vec::new());
+        let mut made = Vec::new();
         loop {
             interrupt::check()?;
             if area.failed() {
@@ -360,6 +332,10 @@ impl Prepared {
                     revived.push((FileId(id), Revived::new(fd, kind == REUSING)));
                 }
                 Some((MASTER, _, Some(fd))) => orphans.push(fd),
+                Some((kind @ SPACE.., id, Some(fd))) if space(kind).is_some() => {
+                    let kind = space(kind).ok_or_else(|| Error::bug("a message of no kind"))?;
+                    made.push(Space { kind, id, file: files.keep(fd)? });
+                }
                 Some(_) => return Err(Error::bug("a message of no kind")),
                 None => {
                     let ended = watch();
@@ -371,12 +347,18 @@ impl Prepared {
                 }
             }
         }
+        files.set_spaces(Spaces::new(made))?;
         let roots = match &home.mnt {
             Some(tree) => Roots::new(tree.ids().zip(roots).collect(), tree.places()),
             None => roots.pop().map_or_else(Roots::default, Roots::of),
         };
         files.made_elsewhere(plan, roots, revived, orphans)
     }
+}
+
+/// The kind of a message about a namespace.
+fn space(message: u8) -> Option<CloneFlags> {
+    spaces::KINDS.get(usize::from(message.wrapping_sub(SPACE))).map(|(kind, _)| *kind)
 }
 
 /// The network namespace of a task.

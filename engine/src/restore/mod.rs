@@ -5,6 +5,7 @@
 //!      -> sigchld -> creds -> complete -> detach
 //! ```
 
+mod apart;
 pub mod builder;
 mod entered;
 pub mod finish;
@@ -12,6 +13,7 @@ pub mod fork;
 pub mod guard;
 pub mod handoff;
 pub mod home;
+mod kinds;
 mod network;
 pub(crate) mod passing;
 mod pidfile;
@@ -226,7 +228,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     area.await_all(Stage::Restore, watch)?;
     files.mapped()?;
     segments.attached()?;
-    plan.home.attached(root)?;
+    plan.home.attached(root, &files)?;
     drop(placeholders);
     area.open(Stage::RestoreSigchld, threads)?;
     area.await_all(Stage::RestoreSigchld, watch)?;

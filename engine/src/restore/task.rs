@@ -253,6 +253,10 @@ fn be_born(cx: &TaskCx<'_>) -> Result<()> {
     if let Some(home) = cx.home.filter(|_| cx.task == TaskIx::ROOT) {
         cx.plan.home.settle(cx, home)?;
     }
+    // The root is in its own.
+    if node.role == Role::Alive && cx.task != TaskIx::ROOT {
+        cx.files.spaces().enter(&cx.image()?.ids)?;
+    }
     // Before anything is set by a clock, and before there are children: they inherit it.
     let joined = cx.plan.home.entered().has(CloneFlags::from_bits_retain(libc::CLONE_NEWTIME));
     if let Some(clocks) = cx.snapshot.clocks.filter(|_| cx.task == TaskIx::ROOT && !joined) {

@@ -1,180 +1,243 @@
-//! bpf(2): programs and the control groups they are attached to.
+//! bpf(2), for maps.
 //!
 //! # Safety
-//! Requests are buffers of the size that is passed with them, laid out as `union bpf_attr` of `linux/bpf.h`; addresses in
-//! them are of buffers that live longer than the call, with the lengths that stand beside them.
+//! The kernel is given a union of the size it is told, with addresses of buffers that outlive the call and are as long as
+//! the map's sizes of keys and values say; a descriptor it returns is new and ours.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    sys::errno,
+};
 
-const PROG_LOAD: libc::c_int = 5;
-const PROG_ATTACH: libc::c_int = 8;
-const PROG_DETACH: libc::c_int = 9;
-const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
-const PROG_QUERY: libc::c_int = 16;
+const MAP_CREATE: u32 = 0;
+const MAP_LOOKUP_ELEM: u32 = 1;
+const MAP_UPDATE_ELEM: u32 = 2;
+const MAP_GET_NEXT_KEY: u32 = 4;
+const MAP_GET_FD_BY_ID: u32 = 14;
+const OBJ_GET_INFO_BY_FD: u32 = 15;
+const MAP_FREEZE: u32 = 22;
+const MAP_LOOKUP_BATCH: u32 = 24;
+const MAP_UPDATE_BATCH: u32 = 26;
 
-/// `struct bpf_insn`: code, registers, offset and constant.
-pub(crate) type Insn = [u8; 8];
+/// Access of a descriptor: `BPF_F_RDONLY`, `BPF_F_WRONLY`.
+pub const READ_ONLY: u32 = 1 << 3;
+/// See [`READ_ONLY`].
+pub const WRITE_ONLY: u32 = 1 << 4;
 
-/// What the kernel tells of a program (`struct bpf_prog_info`).
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct Info {
-    /// `BPF_PROG_TYPE_*`.
-    pub(crate) kind: u32,
-    /// Number of this program, of no other one since boot.
-    pub(crate) id: u32,
-    /// Digest of the instructions it was loaded from.
-    pub(crate) tag: [u8; 8],
-    /// Maps it uses.
-    pub(crate) maps: u32,
-    /// Without the zeros behind it.
-    pub(crate) name: Vec<u8>,
-    /// Loaded under a licence that the GPL agrees with.
-    pub(crate) gpl: bool,
-    /// Number of its type information; 0 if it has none.
-    pub(crate) btf: u32,
-    /// What the kernel has made of the instructions; none if the caller may not see them.
-    pub(crate) insns: Vec<Insn>,
-}
+/// `union bpf_attr`: words at the offsets of `linux/bpf.h`; what a kernel does not know must be zero.
+#[derive(Clone, Copy, Default)]
+#[repr(C, align(8))]
+struct Attr([u64; 18]);
 
-/// A request, in native byte order.
-struct Attr<const N: usize>([u8; N]);
-
-impl<const N: usize> Attr<N> {
-    fn new() -> Self {
-        Attr([0; N])
-    }
-
-    fn word(mut self, at: usize, value: u32) -> Self {
-        self.bytes(at, &value.to_ne_bytes());
+impl Attr {
+    fn word(mut self, at: usize, value: u32) -> Attr {
+        self.put(at, &value.to_ne_bytes());
         self
     }
 
-    fn long(mut self, at: usize, value: u64) -> Self {
-        self.bytes(at, &value.to_ne_bytes());
+    fn long(mut self, at: usize, value: u64) -> Attr {
+        self.put(at, &value.to_ne_bytes());
         self
     }
 
-    fn bytes(&mut self, at: usize, bytes: &[u8]) {
-        if let Some(place) = self.0.get_mut(at..at + bytes.len()) {
-            place.copy_from_slice(bytes);
+    fn put(&mut self, at: usize, bytes: &[u8]) {
+        for (i, byte) in bytes.iter().enumerate() {
+            let (word, shift) = ((at + i) / 8, (at + i) % 8 * 8);
+            self.0[word] |= u64::from(*byte) << shift;
         }
     }
 
-    fn call(&mut self, command: libc::c_int, name: &'static str) -> Result<i32> {
-        // SAFETY: the buffer has N bytes; addresses in it are the callers' to keep.
-        let done = unsafe { libc::syscall(libc::SYS_bpf, command, self.0.as_mut_ptr(), N) };
-        if done < 0 { Err(Error::io(name, &std::io::Error::last_os_error())) } else { Ok(done as i32) }
+    fn get_word(&self, at: usize) -> u32 {
+        (self.0[at / 8] >> (at % 8 * 8)) as u32
+    }
+
+    fn call(&mut self, command: u32, name: &'static str) -> Result<u64> {
+        // SAFETY: a union of ours of the size told; addresses in it are of buffers that the callers below hold.
+        let ret = unsafe { libc::syscall(libc::SYS_bpf, command, self.0.as_mut_ptr(), size_of::<Attr>()) };
+        errno::check(ret, name)
+    }
+
+    fn open(&mut self, command: u32, name: &'static str) -> Result<OwnedFd> {
+        let fd = self.call(command, name)?;
+        // SAFETY: a new descriptor of ours.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
-    bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
+/// A map to be.
+#[derive(Clone, Copy, Debug)]
+pub struct Shape<'a> {
+    pub kind: u32,
+    pub key: u32,
+    pub value: u32,
+    pub entries: u32,
+    pub flags: u32,
+    pub name: &'a str,
+    pub ifindex: u32,
+    pub extra: u64,
 }
 
-/// What the kernel tells of the program `fd`.
+/// Makes a map. Close-on-exec.
 ///
 /// # Errors
-/// EINVAL if it is no program.
-pub(crate) fn info(fd: BorrowedFd<'_>) -> Result<Info> {
-    let mut insns: Vec<Insn> = Vec::new();
-    // How many there are, and then what they are.
-    for _ in 0..2 {
-        const LENGTH: usize = 232;
-        let mut found = [0_u8; LENGTH];
-        found[20..24].copy_from_slice(&((insns.len() * 8) as u32).to_ne_bytes());
-        found[32..40].copy_from_slice(&(insns.as_mut_ptr() as u64).to_ne_bytes());
-        Attr::<16>::new()
-            .word(0, fd.as_raw_fd().cast_unsigned())
-            .word(4, LENGTH as u32)
-            .long(8, found.as_mut_ptr() as u64)
-            .call(OBJ_GET_INFO_BY_FD, "bpf(BPF_OBJ_GET_INFO_BY_FD)")?;
-        let shown = word(&found, 32) != 0 || word(&found, 36) != 0;
-        let count = word(&found, 20) as usize / 8;
-        if count == 0 || insns.len() == count {
-            let name = found.get(64..80).unwrap_or_default();
-            return Ok(Info {
-                kind: word(&found, 0),
-                id: word(&found, 4),
-                tag: found.get(8..16).and_then(|b| b.try_into().ok()).unwrap_or_default(),
-                maps: word(&found, 52),
-                name: name.iter().copied().take_while(|c| *c != 0).collect(),
-                gpl: word(&found, 84) & 1 != 0,
-                btf: word(&found, 128),
-                insns: if shown { insns } else { Vec::new() },
-            });
-        }
-        insns = vec![[0; 8]; count];
-    }
-    Err(Error::host("bpf(BPF_OBJ_GET_INFO_BY_FD): a program whose length changes"))
+/// EPERM without CAP_BPF where sysctl kernel.unprivileged_bpf_disabled asks for it; EINVAL for what the kernel has not.
+pub fn create(shape: &Shape<'_>) -> Result<OwnedFd> {
+    let mut attr = Attr::default()
+        .word(0, shape.kind)
+        .word(4, shape.key)
+        .word(8, shape.value)
+        .word(12, shape.entries)
+        .word(16, shape.flags)
+        .word(44, shape.ifindex)
+        .long(64, shape.extra);
+    attr.put(28, shape.name.as_bytes().get(..15).unwrap_or(shape.name.as_bytes()));
+    attr.open(MAP_CREATE, "bpf(BPF_MAP_CREATE)")
 }
 
-/// Loads a program.
+/// What a map tells of itself that fdinfo does not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Info {
+    pub id: u32,
+    pub name: String,
+    pub ifindex: u32,
+    /// Number of the type information, if it has any.
+    pub btf: u32,
+}
+
+/// Asks a map. Kernels before 4.13 do not answer (EINVAL).
+pub fn info(map: BorrowedFd<'_>) -> Result<Info> {
+    let mut told = Attr::default();
+    let length = size_of::<Attr>() as u32;
+    let mut attr = Attr::default()
+        .word(0, map.as_raw_fd().cast_unsigned())
+        .word(4, length)
+        .long(8, &raw mut told as u64);
+    attr.call(OBJ_GET_INFO_BY_FD, "bpf(BPF_OBJ_GET_INFO_BY_FD)")?;
+    let name: Vec<u8> = (24..40)
+        .map(|at| told.get_word(at / 4 * 4).to_ne_bytes()[at % 4])
+        .take_while(|byte| *byte != 0)
+        .collect();
+    Ok(Info {
+        id: told.get_word(4),
+        name: String::from_utf8_lossy(&name).into_owned(),
+        ifindex: told.get_word(40),
+        btf: told.get_word(64),
+    })
+}
+
+/// Another descriptor of the map with this number, for `access` ([`READ_ONLY`], [`WRITE_ONLY`], or 0 for both).
 ///
 /// # Errors
-/// EACCES or EINVAL if the kernel does not take the instructions, EPERM without the right.
-pub(crate) fn load(kind: u32, insns: &[Insn], gpl: bool, name: &[u8]) -> Result<OwnedFd> {
-    let licence = if gpl { c"GPL" } else { c"" };
-    let mut attr = Attr::<72>::new()
-        .word(0, kind)
-        .word(4, insns.len() as u32)
-        .long(8, insns.as_ptr() as u64)
-        .long(16, licence.as_ptr() as u64);
-    attr.bytes(48, name.get(..name.len().min(15)).unwrap_or_default());
-    let fd = attr.call(PROG_LOAD, "bpf(BPF_PROG_LOAD)")?;
-    // SAFETY: the kernel has made this descriptor for us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+/// EPERM without CAP_SYS_ADMIN; ENOENT if there is none.
+pub fn by_id(id: u32, access: u32) -> Result<OwnedFd> {
+    Attr::default().word(0, id).word(8, access).open(MAP_GET_FD_BY_ID, "bpf(BPF_MAP_GET_FD_BY_ID)")
 }
 
-/// Attaches a program to a group; `how` is the kind of event, with `BPF_F_*` flags.
-pub(crate) fn attach(
-    group: BorrowedFd<'_>,
-    program: BorrowedFd<'_>,
-    (event, flags): (u32, u32),
-) -> Result<()> {
-    Attr::<16>::new()
-        .word(0, group.as_raw_fd().cast_unsigned())
-        .word(4, program.as_raw_fd().cast_unsigned())
-        .word(8, event)
-        .word(12, flags)
-        .call(PROG_ATTACH, "bpf(BPF_PROG_ATTACH)")
-        .map(drop)
+/// From now on no program can change it by bpf(2).
+pub fn freeze(map: BorrowedFd<'_>) -> Result<()> {
+    let mut attr = Attr::default().word(0, map.as_raw_fd().cast_unsigned());
+    attr.call(MAP_FREEZE, "bpf(BPF_MAP_FREEZE)").map(drop)
 }
 
-/// Takes it back.
-pub(crate) fn detach(group: BorrowedFd<'_>, program: BorrowedFd<'_>, event: u32) -> Result<()> {
-    Attr::<16>::new()
-        .word(0, group.as_raw_fd().cast_unsigned())
-        .word(4, program.as_raw_fd().cast_unsigned())
-        .word(8, event)
-        .call(PROG_DETACH, "bpf(BPF_PROG_DETACH)")
-        .map(drop)
+/// Sizes of keys and values, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub struct Sizes {
+    pub key: usize,
+    pub value: usize,
 }
 
-/// Numbers of the programs attached to a group for a kind of event, and the flags they were attached with.
+/// Appends up to `most` elements to `keys` and `values`, those that follow the last call with the same `place`, which
+/// begins as `None`. Whether there may be more.
 ///
 /// # Errors
-/// EINVAL where the kernel does not know the event.
-pub(crate) fn attached(group: BorrowedFd<'_>, event: u32) -> Result<(Vec<u32>, u32)> {
-    let mut ids: Vec<u32> = Vec::new();
-    loop {
-        let mut attr = Attr::<32>::new()
-            .word(0, group.as_raw_fd().cast_unsigned())
-            .word(4, event)
-            .long(16, ids.as_mut_ptr() as u64)
-            .word(24, ids.len() as u32);
-        match attr.call(PROG_QUERY, "bpf(BPF_PROG_QUERY)") {
-            // More than there is room for.
-            Err(e) if e.errno() == Some(libc::ENOSPC) => {}
-            other => drop(other?),
-        }
-        let count = word(&attr.0, 24) as usize;
-        if count <= ids.len() {
-            ids.truncate(count);
-            return Ok((ids, word(&attr.0, 12)));
-        }
-        ids = vec![0; count];
+/// EINVAL or ENOTSUPP (524) where the kernel has no such call (before Linux 5.6) or not for this type; ENOSPC if `most`
+/// is too small.
+pub fn lookup_batch(
+    map: BorrowedFd<'_>,
+    sizes: Sizes,
+    place: &mut Option<Vec<u8>>,
+    most: u32,
+    (keys, values): (&mut Vec<u8>, &mut Vec<u8>),
+) -> Result<bool> {
+    let (key, value) = (sizes.key.max(1), sizes.value.max(1));
+    let mut next = vec![0; key.max(8)];
+    let mut found = (vec![0u8; key * most as usize], vec![0u8; value * most as usize]);
+    let mut attr = Attr::default()
+        .long(0, place.as_ref().map_or(0, |place| place.as_ptr() as u64))
+        .long(8, next.as_mut_ptr() as u64)
+        .long(16, found.0.as_mut_ptr() as u64)
+        .long(24, found.1.as_mut_ptr() as u64)
+        .word(32, most)
+        .word(36, map.as_raw_fd().cast_unsigned());
+    let more = match attr.call(MAP_LOOKUP_BATCH, "bpf(BPF_MAP_LOOKUP_BATCH)") {
+        Ok(_) => true,
+        Err(e) if e.errno() == Some(libc::ENOENT) => false,
+        Err(e) => return Err(e),
+    };
+    let count = attr.get_word(32).min(most) as usize;
+    keys.extend_from_slice(&found.0[..count * sizes.key]);
+    values.extend_from_slice(&found.1[..count * sizes.value]);
+    *place = Some(next);
+    Ok(more)
+}
+
+/// The key after `key`, or the first; `None` behind the last. Of no type with keys of no bytes.
+pub fn next_key(map: BorrowedFd<'_>, sizes: Sizes, key: Option<&[u8]>) -> Result<Option<Vec<u8>>> {
+    let mut next = vec![0; sizes.key];
+    let key = key.filter(|key| key.len() == sizes.key);
+    let mut attr = Attr::default()
+        .word(0, map.as_raw_fd().cast_unsigned())
+        .long(8, key.map_or(0, |key| key.as_ptr() as u64))
+        .long(16, next.as_mut_ptr() as u64);
+    match attr.call(MAP_GET_NEXT_KEY, "bpf(BPF_MAP_GET_NEXT_KEY)") {
+        Ok(_) => Ok(Some(next)),
+        Err(e) if e.errno() == Some(libc::ENOENT) => Ok(None),
+        Err(e) => Err(e),
     }
+}
+
+/// The value of a key; `None` if it is not there.
+///
+/// Precondition: the type keeps one value for a key, not one for every processor.
+pub fn lookup(map: BorrowedFd<'_>, sizes: Sizes, key: &[u8]) -> Result<Option<Vec<u8>>> {
+    if key.len() != sizes.key {
+        return Err(Error::bug("a key of another size"));
+    }
+    let mut value = vec![0; sizes.value];
+    let mut attr = Attr::default()
+        .word(0, map.as_raw_fd().cast_unsigned())
+        .long(8, key.as_ptr() as u64)
+        .long(16, value.as_mut_ptr() as u64);
+    match attr.call(MAP_LOOKUP_ELEM, "bpf(BPF_MAP_LOOKUP_ELEM)") {
+        Ok(_) => Ok(Some(value)),
+        Err(e) if e.errno() == Some(libc::ENOENT) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Sets elements: `keys` and `values` are whole numbers of them, as many of both.
+pub fn update(map: BorrowedFd<'_>, sizes: Sizes, keys: &[u8], values: &[u8]) -> Result<()> {
+    let count = keys.len() / sizes.key.max(1);
+    if count * sizes.key != keys.len() || count * sizes.value != values.len() {
+        return Err(Error::bug("elements of another size"));
+    }
+    let number = map.as_raw_fd().cast_unsigned();
+    let mut batch = Attr::default()
+        .long(16, keys.as_ptr() as u64)
+        .long(24, values.as_ptr() as u64)
+        .word(32, u32::try_from(count).map_err(|_| Error::bug("too many elements"))?)
+        .word(36, number);
+    if batch.call(MAP_UPDATE_BATCH, "bpf(BPF_MAP_UPDATE_BATCH)").is_ok() {
+        return Ok(());
+    }
+    // Kernels before 5.6, and types without it. What fails for another reason fails here again.
+    for (key, value) in keys.chunks_exact(sizes.key.max(1)).zip(values.chunks_exact(sizes.value.max(1))) {
+        let mut one =
+            Attr::default().word(0, number).long(8, key.as_ptr() as u64).long(16, value.as_ptr() as u64);
+        one.call(MAP_UPDATE_ELEM, "bpf(BPF_MAP_UPDATE_ELEM)")?;
+    }
+    Ok(())
 }

@@ -256,13 +256,19 @@ fn failing(
     }
 }
 
+/// Kinds of which a tree may have several.
+const SEVERAL: CloneFlags = CloneFlags::CLONE_NEWNS
+    .union(CloneFlags::CLONE_NEWNET)
+    .union(CloneFlags::CLONE_NEWIPC)
+    .union(CloneFlags::CLONE_NEWUTS);
+
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     failing(&mut cases, "", with_users, home, &NEEDED, &WHOLE);
     let several = " (several mount namespaces)";
     failing(&mut cases, several, several_with_users, several_mounts, &MOUNTS[..1], &MOUNTS);
     for (kind, flag) in EACH {
-        let several = flag == CloneFlags::CLONE_NEWNS;
+        let several = SEVERAL.contains(flag);
         let nested = move |home: Home| -> Result<()> {
             let program = Program::start_inside(home, "nested", &[kind])?;
             let why = if several { "the root task is in that of this process" } else { "another than" };

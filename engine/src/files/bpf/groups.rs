@@ -19,7 +19,7 @@ use rcriu_images::pb;
 
 use crate::{
     error::{Error, Result, SysContext},
-    sys::bpf,
+    sys::bpfprog,
     task::cgroup::hierarchy,
 };
 
@@ -61,7 +61,7 @@ impl Attached {
 /// Looks at the group whose folder is given, and those below it.
 fn look(folder: OwnedFd, path: &mut Vec<u8>, found: &mut HashMap<u32, Vec<pb::RcriuBpfGroup>>) -> Result<()> {
     for event in EVENTS {
-        match bpf::attached(folder.as_fd(), event) {
+        match bpfprog::attached(folder.as_fd(), event) {
             Ok((programs, flags)) => {
                 for program in programs {
                     let path = if path.is_empty() { b"/".to_vec() } else { path.clone() };

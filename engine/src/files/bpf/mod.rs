@@ -12,7 +12,7 @@ use crate::{
     error::{Context, Error, Result},
     options::RestoreOptions,
     pstree::FileId,
-    sys::bpf::{self, Insn},
+    sys::bpfprog::{self, Insn},
 };
 
 mod groups;
@@ -34,7 +34,7 @@ impl FileKind for Program {
     }
 
     fn dump(&self, fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<pb::FileEntry> {
-        let info = bpf::info(fd.file.as_fd())?;
+        let info = bpfprog::info(fd.file.as_fd())?;
         if !matches!(info.kind, original::CGROUP_SKB | original::CGROUP_DEVICE) {
             return Err(Error::unsupported(format!("a BPF program of type {} cannot be dumped", info.kind))
                 .remedy("only programs that filter packets or devices of control groups can; close it before the dump"));
@@ -94,7 +94,7 @@ impl RestoredFile for ProgramFile {
     }
 
     fn give(&self, _: Option<OwnedFd>) -> Result<OwnedFd> {
-        bpf::load(self.program.kind, &self.insns, self.program.gpl, &self.program.name)
+        bpfprog::load(self.program.kind, &self.insns, self.program.gpl, &self.program.name)
             .map_err(|e| match e.errno() {
                 Some(libc::EPERM) => e.remedy("restore with CAP_BPF and CAP_NET_ADMIN, or CAP_SYS_ADMIN"),
                 _ => e,

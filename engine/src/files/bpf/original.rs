@@ -9,7 +9,7 @@ use std::collections::HashMap;
 
 use crate::{
     error::{Error, Result},
-    sys::bpf::{self, Info, Insn},
+    sys::bpfprog::{self, Info, Insn},
 };
 
 /// `BPF_PROG_TYPE_CGROUP_SKB` and `BPF_PROG_TYPE_CGROUP_DEVICE`.
@@ -132,8 +132,8 @@ fn fields(to: u8, from: u8, load: Load<'_>) -> Vec<(i16, Vec<Insn>)> {
 
 /// Loads instructions as `info` was, and asks the kernel what it has made of them.
 pub(super) fn try_it(info: &Info, insns: &[Insn]) -> Option<Info> {
-    let program = bpf::load(info.kind, insns, info.gpl, &info.name).ok()?;
-    bpf::info(std::os::fd::AsFd::as_fd(&program)).ok()
+    let program = bpfprog::load(info.kind, insns, info.gpl, &info.name).ok()?;
+    bpfprog::info(std::os::fd::AsFd::as_fd(&program)).ok()
 }
 
 #[cfg(test)]

@@ -29,7 +29,7 @@ const DEVICES: [Insn; 6] = [
 ];
 
 fn may_load() -> bool {
-    let loaded = bpf::load(original::CGROUP_DEVICE, &DEVICES, true, b"rcriu_test");
+    let loaded = bpfprog::load(original::CGROUP_DEVICE, &DEVICES, true, b"rcriu_test");
     if let Err(e) = &loaded {
         eprintln!("skipped: no BPF program can be loaded: {e}");
     }
@@ -37,11 +37,11 @@ fn may_load() -> bool {
 }
 
 fn load(kind: u32, insns: &[Insn], name: &[u8], number: i32) {
-    at(bpf::load(kind, insns, true, name).unwrap(), number, number == FREE);
+    at(bpfprog::load(kind, insns, true, name).unwrap(), number, number == FREE);
 }
 
-fn info(number: i32) -> bpf::Info {
-    bpf::info(fd::borrow(number).unwrap()).unwrap()
+fn info(number: i32) -> bpfprog::Info {
+    bpfprog::info(fd::borrow(number).unwrap()).unwrap()
 }
 
 #[test]

@@ -11,7 +11,8 @@ use super::Packets;
 use crate::{
     error::{Error, Result},
     files::{
-        ById, ghost::Remaps, lock, memfd::Memfds, pidfd::DeadPidfds, pipe::PipeData, sk::UnixWorld, tty::Ttys,
+        ById, bpfmap, ghost::Remaps, lock, memfd::Memfds, pidfd::DeadPidfds, pipe::PipeData, sk::UnixWorld,
+        tty::Ttys,
     },
     kernel::Kernel,
     options::RestoreOptions,
@@ -34,6 +35,7 @@ pub struct PlanFiles<'a> {
     pipe_data: HashMap<ImageKind, HashMap<u32, PipeData>>,
     pub(super) ttys: Option<Ttys>,
     pub(super) memfds: Option<Memfds>,
+    bpf_maps: bpfmap::Maps,
     pub(in crate::files) dead_pidfds: DeadPidfds,
     /// Lengths of packets in pipes and fifos.
     pub(in crate::files) packets: Packets,
@@ -64,12 +66,18 @@ impl<'a> PlanFiles<'a> {
             pipe_data: HashMap::new(),
             ttys: None,
             memfds: None,
+            bpf_maps: bpfmap::Maps::default(),
             dead_pidfds: DeadPidfds::new(),
             packets: Packets::new(),
             flying,
             more,
             unix: None,
         })
+    }
+
+    /// The map of BPF that an entry is a descriptor of.
+    pub(in crate::files) fn bpf_map(&mut self, entry: &pb::BpfmapFileEntry) -> Result<Arc<bpfmap::Map>> {
+        self.bpf_maps.of(self.images, entry)
     }
 
     /// What the entry of a file has no field for.

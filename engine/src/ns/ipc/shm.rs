@@ -5,7 +5,7 @@
 //! That is also how older images have it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Write},
     os::unix::fs::FileExt,
@@ -45,13 +45,17 @@ fn name(id: u32) -> String {
     format!("System V shared memory {id}")
 }
 
-/// Writes all segments. `forced` says that one without users goes when it is detached.
-pub(super) fn dump(cx: &DumpIpc<'_>, forced: bool) -> Result<()> {
+/// Writes all segments. `forced` says that one without users goes when it is detached. Gives the numbers of those whose
+/// content is in images of its own.
+pub(super) fn dump(cx: &DumpIpc<'_>, forced: bool) -> Result<BTreeSet<u64>> {
     let mut out = cx.images.writer(ImageKind::IpcnsShm, cx.id.into());
+    let mut numbers = BTreeSet::new();
     for id in shm::all()? {
         segment(cx, id, forced, &mut out).during(|| name(id.cast_unsigned()))?;
+        numbers.extend(Some(u64::from(id.cast_unsigned())).filter(|number| !cx.taken.contains(number)));
     }
-    Ok(out.finish()?)
+    out.finish()?;
+    Ok(numbers)
 }
 
 fn segment(cx: &DumpIpc<'_>, id: i32, forced: bool, out: &mut ImageWriter) -> Result<()> {

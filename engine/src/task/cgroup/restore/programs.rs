@@ -18,7 +18,7 @@ use super::{Groups, Hierarchy, Undo, roots::Moved, yard};
 use crate::{
     error::{Context, Result, SysContext},
     options::CgroupOptions,
-    sys::bpf,
+    sys::bpfprog,
 };
 
 impl Groups {
@@ -42,7 +42,7 @@ impl Groups {
         }
         let place = self.place("", &path)?;
         let folder = open(self.root(&place), &place.path).during(name)?;
-        bpf::attach(folder.as_fd(), program, (group.event, group.flags)).during(name)?;
+        bpfprog::attach(folder.as_fd(), program, (group.event, group.flags)).during(name)?;
         self.undo.push(Undo::Attached(place, program.try_clone_to_owned().call("dup")?, group.event));
         Ok(())
     }
@@ -50,7 +50,7 @@ impl Groups {
 
 /// Takes a program back that [`Groups::attach`] has attached.
 pub(super) fn detach(root: BorrowedFd<'_>, path: &[u8], program: &OwnedFd, event: u32) -> Result<()> {
-    bpf::detach(open(root, path)?.as_fd(), program.as_fd(), event)
+    bpfprog::detach(open(root, path)?.as_fd(), program.as_fd(), event)
 }
 
 fn open(root: BorrowedFd<'_>, path: &[u8]) -> Result<OwnedFd> {
