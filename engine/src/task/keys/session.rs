@@ -149,23 +149,29 @@ pub fn enter(session: Option<&pb::RcriuSession>, born: Option<u32>) -> Result<Op
             add(key, &name).during(|| format!("key {name:?}"))?;
         }
         // Last: it may forbid adding.
-        keyctl::set_perm(ring, session.perm)
+        as_owner(owner, || keyctl::set_perm(ring, session.perm))
     })()
     .during(|| "session keyring".into())?;
     Ok(Some(session.serial))
 }
 
 fn add(key: &pb::RcriuKey, name: &std::ffi::CStr) -> Result<()> {
-    let owner = (Uid::from_raw(key.uid), Gid::from_raw(key.gid));
+    as_owner((Uid::from_raw(key.uid), Gid::from_raw(key.gid)), || {
+        keyctl::add(name, &key.payload).and_then(|serial| keyctl::set_perm(serial, key.perm))
+    })
+}
+
+/// Does something as the owner of a key: root of a user namespace has no rights to keys of others.
+fn as_owner(owner: (Uid, Gid), act: impl FnOnce() -> Result<()>) -> Result<()> {
     let before = (setfsuid(owner.0), setfsgid(owner.1));
-    let added = keyctl::add(name, &key.payload).and_then(|serial| keyctl::set_perm(serial, key.perm));
+    let done = act();
     setfsgid(before.1);
     setfsuid(before.0);
     if before != owner {
         // That has made our files in /proc root's.
         nix::sys::prctl::set_dumpable(true).call("prctl(PR_SET_DUMPABLE)")?;
     }
-    added
+    done
 }
 
 #[cfg(test)]
