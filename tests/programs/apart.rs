@@ -31,6 +31,12 @@ fn segment(make: bool) -> Result<Mapping> {
     Ok(Mapping { at: at as usize, len: PAGES * PAGE })
 }
 
+/// What a process does not use again.
+fn detach(area: &Mapping) -> Check {
+    // SAFETY: attached where it says.
+    sys("shmdt", unsafe { libc::shmdt(area.at as *const libc::c_void) }).map(drop)
+}
+
 fn queue(flags: i32) -> Result<i32> {
     // SAFETY: numbers only.
     sys("msgget", unsafe { libc::msgget(KEY, flags | 0o600) })
@@ -64,15 +70,16 @@ fn named(name: &str) -> Check {
     same("name of the host", found.to_string_lossy().as_ref(), name)
 }
 
-/// See the module.
-pub fn run(_: &[String]) -> Check {
+/// See the module. `keeps`: a member keeps a segment of the root's that it had attached before it left.
+pub fn run(args: &[String]) -> Check {
+    let keeps = args.iter().any(|arg| arg == "keeps");
     nix::unistd::sethostname("of-the-root").context("sethostname")?;
     let area = segment(true)?;
     area.fill(1);
     send(b'r')?;
     let own = |kind: &str| File::open(format!("/proc/self/ns/{kind}")).context("a namespace");
     let (uts, ipc) = (own("uts")?, own("ipc")?);
-    let apart = member(|| apart(&area, &uts, &ipc))?;
+    let apart = member(|| apart(&area, keeps, &uts, &ipc))?;
     let named_only = member(|| {
         unshare(CloneFlags::CLONE_NEWUTS).context("unshare")?;
         nix::unistd::sethostname("only-a-name").context("sethostname")?;
@@ -91,7 +98,10 @@ pub fn run(_: &[String]) -> Check {
 }
 
 /// Has all of its own, with a child that shares it, and one that went back.
-fn apart(roots: &Mapping, uts: &File, ipc: &File) -> Check {
+fn apart(roots: &Mapping, keeps: bool, uts: &File, ipc: &File) -> Check {
+    if !keeps {
+        detach(roots)?;
+    }
     unshare(CloneFlags::CLONE_NEWUTS | CloneFlags::CLONE_NEWIPC).context("unshare")?;
     nix::unistd::sethostname("of-a-member").context("sethostname")?;
     let area = segment(true)?;
@@ -105,19 +115,19 @@ fn apart(roots: &Mapping, uts: &File, ipc: &File) -> Check {
         nix::unistd::sethostname("renamed").context("sethostname")
     })?;
     let back = member(|| {
+        detach(&area)?;
         setns(uts, CloneFlags::CLONE_NEWUTS).context("setns")?;
         setns(ipc, CloneFlags::CLONE_NEWIPC).context("setns")?;
         rest()?;
         named("of-the-root")?;
-        roots.check("the root's segment, in a child of the member", 1)?;
         let again = segment(false)?;
+        again.check("the root's segment, in a child of the member", 1)?;
         again.pages(2, 1).atomic(1).store(77, Ordering::SeqCst);
         Ok(())
     })?;
     rest()?;
     named("of-a-member")?;
     area.check("the member's segment", 2)?;
-    roots.check("the root's segment, in the member", 1)?;
     received(b'm')?;
     child.verify()?;
     same("what the child wrote", area.pages(0, 1).atomic(1).load(Ordering::SeqCst), 33)?;

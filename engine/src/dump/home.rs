@@ -15,7 +15,7 @@ use rcriu_images::ImageDir;
 use super::{DumpCx, collect::Pstree, refuse};
 use crate::{
     error::{Context, Error, Result, SysContext},
-    files::{Place, Root, Roots},
+    files::{Place, Root, Roots, Space, Spaces},
     netlock::{Method, Whole, lock_all},
     ns::{
         enter::{here, inside},
@@ -44,6 +44,23 @@ pub(super) fn roots(tree: &Pstree) -> Result<Roots> {
         list.push((id, root));
     }
     Ok(Roots::new(list, places))
+}
+
+/// Namespaces of the other kinds of which the tree has several.
+pub(super) fn spaces(tree: &Pstree) -> Result<Spaces> {
+    let mut list = Vec::new();
+    for (kind, file) in [
+        (CloneFlags::CLONE_NEWUTS, "ns/uts"),
+        (CloneFlags::CLONE_NEWIPC, "ns/ipc"),
+        (CloneFlags::CLONE_NEWNET, "ns/net"),
+    ] {
+        let all = tree.spaces(kind);
+        for (pid, id) in all.iter().filter(|_| all.len() > 1) {
+            let file = ProcDir::open(*pid)?.file(file, OFlag::O_RDONLY)?;
+            list.push(Space { kind, id: *id, file });
+        }
+    }
+    Ok(Spaces::new(list))
 }
 
 /// The calling thread in the tree's network and ipc namespaces, whose tables it looks at. Dropped, it is back in its

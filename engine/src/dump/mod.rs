@@ -135,6 +135,7 @@ impl<'a> DumpCx<'a> {
                     ids: ids.clone(),
                     roots: home::roots(tree)?,
                     own: tree.namespaces,
+                    spaces: home::spaces(tree)?,
                     lock,
                 },
             ),

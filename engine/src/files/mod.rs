@@ -73,6 +73,7 @@ mod tty;
 mod tun;
 mod watch;
 
+pub use bpf::restore_left as restore_programs;
 pub use by_id::ById;
 pub use fd::{DrainedFd, FdProbe};
 pub use ghost::{Lost, Source};

@@ -13,7 +13,7 @@ use nix::{fcntl::readlink, sched::CloneFlags};
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
 use super::{
-    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Where, bpf,
+    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Spaces, Where, bpf,
     bpfmap::BpfmapsOut,
     fd::Host,
     ghost::GhostsOut,
@@ -101,6 +101,8 @@ pub struct FilesOut<'a> {
     pub(super) programs: bpf::Attached,
     /// Where paths of tasks begin.
     pub(super) roots: Roots,
+    /// Namespaces of which there are several of a kind.
+    pub(super) spaces: Spaces,
     /// How numbers of tasks read inside of the tree.
     pub(super) numbering: Numbering,
     /// The same of users and groups.
@@ -163,7 +165,7 @@ impl<'a> FilesOut<'a> {
         kernel: &'a Kernel,
         images: &'a ImageDir,
         (pages, shmem_dev): (PageStore, u64),
-        Where { numbering, ids: users, roots, own, lock }: Where,
+        Where { numbering, ids: users, roots, own, spaces, lock }: Where,
     ) -> Self {
         FilesOut {
             opts,
@@ -191,6 +193,7 @@ impl<'a> FilesOut<'a> {
             places: HashMap::new(),
             ghosts: GhostsOut::new(images, roots.clone()),
             roots,
+            spaces,
             pipes: PipesOut::new(images),
             ttys: TtysOut::default(),
             more: images.writer(ImageKind::RcriuFiles, 0),
@@ -342,6 +345,11 @@ impl<'a> FilesOut<'a> {
     /// Notes what the entry of a file has no field for.
     pub(super) fn more(&mut self, entry: pb::RcriuFileEntry) -> Result<()> {
         Ok(self.more.write(&entry)?)
+    }
+
+    /// Dumps BPF programs that are attached to control groups at `top` or below it and were not met.
+    pub fn programs_left(&mut self, top: &[u8]) -> Result<()> {
+        bpf::dump_left(top, self)
     }
 
     /// Completes all images. `stays` says that the tasks go on: then names made for the images alone go. TCP

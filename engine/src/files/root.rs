@@ -17,6 +17,7 @@ use nix::{
     unistd::{chroot, fchdir},
 };
 
+use super::Spaces;
 use crate::{
     error::{Context, Error, Result, SysContext},
     netlock::{Method, Whole},
@@ -36,14 +37,16 @@ pub struct Where {
     pub roots: Roots,
     /// Kinds of which the tree has a namespace of its own.
     pub own: CloneFlags,
+    /// Namespaces of which it has several of a kind.
+    pub spaces: Spaces,
     /// The lock of its own network namespace, and how it was made.
     pub(crate) lock: Option<(Method, Whole)>,
 }
 
 impl Default for Where {
     fn default() -> Self {
-        let (numbering, ids, roots) = Default::default();
-        Where { numbering, ids, roots, own: CloneFlags::empty(), lock: None }
+        let (numbering, ids, roots, spaces) = Default::default();
+        Where { numbering, ids, roots, own: CloneFlags::empty(), spaces, lock: None }
     }
 }
 
@@ -191,10 +194,10 @@ impl Place {
 
 /// Roots of all mount namespaces of a tree, and which mount is in which.
 #[derive(Clone, Debug, Default)]
-pub struct Roots(Arc<Spaces>);
+pub struct Roots(Arc<Mounted>);
 
 #[derive(Debug, Default)]
-struct Spaces {
+struct Mounted {
     /// With their numbers in images; that of the root task first.
     list: Vec<(u32, Root)>,
     places: Vec<Vec<Place>>,
@@ -208,7 +211,7 @@ pub type Path<'a> = (Option<i32>, &'a [u8]);
 impl Roots {
     /// A single root; the numbers of its mounts are not known.
     pub fn of(root: Root) -> Roots {
-        Roots(Arc::new(Spaces { list: vec![(0, root)], ..Spaces::default() }))
+        Roots(Arc::new(Mounted { list: vec![(0, root)], ..Mounted::default() }))
     }
 
     /// Those of several namespaces, with their mounts.
@@ -217,7 +220,7 @@ impl Roots {
             places.iter().enumerate().map(move |(at, place)| (place.id, (space, at)))
         });
         let by_id = numbered.collect();
-        Roots(Arc::new(Spaces { list, places, by_id }))
+        Roots(Arc::new(Mounted { list, places, by_id }))
     }
 
     /// That of the root task.
@@ -305,7 +308,7 @@ impl Roots {
     }
 }
 
-impl Spaces {
+impl Mounted {
     /// The mount that a path of a namespace leads to: that of the longest point, of several the last.
     fn leads_to(&self, space: usize, path: &[u8]) -> Option<i32> {
         let places = self.places.get(space)?.iter();

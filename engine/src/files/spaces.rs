@@ -1,12 +1,15 @@
 //! Namespaces of the kinds of which tasks of one tree may have several, but those of mounts ([`Roots`](super::Roots)):
-//! descriptors of all of them, while a tree is restored.
+//! descriptors of all of them.
 
 use std::{
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
-use nix::sched::{CloneFlags, setns};
+use nix::{
+    sched::{CloneFlags, setns},
+    sys::stat::{FileStat, fstat},
+};
 use rcriu_images::pb;
 
 use crate::{
@@ -50,6 +53,15 @@ impl Spaces {
     /// The namespace of this kind with this number in images; none if there is only one of the kind.
     pub fn get(&self, kind: CloneFlags, id: u32) -> Option<BorrowedFd<'_>> {
         self.each().find(|space| space.kind == kind && space.id == id).map(|space| space.file.as_fd())
+    }
+
+    /// Number in images of the namespace that a file is, if it is one of these.
+    pub(super) fn number_of(&self, file: &FileStat) -> Option<u32> {
+        let is = |space: &&Space| {
+            let stat = fstat(&space.file);
+            stat.is_ok_and(|stat| (stat.st_dev, stat.st_ino) == (file.st_dev, file.st_ino))
+        };
+        self.each().find(is).map(|space| space.id)
     }
 
     /// The calling task enters all that it was in: `ids` are its numbers.

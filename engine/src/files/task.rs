@@ -18,7 +18,7 @@ use rcriu_images::{ImageDir, ImageKind};
 use restorer::args::Late;
 
 use super::{
-    GroupKey, OpenHow, Path, Roots,
+    GroupKey, OpenHow, Path, Roots, Spaces,
     fdpass::{self, Passer},
     lock,
     plan::{FilesPlan, Node, Place, Step, TableIx, TablePlan},
@@ -191,6 +191,11 @@ impl<'a> FilesTask<'a> {
             return Ok(None);
         }
         find_inherited(self.opts, &self.shared.inherited, &name())
+    }
+
+    /// Namespaces of which there are several of a kind.
+    pub(super) fn spaces(&self) -> &'a Spaces {
+        self.shared.spaces()
     }
 
     /// A file from outside that the engine opened.

@@ -37,7 +37,7 @@ use restorer::Stage;
 
 use crate::error::{Context, Error, Result, SysContext};
 use crate::faults;
-use crate::files::{FilesShared, OpenMasters, Roots};
+use crate::files::{FilesShared, OpenMasters, Roots, restore_programs};
 use crate::interrupt;
 use crate::kernel::Kernel;
 use crate::mm::{
@@ -244,6 +244,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     attached.enter_groups(&groups)?;
     groups.settle()?;
     files.attach(&plan.files, &mut groups, &opts.common.cgroup)?;
+    restore_programs(&snapshot.dir, &mut groups, &opts.common.cgroup)?;
     autogroup::restore(&snapshot, &plan, &area)?;
     faults::point("restore-seized")?;
     if let (Some(giver), Some(filler)) = (&giver, &mut filler) {

@@ -12,6 +12,7 @@ use crate::error::{Error, Result};
 const PROG_LOAD: libc::c_int = 5;
 const PROG_ATTACH: libc::c_int = 8;
 const PROG_DETACH: libc::c_int = 9;
+const PROG_GET_FD_BY_ID: libc::c_int = 13;
 const OBJ_GET_INFO_BY_FD: libc::c_int = 15;
 const PROG_QUERY: libc::c_int = 16;
 
@@ -124,6 +125,16 @@ pub(crate) fn load(kind: u32, insns: &[Insn], gpl: bool, name: &[u8]) -> Result<
         .long(16, licence.as_ptr() as u64);
     attr.bytes(48, name.get(..name.len().min(15)).unwrap_or_default());
     let fd = attr.call(PROG_LOAD, "bpf(BPF_PROG_LOAD)")?;
+    // SAFETY: the kernel has made this descriptor for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Opens the program with this number.
+///
+/// # Errors
+/// EPERM without CAP_SYS_ADMIN; ENOENT if it is gone.
+pub(crate) fn by_id(id: u32) -> Result<OwnedFd> {
+    let fd = Attr::<16>::new().word(0, id).call(PROG_GET_FD_BY_ID, "bpf(BPF_PROG_GET_FD_BY_ID)")?;
     // SAFETY: the kernel has made this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }

@@ -300,6 +300,13 @@ pub fn cases() -> Vec<Case> {
         let child = program.tree()?.get(1).context("no child")?.pid().as_raw();
         refused(&program, child, &["pid namespace", "not its first process"])
     }));
+    cases.push(Case::new(
+        "inside: shared memory of an ipc namespace that its user left is refused by name",
+        || {
+            let program = Program::start_inside(Home::new(), "apart", &["keeps"])?;
+            refused(&program, program.pid(), &["System V shared memory 0", "in its ipc namespace"])
+        },
+    ));
     cases.push(Case::new("inside: folders shared by CLONE_FS are refused by name", || {
         let program = Program::start_inside(Home::new(), "shared-folders", &[])?;
         refused(&program, program.pid(), &["CLONE_FS", "unshare(CLONE_FS)"])

@@ -45,16 +45,41 @@ impl Attached {
             return Err(Error::unsupported("a BPF program that was opened more than once cannot be dumped")
                 .remedy("close all descriptors of it but one and its duplicates"));
         }
-        if self.by_program.is_none() {
-            let mut found = HashMap::new();
-            match hierarchy("", yard) {
-                Ok(root) => look(root, &mut Vec::new(), &mut found)?,
-                // Without the hierarchy nothing is attached.
-                Err(e) => log::debug!("No groups of version 2: {e}"),
+        Ok(self.found(yard)?.remove(&id).unwrap_or_default())
+    }
+
+    fn found(&mut self, yard: Option<&Path>) -> Result<&mut HashMap<u32, Vec<pb::RcriuBpfGroup>>> {
+        Ok(match &mut self.by_program {
+            Some(found) => found,
+            none => {
+                let mut found = HashMap::new();
+                match hierarchy("", yard) {
+                    Ok(root) => look(root, &mut Vec::new(), &mut found)?,
+                    // Without the hierarchy nothing is attached.
+                    Err(e) => log::debug!("No groups of version 2: {e}"),
+                }
+                none.insert(found)
             }
-            self.by_program = Some(found);
-        }
-        Ok(self.by_program.as_mut().and_then(|found| found.remove(&id)).unwrap_or_default())
+        })
+    }
+
+    /// Programs that were not met, by number, with those groups they are attached to that are `top` or below it.
+    pub(super) fn left(
+        &mut self,
+        top: &[u8],
+        yard: Option<&Path>,
+    ) -> Result<Vec<(u32, Vec<pb::RcriuBpfGroup>)>> {
+        let is_below = |group: &pb::RcriuBpfGroup| {
+            group.path.strip_prefix(top).is_some_and(|rest| matches!(rest.first(), None | Some(b'/')))
+        };
+        let mut left: Vec<_> = self
+            .found(yard)?
+            .drain()
+            .map(|(id, groups)| (id, groups.into_iter().filter(is_below).collect::<Vec<_>>()))
+            .filter(|(_, groups)| !groups.is_empty())
+            .collect();
+        left.sort_by_key(|(id, _)| *id);
+        Ok(left)
     }
 }
 

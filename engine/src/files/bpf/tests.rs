@@ -3,7 +3,7 @@ use std::path::Path;
 use super::*;
 use crate::{
     files::roundtrip::{FREE, Trip, at},
-    sys::fd,
+    sys::{bpfprog::Insn, fd},
 };
 
 /// As systemd 252 has it for a service without any addresses: reads the protocol and lets nothing pass.

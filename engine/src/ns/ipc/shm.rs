@@ -49,8 +49,12 @@ fn name(id: u32) -> String {
 /// content is in images of its own.
 pub(super) fn dump(cx: &DumpIpc<'_>, forced: bool) -> Result<BTreeSet<u64>> {
     let mut out = cx.images.writer(ImageKind::IpcnsShm, cx.id.into());
-    let mut numbers = BTreeSet::new();
-    for id in shm::all()? {
+    let (all, mut numbers) = (shm::all()?, BTreeSet::new());
+    // Who leaves a namespace keeps what it has attached there, and the kernel does not tell of where it is.
+    if let Some(id) = cx.attached.iter().flat_map(|attached| attached.keys()).find(|id| !all.contains(id)) {
+        return Err(elsewhere()).during(|| name(id.cast_unsigned()));
+    }
+    for id in all {
         segment(cx, id, forced, &mut out).during(|| name(id.cast_unsigned()))?;
         numbers.extend(Some(u64::from(id.cast_unsigned())).filter(|number| !cx.taken.contains(number)));
     }
@@ -64,11 +68,21 @@ fn segment(cx: &DumpIpc<'_>, id: i32, forced: bool, out: &mut ImageWriter) -> Re
     if found.attached > inside {
         let outside = found.attached - inside;
         return Err(Error::unsupported(format!("it is also attached {outside} times outside of the tree"))
-            .remedy("dump the tree that holds all who use it"));
+            .remedy("dump the tree that holds all who use it, each in its ipc namespace"));
+    }
+    if found.attached < inside {
+        return Err(elsewhere());
     }
     let kept = (forced && found.attached == 0).then(var::Unforced::new).transpose()?;
     write(cx, id, &found, out)?;
     kept.map_or(Ok(()), var::Unforced::end)
+}
+
+fn elsewhere() -> Error {
+    Error::unsupported(
+        "a task has one of this number attached that is of another ipc namespace than the task's",
+    )
+    .remedy("detach it before the dump (shmdt), or leave the namespace before attaching")
 }
 
 fn write(cx: &DumpIpc<'_>, id: i32, found: &Segment, out: &mut ImageWriter) -> Result<()> {

@@ -84,6 +84,11 @@ impl Sets {
         Ok(())
     }
 
+    /// Where the tree's own cgroup namespace begins in the hierarchy of these controllers.
+    pub fn beginning(&self, controllers: &str) -> Option<&[u8]> {
+        self.hidden.get(controllers).map(Vec::as_slice)
+    }
+
     /// Number of the set of the task or thread of `dir`.
     pub fn of(&mut self, dir: &ProcDir) -> Result<u32> {
         Ok(self.number(cgroup::read(dir)?))
