@@ -32,6 +32,7 @@ mod init;
 mod kept;
 mod kit;
 mod late_memory;
+mod message_senders;
 mod mount_namespaces;
 mod movers;
 mod namespace_files;
@@ -145,6 +146,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("many-descriptors", regular::many),
     ("many-mappings", private_memory::many),
     ("apart", apart::run),
+    ("message-senders", message_senders::run),
     ("mount-namespaces", mount_namespaces::run),
     ("nested", nested::run),
     ("netlink", other_sockets::netlink),

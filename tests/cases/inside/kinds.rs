@@ -26,7 +26,7 @@ const OFTEN: [&str; 9] =
     ["sleeper", "sessions", "zombies", "threads", "shared-memory", "unlinked", "fifos", "tcp", "sysv"];
 
 /// Programs that also run with users of their own, whose capabilities end there.
-const WITH_USERS: [&str; 27] = [
+const WITH_USERS: [&str; 28] = [
     "sleeper",
     "kept-session",
     "tree",
@@ -51,6 +51,7 @@ const WITH_USERS: [&str; 27] = [
     "epoll",
     "inotify",
     "socketpair",
+    "message-senders",
     "sockets",
     "tcp",
     "sysv",

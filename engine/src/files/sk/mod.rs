@@ -27,6 +27,7 @@ use crate::{
     },
 };
 
+mod credentials;
 mod inet;
 mod netlink;
 mod opts;
