@@ -9,6 +9,7 @@
 //!
 //! Source: Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst of the kernel.
 
+mod attributes;
 mod folders;
 mod properties;
 mod restore;

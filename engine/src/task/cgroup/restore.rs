@@ -18,7 +18,7 @@ use rcriu_images::{ImageDir, ImageKind, pb};
 
 use self::undo::Undo;
 use super::{
-    roots,
+    attributes, roots,
     values::{self, When},
     yard,
 };
@@ -164,6 +164,7 @@ impl Groups {
                 if let Some(perms) = &entry.dir_perms {
                     self.set_perms(place, perms)?;
                 }
+                attributes::set(self.root(place), &place.path, &entry.attribute)?;
                 let (early, rest) =
                     entry.properties.drain(..).partition(|p| values::when(&p.name) == When::Empty);
                 entry.properties = rest;
