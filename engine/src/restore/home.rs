@@ -32,6 +32,7 @@ use super::{
     apart::Several,
     builder::{self, Built},
     entered::{Entered, Opened},
+    mapped,
     passing::Channel,
     stages::Area,
 };
@@ -174,7 +175,8 @@ impl Home {
         while !prepared.root.is_ready(LOOK)? {
             cx.area.goes_on()?;
         }
-        prepared.root.receive()?.ok_or_else(gone)?;
+        let (_, _, folder) = prepared.root.receive()?.ok_or_else(gone)?;
+        folder.map_or(Ok(()), |folder| mapped::take(&folder, &cx.snapshot.dir))?;
         prepared.entered.enter()?;
         if self.user.is_some() {
             user::UserNs::become_root()?;
@@ -290,18 +292,20 @@ impl Prepared {
     pub fn let_go(
         &self,
         home: &Home,
-        root: RealPid,
+        (root, images): (RealPid, &ImageDir),
         empty: impl FnOnce() -> Result<()>,
     ) -> Result<Option<net::Undo>> {
+        let mut folder = None;
         if let Some(user) = &home.user {
             user.write_maps(root)?;
+            folder = mapped::for_users_of(root, images);
         }
         empty()?;
         let outside = match home.net.first() {
             Some(net) => Some(net::restore_outside(net, network_of(root)?.as_fd())?),
             None => None,
         };
-        self.engine.send(MADE, 0, None)?;
+        self.engine.send(MADE, 0, folder.as_ref().map(AsFd::as_fd))?;
         Ok(outside)
     }
 

@@ -14,6 +14,7 @@ pub mod guard;
 pub mod handoff;
 pub mod home;
 mod kinds;
+mod mapped;
 mod network;
 pub(crate) mod passing;
 mod pidfile;
@@ -191,7 +192,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
                 false => Ok(()),
             };
             let empty = || tell(Moment::SetupNamespaces);
-            let outside = home.let_go(&plan.home, root, empty).map_err(|e| area.why(e))?;
+            let outside = home.let_go(&plan.home, (root, &snapshot.dir), empty).map_err(|e| area.why(e))?;
             home.await_root(&plan.home, (&files, &plan.files), &area, watch)?;
             if away(CloneFlags::CLONE_NEWUSER) && own_groups {
                 groups.put_from_top(root, set_of_root(&snapshot))?;
