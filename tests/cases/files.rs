@@ -26,6 +26,10 @@ pub const KINDS: &[Kind] = &[
     kind("fanotify keeps its marks", "fanotify", &[]),
     kind("socket pairs keep their messages", "socketpair", &[]),
     Kind { options: &["--file-locks"], ..kind("locks and leases stay held", "file-locks", &[]) },
+    Kind {
+        options: &["--file-locks"],
+        ..kind("locks stay held through files in messages", "file-locks", &["in-message"])
+    },
 ];
 
 pub fn cases() -> Vec<Case> {

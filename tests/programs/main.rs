@@ -11,6 +11,7 @@ mod aio;
 mod apart;
 mod blocked;
 mod bpf_maps;
+mod bpf_program;
 mod changeling;
 mod changing;
 mod clock;
@@ -32,6 +33,7 @@ mod init;
 mod kept;
 mod kit;
 mod late_memory;
+mod message_senders;
 mod mount_namespaces;
 mod movers;
 mod namespace_files;
@@ -92,6 +94,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("blocked-resumed", blocked::resumed),
     ("blocked-sockets", blocked::sockets),
     ("blocked-timed", blocked::timed),
+    ("bpf-program", bpf_program::run),
     ("changing-memory", changing::run),
     ("changing-program", changing::executes),
     ("clock", clock::run),
@@ -125,6 +128,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("kept-range-policies", kept::mappings::range_policies),
     ("kept-refused", kept::refused::run),
     ("kept-seals", kept::mappings::seals),
+    ("kept-session", kept::session::session),
     ("kept-slice", kept::scheduling::slice),
     ("kept-speculation", kept::attributes::speculation),
     ("kept-thread-policies", kept::mappings::thread_policies),
@@ -149,6 +153,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("many-descriptors", regular::many),
     ("many-mappings", private_memory::many),
     ("apart", apart::run),
+    ("message-senders", message_senders::run),
     ("mount-namespaces", mount_namespaces::run),
     ("nested", nested::run),
     ("netlink", other_sockets::netlink),

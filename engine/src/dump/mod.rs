@@ -56,7 +56,7 @@ use crate::{
         vma::{SeenFiles, VmaRules},
         xfer::{Frozen, Link},
     },
-    netlock::{Method, Whole},
+    netlock::Locks,
     ns::{net::Networks, user::Ids},
     options::{Afterwards, CpuCap, DumpOptions},
     pstree::{Numbering, RealPid},
@@ -119,7 +119,7 @@ impl<'a> DumpCx<'a> {
         (pages, track): (PageStore, Tracker),
         protected: Vec<Protected>,
         without_undo: RealPid,
-        (tree, networks, lock): (&collect::Pstree, Networks, Option<(Method, Vec<(u32, Whole)>)>),
+        (tree, networks, lock): (&collect::Pstree, Networks, Option<Locks>),
     ) -> Result<Self> {
         let shmem_dev = shmem_dev()?;
         let numbering = tree.numbering();

@@ -56,6 +56,7 @@ pub(super) struct Asked {
     pub policies: Vec<(u64, pb::RcriuPolicyEntry)>,
     /// `MCL_FUTURE` and `MCL_ONFAULT` of mlockall(2).
     pub lock_future: u32,
+    session: Option<pb::RcriuSession>,
 }
 
 /// Dumps the task at position `at` of the tree. One that has ended has only what [`super::finish`] writes.
@@ -158,6 +159,7 @@ fn whole<'a>(
         threads: &asked.threads,
         attributes: &attributes,
         lock_future: asked.lock_future,
+        session: asked.session.take(),
         mapping,
     })?;
 
@@ -238,9 +240,13 @@ fn ask(
         asked.push(infect::Asked { thread, inspect, session });
     }
     let threads = infected.threads_info(&asked)?;
+    let mut session = None;
     for ((thread, status), info) in stopped.threads().iter().zip(statuses).zip(&threads) {
         cx.landlock.check(infected, thread, status, info)?;
-        cx.keys.check(infected, thread, info)?;
+        let joined = cx.keys.check(infected, thread, info)?;
+        if thread.tid() == task.dir.pid() {
+            session = joined;
+        }
     }
     let sigactions = infected.sigactions()?;
     let intervals = infected.itimers()?;
@@ -263,6 +269,7 @@ fn ask(
         syscall,
         policies,
         lock_future,
+        session,
     })
 }
 

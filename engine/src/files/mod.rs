@@ -38,6 +38,7 @@ use crate::{
     pstree::FileId,
 };
 
+mod bpf;
 mod bpfmap;
 mod build_id;
 mod by_id;
@@ -72,6 +73,7 @@ mod tty;
 mod tun;
 mod watch;
 
+pub use bpf::restore_left as restore_programs;
 pub use by_id::ById;
 pub use fd::{DrainedFd, FdProbe};
 pub use ghost::{Lost, Source};
@@ -178,6 +180,11 @@ pub trait RestoredFile: fmt::Debug + Send + Sync {
         Err(Error::bug("a file that nobody gives"))
     }
 
+    /// Control groups it is attached to, once they are there and everybody is in.
+    fn groups(&self) -> &[pb::RcriuBpfGroup] {
+        &[]
+    }
+
     /// How many descriptors beside those of the table opening it needs for a while.
     fn spare(&self) -> usize {
         0
@@ -277,6 +284,7 @@ static KINDS: &[&dyn FileKind] = &[
     &fanotify::FanotifyKind,
     &nsfile::Nsfile,
     &tun::Tun,
+    &bpf::Program,
     &sk::Unix,
     &sk::Inet,
     &sk::Netlink,

@@ -13,7 +13,7 @@ use nix::{fcntl::readlink, sched::CloneFlags};
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
 use super::{
-    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Spaces, Where,
+    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Spaces, Where, bpf,
     bpfmap::BpfmapsOut,
     fd::Host,
     ghost::GhostsOut,
@@ -101,6 +101,8 @@ pub struct FilesOut<'a> {
     pub(super) networks: net::Networks,
     /// Devices tun and tap that are open, with the numbers of their namespaces.
     tuns: Vec<(u32, net::Tun)>,
+    /// Control groups that BPF programs are attached to.
+    pub(super) programs: bpf::Attached,
     /// Where paths of tasks begin.
     pub(super) roots: Roots,
     /// Namespaces of which there are several of a kind.
@@ -204,6 +206,7 @@ impl<'a> FilesOut<'a> {
             own,
             networks,
             tuns: Vec::new(),
+            programs: bpf::Attached::default(),
         }
     }
 
@@ -253,10 +256,11 @@ impl<'a> FilesOut<'a> {
     /// Dumps an open file that is on its way through a socket; the descriptor is one of ours.
     pub(super) fn flying_file(&mut self, fd: DrainedFd) -> Result<(FileId, FdType)> {
         let number = self.number(&fd)?;
-        if number.1 && fd.probe.info.value("lock").is_some() {
-            return Err(Error::unsupported("a lock is held through a file that is on its way in a message")
-                .remedy("let the task receive it before the dump"));
-        }
+        let locks = match number.1 {
+            true => LocksOut::flying(&fd, number.0, self.opts.common.file_locks)?,
+            false => None,
+        };
+        locks.map_or(Ok(()), |locks| self.more(locks))?;
         self.open_file(fd, number)
     }
 
@@ -347,6 +351,11 @@ impl<'a> FilesOut<'a> {
     /// Notes what the entry of a file has no field for.
     pub(super) fn more(&mut self, entry: pb::RcriuFileEntry) -> Result<()> {
         Ok(self.more.write(&entry)?)
+    }
+
+    /// Dumps BPF programs that are attached to control groups at `top` or below it and were not met.
+    pub fn programs_left(&mut self, top: &[u8]) -> Result<()> {
+        bpf::dump_left(top, self)
     }
 
     /// Completes all images. `stays` says that the tasks go on: then names made for the images alone go. TCP

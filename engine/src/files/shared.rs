@@ -3,7 +3,7 @@
 use std::{
     cell::{OnceCell, RefCell},
     collections::{BTreeMap, HashMap},
-    os::fd::{OwnedFd, RawFd},
+    os::fd::{AsFd, OwnedFd, RawFd},
 };
 
 use nix::sched::CloneFlags;
@@ -20,9 +20,10 @@ use crate::{
     error::{Context, Error, Result, SysContext},
     kernel::Kernel,
     ns::enter::here,
-    options::RestoreOptions,
+    options::{CgroupOptions, RestoreOptions},
     pstree::FileId,
     sys::{fd, shared::SharedWords},
+    task::cgroup::Groups,
 };
 
 /// Descriptors that the engine and the restorer need for themselves.
@@ -119,6 +120,18 @@ impl FilesShared {
             spaces: OnceCell::new(),
             made: OnceCell::new(),
         })
+    }
+
+    /// Attaches programs to the control groups that their files tell of.
+    pub fn attach(&self, plan: &FilesPlan, groups: &mut Groups, opts: &CgroupOptions) -> Result<()> {
+        for (id, node) in plan.nodes.iter() {
+            for group in node.file.groups() {
+                let program =
+                    self.given.get(&id).ok_or_else(|| Error::bug("a program that was not loaded"))?;
+                groups.attach(program.as_fd(), group, opts).during(|| node.file.name())?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes the rest in the namespaces of the tree, before any task but the root is forked: files without a name are

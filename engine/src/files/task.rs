@@ -331,6 +331,9 @@ impl<'a> FilesTask<'a> {
         if let Some(fown) = node.file.fown() {
             super::fd::restore_fown(file.as_fd(), fown)?;
         }
+        for lock in self.plan.flying.get(&id).into_iter().flatten() {
+            lock::restore_flying(lock, file.as_fd())?;
+        }
         let cloexec = self.opened_cloexec.take();
         self.install(id, file, cloexec, node.slot.is_some())?;
         if let Some(slot) = node.slot {

@@ -32,7 +32,7 @@ use super::{
     apart::Several,
     builder::{self, Built},
     entered::{Entered, Opened},
-    networks,
+    mapped, networks,
     passing::Channel,
     stages::Area,
 };
@@ -181,7 +181,8 @@ impl Home {
 
     /// The root task fills its namespaces. On return files can be opened.
     pub fn settle(&self, cx: &TaskCx<'_>, prepared: &Prepared) -> Result<()> {
-        prepared.root.await_engine(cx.area)?;
+        let folder = prepared.root.await_engine(cx.area)?;
+        folder.map_or(Ok(()), |folder| mapped::take(&folder, &cx.snapshot.dir))?;
         prepared.entered.enter()?;
         if self.user.is_some() {
             user::UserNs::become_root()?;
@@ -239,7 +240,7 @@ impl Home {
         }
         if self.is_several() {
             prepared.root.send(MADE, 0, None)?;
-            prepared.root.await_engine(cx.area)?;
+            drop(prepared.root.await_engine(cx.area)?);
         }
         self.uts.fill(uts, &made, |uts| uts.restore().during(|| "uts namespace".into()))?;
         self.ipc.fill(ipc, &made, |ipc| ipc.restore(&cx.snapshot.dir).map_err(user::unreadable))?;
@@ -318,18 +319,21 @@ impl Prepared {
     pub fn let_go(
         &self,
         home: &Home,
-        root: RealPid,
+        (root, images): (RealPid, &ImageDir),
         empty: impl FnOnce() -> Result<()>,
         (files, area, watch): (&FilesShared, &Area, &dyn Fn() -> Result<()>),
         lock: impl FnMut(OwnedFd, bool) -> Result<()>,
     ) -> Result<Option<net::Undo>> {
+        let mut folder = None;
         if let Some(user) = &home.user {
             user.write_maps(root)?;
+            folder = mapped::for_users_of(root, images);
         }
         empty()?;
         let mut made = Vec::new();
         if home.is_several() {
-            self.engine.send(MADE, 0, None)?;
+            self.engine.send(MADE, 0, folder.as_ref().map(AsFd::as_fd))?;
+            folder = None;
             loop {
                 match self.engine.next(area, watch)? {
                     (MADE, ..) => break,
@@ -344,7 +348,7 @@ impl Prepared {
         let nets = home.nets.as_ref();
         let outside = nets.map(|nets| networks::connect(nets, root, &made, lock)).transpose()?;
         files.set_spaces(Spaces::new(made))?;
-        self.engine.send(MADE, 0, None)?;
+        self.engine.send(MADE, 0, folder.as_ref().map(AsFd::as_fd))?;
         Ok(outside)
     }
 

@@ -14,6 +14,7 @@ pub mod guard;
 pub mod handoff;
 pub mod home;
 mod kinds;
+mod mapped;
 mod network;
 mod networks;
 pub(crate) mod passing;
@@ -38,7 +39,7 @@ use restorer::Stage;
 
 use crate::error::{Context, Error, Result, SysContext};
 use crate::faults;
-use crate::files::{FilesShared, OpenMasters, Roots};
+use crate::files::{FilesShared, OpenMasters, Roots, restore_programs};
 use crate::interrupt;
 use crate::kernel::Kernel;
 use crate::mm::{
@@ -196,8 +197,9 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
                 false => Ok(()),
             };
             let empty = || tell(Moment::SetupNamespaces);
+            let shared: (_, _, &dyn Fn() -> Result<()>) = (&files, &area, &watch);
             let outside = home
-                .let_go(&plan.home, root, empty, (&files, &area, &watch), |namespace, external| {
+                .let_go(&plan.home, (root, &snapshot.dir), empty, shared, |namespace, external| {
                     network.one_more(namespace, external)
                 })
                 .map_err(|e| area.why(e))?;
@@ -252,6 +254,8 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     attached.others()?;
     attached.enter_groups(&groups)?;
     groups.settle()?;
+    files.attach(&plan.files, &mut groups, &opts.common.cgroup)?;
+    restore_programs(&snapshot.dir, &mut groups, &opts.common.cgroup)?;
     autogroup::restore(&snapshot, &plan, &area)?;
     faults::point("restore-seized")?;
     if let (Some(giver), Some(filler)) = (&giver, &mut filler) {

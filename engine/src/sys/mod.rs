@@ -6,6 +6,7 @@ pub(crate) mod anon;
 pub mod arena;
 pub mod attributes;
 pub(crate) mod bpf;
+pub(crate) mod bpfprog;
 pub(crate) mod bystander;
 pub(crate) mod cached;
 pub(crate) mod check;

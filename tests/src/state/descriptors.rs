@@ -7,6 +7,7 @@ pub(super) fn fdinfo_line(line: &str) -> Option<String> {
     let dropped = [
         "mnt_id",
         "map_id",
+        "prog_id",
         "ino",
         "it_value",
         "inotify",

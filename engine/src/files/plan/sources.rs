@@ -11,7 +11,7 @@ use super::Packets;
 use crate::{
     error::{Error, Result},
     files::{
-        ById, bpfmap, ghost::Remaps, memfd::Memfds, pidfd::DeadPidfds, pipe::PipeData, sk::UnixWorld,
+        ById, bpfmap, ghost::Remaps, lock, memfd::Memfds, pidfd::DeadPidfds, pipe::PipeData, sk::UnixWorld,
         tty::Ttys,
     },
     kernel::Kernel,
@@ -41,6 +41,7 @@ pub struct PlanFiles<'a> {
     pub(in crate::files) dead_pidfds: DeadPidfds,
     /// Lengths of packets in pipes and fifos.
     pub(in crate::files) packets: Packets,
+    pub(super) flying: lock::Flying,
     more: HashMap<FileId, pb::RcriuFileEntry>,
     unix: Option<Arc<UnixWorld>>,
 }
@@ -54,7 +55,8 @@ impl<'a> PlanFiles<'a> {
         entries: &'a ById<Arc<pb::FileEntry>>,
     ) -> Result<Self> {
         let remaps = Remaps::read(images)?;
-        let more = images.read_all::<pb::RcriuFileEntry>(ImageKind::RcriuFiles, 0)?;
+        let mut more = images.read_all::<pb::RcriuFileEntry>(ImageKind::RcriuFiles, 0)?;
+        let flying = lock::flying(&mut more, opts.common.file_locks)?;
         let more = more.into_iter().map(|entry| (FileId(entry.id), entry)).collect();
         Ok(PlanFiles {
             images,
@@ -70,6 +72,7 @@ impl<'a> PlanFiles<'a> {
             bpf_maps: bpfmap::Maps::default(),
             dead_pidfds: DeadPidfds::new(),
             packets: Packets::new(),
+            flying,
             more,
             unix: None,
         })
