@@ -23,6 +23,7 @@ pub(crate) mod identity;
 mod later;
 mod lazy;
 mod listed;
+mod mapped;
 mod namespaces;
 pub mod predump;
 pub(crate) mod refuse;
