@@ -183,6 +183,7 @@ catalog! {
     RcriuSegments "RCRIU_SEGMENTS" "rcriu-segments" No "" Common magic::RCRIU_SEGMENTS, "rcriu_segment_entry" None;
     RcriuNetns "RCRIU_NETNS" "rcriu-netns-" Dec "" Common magic::RCRIU_NETNS, "rcriu_netns_entry" None;
     RcriuFiles "RCRIU_FILES" "rcriu-files" No "" Common magic::RCRIU_FILES, "rcriu_file_entry" None;
+    RcriuPrograms "RCRIU_PROGRAMS" "rcriu-programs" No "" Common magic::RCRIU_PROGRAMS, "rcriu_bpf_program" None;
     RcriuTasks "RCRIU_TASKS" "rcriu-tasks" No "" Common magic::RCRIU_TASKS, "rcriu_task_entry" None;
     RcriuSums "RCRIU_SUMS" "rcriu-sums" No "" Common magic::RCRIU_SUMS, "rcriu_sums_entry" None;
     RcriuPages "RCRIU_PAGES" "rcriu-pages-" Dec "" Raw 0, "" None;

@@ -90,6 +90,7 @@ pub const RCRIU_FILES: u32 = 0x52435246;
 pub const RCRIU_SEGMENTS: u32 = 0x5243_5253;
 pub const RCRIU_TRACKING: u32 = 0x5243_5254;
 pub const RCRIU_NETNS: u32 = 0x5243_524e;
+pub const RCRIU_PROGRAMS: u32 = 0x5243_5250;
 pub const RCRIU_TASKS: u32 = 0x5243_524b;
 pub const RCRIU_SUMS: u32 = 0x5243_5255;
 pub const RCRIU_BLOCKS: u32 = 0x5243_5242;

@@ -1,6 +1,11 @@
 //! Control groups: membership of tasks and threads, properties, and what happens to groups that are gone or
 //! there already. The cases make groups of their own in the pids hierarchy (version 1) and in the unified one.
+//!
+//! # Safety
+//!
+//! Calls that nix lacks, with strings and buffers of the length that is passed along.
 
+use std::ffi::{CStr, CString};
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -121,11 +126,31 @@ fn groups_come_back() -> Result<()> {
     program.verify()
 }
 
+/// Sets an extended attribute; false where a group has none.
+fn set_attribute(path: &Path, name: &CStr, value: &[u8]) -> Result<bool> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    // SAFETY: strings, and a buffer with its length.
+    let set = unsafe { libc::setxattr(path.as_ptr(), name.as_ptr(), value.as_ptr().cast(), value.len(), 0) };
+    Ok(set == 0)
+}
+
+fn attribute(path: &Path, name: &CStr) -> Result<Vec<u8>> {
+    let path = CString::new(path.as_os_str().as_encoded_bytes())?;
+    let mut value = vec![0_u8; 100];
+    // SAFETY: strings, and a buffer with its length.
+    let len = unsafe { libc::getxattr(path.as_ptr(), name.as_ptr(), value.as_mut_ptr().cast(), value.len()) };
+    value.truncate(usize::try_from(len).context("getxattr")?);
+    Ok(value)
+}
+
 fn unified_groups_come_back() -> Result<()> {
     let root = hierarchy("cgroup2", "")?;
     let (group, program) = (Group::new(&root)?, Program::start("tree", &["2", "2"])?);
     let part = group.below("part")?;
     group.set("cgroup.max.depth", 3)?;
+    // As systemd notes on groups.
+    let (note, value) = (c"trusted.delegate", b"1");
+    let marked = set_attribute(&group.path, note, value)?;
     let tree = rcriu_tests::state::descendants(&rcriu_tests::state::processes()?, program.pid());
     group.set("cgroup.procs", program.pid())?;
     let child = *tree.iter().find(|p| **p != program.pid()).context("no children")?;
@@ -138,6 +163,7 @@ fn unified_groups_come_back() -> Result<()> {
     ensure!(group_of(&program.pid().to_string(), "")? == group.name(&root), "the root task is elsewhere");
     ensure!(group_of(&child.to_string(), "")? == part.name(&root), "the child is elsewhere");
     ensure!(group.get("cgroup.max.depth")? == "3", "the depth is lost");
+    ensure!(!marked || attribute(&group.path, note)? == value, "the attribute is lost");
     program.verify()
 }
 
@@ -240,6 +266,27 @@ fn a_failed_restore_takes_groups_back() -> Result<()> {
     program.verify()
 }
 
+fn programs_stay_attached() -> Result<()> {
+    let root = hierarchy("cgroup2", "")?;
+    let group = Group::new(&root)?;
+    let path = group.path.to_str().context("path")?.to_owned();
+    let program = Program::start("bpf-program", &[&path])?;
+    group.set("cgroup.procs", program.pid())?;
+    let (images, cycle) = (Images::new()?, Cycle::new()?);
+    cycle.dump(&program, &images)?;
+    // Attached once only, although a restore has failed in between.
+    let args = ["restore", "-d", "-D", images.as_str()?, "-v4", "-o", "restore.log"];
+    let mut command = Engine::rcriu()?.command(&args);
+    command.env(FAULT, "restore-caught");
+    Engine::rcriu()?.finish(command)?.refused()?;
+    cycle.restore(&images)?;
+    let (images, cycle) = (Images::new()?, Cycle::new()?);
+    cycle.dump(&program, &images)?;
+    group.remove()?;
+    cycle.restore(&images)?;
+    program.verify()
+}
+
 pub fn cases() -> Vec<Case> {
     type Body = fn() -> Result<()>;
     let all: &[(&str, Body)] = &[
@@ -250,6 +297,7 @@ pub fn cases() -> Vec<Case> {
         ("--manage-cgroups=full sets what exists", full_sets_what_stands_there),
         ("groups that are missing are named", missing_groups_are_named),
         ("--cgroup-root puts them elsewhere", another_root),
+        ("BPF programs are attached to groups again", programs_stay_attached),
         ("a failed restore takes groups back", a_failed_restore_takes_groups_back),
     ];
     all.iter().map(|(name, body)| Case::new(format!("cgroups: {name}"), *body)).collect()

@@ -20,11 +20,16 @@ pub const KINDS: &[Kind] = &[
     kind("epoll keeps its targets", "epoll", &[]),
     kind("epoll keeps a target whose descriptor was closed", "epoll-closed-target", &[]).beyond_criu(),
     kind("signalfd keeps its mask", "signalfd", &[]),
+    kind("BPF maps keep what is in them", "bpf-maps", &[]).beyond_criu(),
     kind("timerfd keeps its timer", "timerfd", &[]),
     kind("inotify keeps its watches and their numbers", "inotify", &[]).beyond_criu(),
     kind("fanotify keeps its marks", "fanotify", &[]),
     kind("socket pairs keep their messages", "socketpair", &[]),
     Kind { options: &["--file-locks"], ..kind("locks and leases stay held", "file-locks", &[]) },
+    Kind {
+        options: &["--file-locks"],
+        ..kind("locks stay held through files in messages", "file-locks", &["in-message"])
+    },
 ];
 
 pub fn cases() -> Vec<Case> {

@@ -37,6 +37,7 @@ pub const KINDS: &[Kind] = &[
     kind("memory protection keys and rights to them stay", "kept-keys", &[]),
     kind("memory that can only be executed stays so", "kept-execute-only", &[]),
     kind("an empty session keyring is no loss", "kept-refused", &["empty-session"]),
+    kind("sessions keep their keyrings", "kept-session", &[]),
     kind("mappings keep their names", "kept-names", &[]),
     kind("threads keep their memory policies", "kept-thread-policies", &[]),
     kind("ranges keep their memory policies", "kept-range-policies", &[]),

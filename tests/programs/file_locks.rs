@@ -5,11 +5,14 @@
 //! fcntl(2) and flock(2) get descriptors of this program and structures that outlive the call.
 
 use std::fs::{File, OpenOptions};
+use std::io::IoSlice;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::os::unix::net::UnixDatagram;
 
 use anyhow::Context;
 use nix::errno::Errno;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
 use crate::kit::crew::member;
 use crate::kit::{Check, rest, same, sys, write};
@@ -58,7 +61,35 @@ fn others_see(me: i32) -> Check {
     same("lock of an open file", found, (libc::F_WRLCK, 7, 9, -1))
 }
 
-pub fn run(_: &[String]) -> Check {
+/// Locks through files that only a message holds, as systemd keeps users that a service has for its time.
+fn in_message() -> Check {
+    for name in ["exclusive", "open-file"] {
+        write(name, b"content of a file that is locked")?;
+    }
+    let (sender, receiver) = UnixDatagram::pair().context("socketpair")?;
+    {
+        let (exclusive, own) = (open("exclusive")?, open("open-file")?);
+        // SAFETY: integers.
+        sys("flock", unsafe { libc::flock(exclusive.as_raw_fd(), libc::LOCK_EX) })?;
+        set(&own, libc::F_OFD_SETLK, range(libc::F_WRLCK, 7, 9))?;
+        let rights = [ControlMessage::ScmRights(&[exclusive.as_raw_fd(), own.as_raw_fd()])];
+        sendmsg::<()>(sender.as_raw_fd(), &[IoSlice::new(b"x")], &rights, MsgFlags::empty(), None)
+            .context("sendmsg")?;
+    }
+    rest()?;
+    same("exclusive", asked(&open("exclusive")?, libc::LOCK_SH), Err(Errno::EWOULDBLOCK))?;
+    let found = blocker(&open("open-file")?, libc::F_OFD_GETLK, range(libc::F_WRLCK, 0, 0))?;
+    same("lock of an open file", found, (libc::F_WRLCK, 7, 9, -1))?;
+    // They go with the message.
+    drop(receiver);
+    drop(sender);
+    same("exclusive, given up", asked(&open("exclusive")?, libc::LOCK_EX), Ok(()))
+}
+
+pub fn run(args: &[String]) -> Check {
+    if args.first().is_some_and(|a| a == "in-message") {
+        return in_message();
+    }
     for name in ["process", "open-file", "exclusive", "shared", "leased", "read-leased"] {
         write(name, b"content of a file that is locked")?;
     }

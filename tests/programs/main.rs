@@ -8,7 +8,10 @@
 //! These programs exist to make unusual use of the kernel; each unsafe block states what it relies on.
 
 mod aio;
+mod apart;
 mod blocked;
+mod bpf_maps;
+mod bpf_program;
 mod changeling;
 mod changing;
 mod clock;
@@ -30,10 +33,12 @@ mod init;
 mod kept;
 mod kit;
 mod late_memory;
+mod message_senders;
 mod mount_namespaces;
 mod movers;
 mod namespace_files;
 mod nested;
+mod network_namespaces;
 mod other_sockets;
 mod outside;
 mod page_path;
@@ -49,6 +54,7 @@ mod sharing;
 mod sigactions;
 mod signalfd;
 mod signals;
+mod socket_options;
 mod socketpair;
 mod special_memory;
 mod stack;
@@ -88,6 +94,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("blocked-resumed", blocked::resumed),
     ("blocked-sockets", blocked::sockets),
     ("blocked-timed", blocked::timed),
+    ("bpf-program", bpf_program::run),
     ("changing-memory", changing::run),
     ("changing-program", changing::executes),
     ("clock", clock::run),
@@ -121,6 +128,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("kept-range-policies", kept::mappings::range_policies),
     ("kept-refused", kept::refused::run),
     ("kept-seals", kept::mappings::seals),
+    ("kept-session", kept::session::session),
     ("kept-slice", kept::scheduling::slice),
     ("kept-speculation", kept::attributes::speculation),
     ("kept-thread-policies", kept::mappings::thread_policies),
@@ -144,10 +152,14 @@ const KINDS: &[(&str, Kind)] = &[
     ("limits", credentials::limits),
     ("many-descriptors", regular::many),
     ("many-mappings", private_memory::many),
+    ("apart", apart::run),
+    ("message-senders", message_senders::run),
     ("mount-namespaces", mount_namespaces::run),
     ("nested", nested::run),
     ("netlink", other_sockets::netlink),
     ("namespace-files", namespace_files::run),
+    ("network-namespaces", network_namespaces::run),
+    ("network-elsewhere", network_namespaces::elsewhere),
     ("outside-socket", outside::run),
     ("packet-sockets", other_sockets::packet),
     ("packet-ring", other_sockets::ring),
@@ -175,8 +187,10 @@ const KINDS: &[(&str, Kind)] = &[
     ("shared-folders", sharing::folders),
     ("shared-with-grandchild", sharing::grandchild),
     ("sigactions", sigactions::run),
+    ("bpf-maps", bpf_maps::run),
     ("signalfd", signalfd::run),
     ("sleeper", sleeper),
+    ("socket-options", socket_options::run),
     ("socketpair", socketpair::run),
     ("guard-pages", special_memory::guards),
     ("droppable-memory", special_memory::droppable),

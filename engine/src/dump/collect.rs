@@ -1,5 +1,7 @@
 //! The tree as images describe it: who is whose child, in which group and session, and who shares what.
 
+use std::collections::HashSet;
+
 use nix::sched::CloneFlags;
 use rcriu_images::pb;
 
@@ -14,6 +16,7 @@ use crate::{
     error::{Error, Result},
     infect::StoppedTask,
     kernel::Kernel,
+    ns,
     procfs::{ProcDir, stat::Stat, status::Status},
     pstree::{Numbering, RealPid, TaskState, VirtPid},
     sys::kcmp::What,
@@ -141,14 +144,14 @@ pub(super) fn own(kernel: &Kernel) -> Result<pb::TaskKobjIdsEntry> {
 }
 
 impl Pstree {
-    /// A task in each mount namespace of the tree, and its number: that of the root task first. None if all are in ours.
-    pub fn mount_namespaces(&self) -> Vec<(RealPid, u32)> {
-        let mut spaces: Vec<(RealPid, u32)> = Vec::new();
-        let own = self.namespaces.contains(CloneFlags::CLONE_NEWNS);
+    /// A task in each namespace of this kind that the tree has, and its number: that of the root task first. None if all
+    /// are in ours.
+    pub fn spaces(&self, kind: CloneFlags) -> Vec<(RealPid, u32)> {
+        let mut spaces = Vec::new();
+        let mut known = HashSet::new();
+        let own = self.namespaces.contains(kind);
         for task in self.tasks.iter().filter(|task| own && task.state.is_alive()) {
-            if let Some(id) = task.ids.mnt_ns_id
-                && spaces.iter().all(|(_, known)| *known != id)
-            {
+            if let Some(id) = ns::id(&task.ids, kind).filter(|id| known.insert(*id)) {
                 spaces.push((task.dir.pid(), id));
             }
         }

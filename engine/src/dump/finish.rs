@@ -77,9 +77,12 @@ pub struct Ready {
 /// Everything that is written once all tasks are, but the inventory.
 ///
 /// `stays` says that the tree goes on: names made only for the images are then removed.
-pub fn whole_tree(cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<Ready> {
+pub fn whole_tree(mut cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<Ready> {
     zombies(tree, cx.images)?;
     pstree(tree, cx.images)?;
+    if let Some(top) = cx.cgroups.beginning("") {
+        cx.files.programs_left(top)?;
+    }
     let mut connections = cx.files.finish(stays)?;
     one(cx.images, ImageKind::Seccomp, 0, cx.seccomp.entry())?;
     cx.cgroups.write(cx.images, &cx.opts.common.cgroup)?;

@@ -18,7 +18,8 @@ use super::{
     DumpCx,
     collect::Task,
     later,
-    task::{Mapped, id, stacks},
+    mapped::{Mapped, space},
+    task::{id, stacks},
 };
 use crate::{
     error::Result,
@@ -149,6 +150,7 @@ fn add(task: &Task, maps: &[Map], collector: &mut Collector, cx: &mut DumpCx<'_>
         files: &mut cx.files,
         shmem: &mut cx.shmem,
         segments: &mut cx.segments,
+        space: space(task),
     };
     collector.add(&task.dir, maps, cx.rules, &mut mapped, &mut cx.mapped)
 }

@@ -23,6 +23,7 @@ pub(crate) mod identity;
 mod later;
 mod lazy;
 mod listed;
+mod mapped;
 mod namespaces;
 pub mod predump;
 pub(crate) mod refuse;
@@ -56,8 +57,8 @@ use crate::{
         vma::{SeenFiles, VmaRules},
         xfer::{Frozen, Link},
     },
-    netlock::{Method, Whole},
-    ns::user::Ids,
+    netlock::Locks,
+    ns::{net::Networks, user::Ids},
     options::{Afterwards, CpuCap, DumpOptions},
     pstree::{Numbering, RealPid},
     scripts::Stage,
@@ -119,7 +120,7 @@ impl<'a> DumpCx<'a> {
         (pages, track): (PageStore, Tracker),
         protected: Vec<Protected>,
         without_undo: RealPid,
-        (tree, lock): (&collect::Pstree, Option<(Method, Whole)>),
+        (tree, networks, lock): (&collect::Pstree, Networks, Option<Locks>),
     ) -> Result<Self> {
         let shmem_dev = shmem_dev()?;
         let numbering = tree.numbering();
@@ -138,6 +139,8 @@ impl<'a> DumpCx<'a> {
                     ids: ids.clone(),
                     roots: home::roots(tree)?,
                     own: tree.namespaces,
+                    networks,
+                    spaces: home::spaces(tree)?,
                     lock,
                 },
             ),
@@ -158,7 +161,7 @@ impl<'a> DumpCx<'a> {
             rules: VmaRules { allow_uprobes: opts.common.allow_uprobes, shmem_dev },
             shmem: SharedOut::default(),
             segments: SegmentsOut::default(),
-            undo: Undo::new(without_undo),
+            undo: Undo::new(without_undo, tree.spaces(CloneFlags::CLONE_NEWIPC).len() > 1),
             late: opts.common.lazy.enabled.then(Frozen::default),
             uprobes: false,
             track,
@@ -210,12 +213,14 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let plain = frozen.guardian().unwrap_or(RealPid(std::process::id().cast_signed()));
     home::check(&tree)?;
     // Needs: nobody runs who could send. Dropped before the tree is let go.
-    let (network, lock) = home::Network::lock(&tree, opts, track.run())?;
+    let networks = home::networks(&tree)?;
+    let (network, lock) = home::Network::lock((&tree, &networks), opts, track.run(), frozen.ledger())?;
     // Only now that nothing changes any more can the client tell what is to stay outside.
     let opts = &opts.with_external(opts.common.notifier.query_external()?);
     home::check_first(&tree.tasks[0].dir, tree.tasks[0].virt, opts)?;
     let inside = home::Inside::enter(&tree)?;
-    let mut cx = DumpCx::new(opts, kernel, &images, (pages, track), protected, plain, (&tree, lock))?;
+    let mut cx =
+        DumpCx::new(opts, kernel, &images, (pages, track), protected, plain, (&tree, networks, lock))?;
     cx.stats = stats;
     if let Some((folder, frozen)) = frozen.group() {
         cx.cgroups.set_freezer(folder, frozen)?;

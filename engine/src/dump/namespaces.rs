@@ -37,9 +37,9 @@ impl NsIds {
         let mut number =
             |link: &Option<PathBuf>| Some(self.known(link.as_ref()?.as_os_str().as_bytes().to_vec()));
         ids.pid_ns_id = home.pid_ns_id;
-        ids.net_ns_id = home.net_ns_id;
-        ids.ipc_ns_id = home.ipc_ns_id;
-        ids.uts_ns_id = home.uts_ns_id;
+        ids.net_ns_id = number(&apart.net);
+        ids.ipc_ns_id = number(&apart.ipc);
+        ids.uts_ns_id = number(&apart.uts);
         ids.time_ns_id = number(&apart.time);
         ids.mnt_ns_id = number(&apart.mnt);
         ids.user_ns_id = home.user_ns_id;

@@ -14,23 +14,22 @@ use super::{
     finish::one,
     later::{self, Pages},
     listed::{self, Begun, Listed},
+    mapped::space,
     refuse,
     seize::Frozen,
     told::Told,
 };
 use crate::{
     error::{Context, Error, Result},
-    files::{FilesOut, PathUse},
+    files::PathUse,
     infect::{self, Infected, Question, StoppedTask},
     mm::{
         aio::Rings,
         more,
         pagemap::{Scanner, Walk},
         pages::{Copier, Written},
-        shmem::SharedOut,
-        sysv::SegmentsOut,
         track::TaskTrack,
-        vma::{self, MappedFiles, Vma},
+        vma::{self, Vma},
     },
     procfs::{
         ProcDir,
@@ -39,7 +38,7 @@ use crate::{
         status::Status,
         timers,
     },
-    pstree::{FileId, RealPid},
+    pstree::FileId,
     sys::sched::{self, Attr},
     task::{fs, misc, more::Seen, numa, sigaction, sigqueue},
 };
@@ -56,6 +55,7 @@ pub(super) struct Asked {
     pub policies: Vec<(u64, pb::RcriuPolicyEntry)>,
     /// `MCL_FUTURE` and `MCL_ONFAULT` of mlockall(2).
     pub lock_future: u32,
+    session: Option<pb::RcriuSession>,
 }
 
 /// Dumps the task at position `at` of the tree. One that has ended has only what [`super::finish`] writes.
@@ -116,7 +116,7 @@ fn whole<'a>(
     cx.uprobes |= maps.iter().any(|m| m.name == b"[uprobes]");
     let mut mapping = more::collect(&maps);
     cx.shmem.mapped(&vmas);
-    cx.segments.mapped(&vmas);
+    cx.segments.mapped(space(task), &vmas);
     cx.undo.warn(task.pid, stopped.threads().len());
     let apart = protected.is_none() && walk.is_none() && begun.is_none() && later::suits(cx, &maps);
     // That walks all page tables, which can wait.
@@ -158,6 +158,7 @@ fn whole<'a>(
         threads: &asked.threads,
         attributes: &attributes,
         lock_future: asked.lock_future,
+        session: asked.session.take(),
         mapping,
     })?;
 
@@ -238,9 +239,13 @@ fn ask(
         asked.push(infect::Asked { thread, inspect, session });
     }
     let threads = infected.threads_info(&asked)?;
+    let mut session = None;
     for ((thread, status), info) in stopped.threads().iter().zip(statuses).zip(&threads) {
         cx.landlock.check(infected, thread, status, info)?;
-        cx.keys.check(infected, thread, info)?;
+        let joined = cx.keys.check(infected, thread, info)?;
+        if thread.tid() == task.dir.pid() {
+            session = joined;
+        }
     }
     let sigactions = infected.sigactions()?;
     let intervals = infected.itimers()?;
@@ -263,29 +268,8 @@ fn ask(
         syscall,
         policies,
         lock_future,
+        session,
     })
-}
-
-/// Gives mapped files their numbers.
-pub(super) struct Mapped<'a, 'b> {
-    pub task: RealPid,
-    pub files: &'a mut FilesOut<'b>,
-    pub shmem: &'a mut SharedOut,
-    pub segments: &'a mut SegmentsOut,
-}
-
-impl MappedFiles for Mapped<'_, '_> {
-    fn mapped(&mut self, fd: OwnedFd) -> Result<FileId> {
-        self.files.path_file(self.task, fd, PathUse::Mapping)
-    }
-
-    fn shared(&mut self, fd: OwnedFd, ino: u64) {
-        self.shmem.add(fd, ino);
-    }
-
-    fn segment(&mut self, fd: OwnedFd, id: i32) {
-        self.segments.add(fd, id);
-    }
 }
 
 /// Ranges of guard pages follow the mappings, as entries of their own.

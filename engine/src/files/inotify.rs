@@ -231,4 +231,30 @@ mod tests {
         )
         .run();
     }
+
+    #[test]
+    fn a_link_is_watched_by_its_name() {
+        let trip = Trip::new(
+            concat!(module_path!(), "::a_link_is_watched_by_its_name"),
+            |folder| {
+                std::os::unix::fs::symlink("nowhere", folder.join("link")).unwrap();
+                let made = inotify::init().unwrap();
+                let mask = libc::IN_ATTRIB | libc::IN_DONT_FOLLOW;
+                inotify::add(made.as_fd(), &path(folder, "link"), mask).unwrap();
+                at(made, FREE, false);
+            },
+            |folder| {
+                let (uid, link) = (nix::unistd::geteuid().as_raw(), folder.join("link"));
+                std::os::unix::fs::lchown(link, Some(uid), None).unwrap();
+                assert_eq!(events(get(FREE)), [1]);
+            },
+        );
+        // Its handle leads nowhere.
+        let between = |folder: &std::path::Path| {
+            fs::rename(folder.join("link"), folder.join("old")).unwrap();
+            std::os::unix::fs::symlink("nowhere", folder.join("link")).unwrap();
+            fs::remove_file(folder.join("old")).unwrap();
+        };
+        Trip { between, ..trip }.run();
+    }
 }

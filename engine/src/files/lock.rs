@@ -86,6 +86,38 @@ impl LocksOut {
         Ok(self.image.finish()?)
     }
 
+    /// What is held through a file that is on its way in a message and was not met before; `None` if nothing is.
+    ///
+    /// # Errors
+    /// Locks without `--file-locks`, leases.
+    pub(super) fn flying(
+        drained: &DrainedFd,
+        id: FileId,
+        asked_for: bool,
+    ) -> Result<Option<pb::RcriuFileEntry>> {
+        let probe = &drained.probe;
+        let mut entry = pb::RcriuFileEntry { id: id.0, ..Default::default() };
+        for line in probe.info.rest.iter().filter_map(|line| line.strip_prefix(b"lock:")) {
+            match parse(line) {
+                Some(_) if !asked_for => {
+                    return Err(Error::unsupported("a lock is held through it")
+                        .remedy("dump and restore with --file-locks"));
+                }
+                // A table's, and no table has it.
+                Some(held) if held.kind == POSIX => {}
+                Some(Held { kind: kind @ (FLOCK | OFD), r#type, start, len }) => {
+                    entry.lock.push(pb::RcriuLock { flag: kind, r#type, start, len });
+                }
+                _ => {
+                    let what = procfs::excerpt(line);
+                    return Err(Error::unsupported(format!("it has a lease, or another lock: {what}"))
+                        .remedy("let the task receive it before the dump"));
+                }
+            }
+        }
+        Ok(Some(entry).filter(|entry| !entry.lock.is_empty()))
+    }
+
     /// Dumps what is held through a descriptor of table `files_id`; `new` if its open file was not met before.
     ///
     /// # Errors
@@ -135,6 +167,41 @@ impl LocksOut {
 
 /// Locks to be set, by task.
 pub(super) type Locks = HashMap<VirtPid, Vec<pb::FileLockEntry>>;
+
+/// Locks to be set through files that are on their way in messages.
+pub(super) type Flying = HashMap<FileId, Vec<pb::RcriuLock>>;
+
+/// Takes them out of the entries they are in.
+pub(super) fn flying(entries: &mut Vec<pb::RcriuFileEntry>, asked_for: bool) -> Result<Flying> {
+    let mut locks = Flying::new();
+    for entry in entries.extract_if(.., |entry| !entry.lock.is_empty()) {
+        let (kinds, types) = ([FLOCK, OFD], 0..=libc::F_UNLCK as u32);
+        if let Some(bad) = entry.lock.iter().find(|l| !kinds.contains(&l.flag) || !types.contains(&l.r#type))
+        {
+            let what = format!("rcriu-files.img: file {} has a lock of the kind {}", entry.id, bad.flag);
+            return Err(Error::image(what));
+        }
+        locks.insert(FileId(entry.id), entry.lock);
+    }
+    if !asked_for && !locks.is_empty() {
+        log::warn!(
+            "Locks of {} files on their way are not set again: --file-locks was not given",
+            locks.len()
+        );
+        locks.clear();
+    }
+    Ok(locks)
+}
+
+/// Sets a lock of a file that goes into a message.
+pub(super) fn restore_flying(lock: &pb::RcriuLock, file: BorrowedFd<'_>) -> Result<()> {
+    let kind = lock.r#type.cast_signed();
+    match lock.flag {
+        FLOCK => flock::flock(file, kind),
+        _ => flock::set(file, kind, lock.start, lock.len),
+    }
+    .during(|| "a lock of a file on its way".into())
+}
 
 /// Reads the image; without `asked_for` nothing is set, as it says in the log.
 pub(super) fn read(images: &ImageDir, asked_for: bool) -> Result<Locks> {

@@ -38,6 +38,8 @@ use crate::{
     pstree::FileId,
 };
 
+mod bpf;
+mod bpfmap;
 mod build_id;
 mod by_id;
 mod eventfd;
@@ -64,12 +66,14 @@ mod roundtrip;
 mod shared;
 mod signalfd;
 pub(crate) mod sk;
+pub mod spaces;
 mod task;
 mod timerfd;
 mod tty;
 mod tun;
 mod watch;
 
+pub use bpf::restore_left as restore_programs;
 pub use by_id::ById;
 pub use fd::{DrainedFd, FdProbe};
 pub use ghost::{Lost, Source};
@@ -78,6 +82,7 @@ pub use plan::{FilesPlan, PlanFiles, Table, TableIx, Zone};
 pub use root::{Path, Place, Root, Roots, Where};
 pub use shared::FilesShared;
 pub use sk::Connections;
+pub use spaces::{Space, Spaces};
 pub use task::FilesTask;
 pub use tty::OpenMasters;
 pub use tun::join as join_tuns;
@@ -153,6 +158,11 @@ pub trait RestoredFile: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Number of the network namespace it belongs to, of sockets and the like: `open` and `revive` are called there.
+    fn network(&self) -> Option<u32> {
+        None
+    }
+
     /// Makes it in the engine, before the first fork, if that is the only place where it can be made: then
     /// `open` finds it as `FilesTask::revived`. `close` says that connections come back closed.
     fn revive(&self, _close: bool, _images: &ImageDir) -> Result<Option<Revived>> {
@@ -168,6 +178,11 @@ pub trait RestoredFile: fmt::Debug + Send + Sync {
     /// Opens it there; then `open` finds it as `FilesTask::given`. `outside` is the descriptor that an option gives for it.
     fn give(&self, _outside: Option<OwnedFd>) -> Result<OwnedFd> {
         Err(Error::bug("a file that nobody gives"))
+    }
+
+    /// Control groups it is attached to, once they are there and everybody is in.
+    fn groups(&self) -> &[pb::RcriuBpfGroup] {
+        &[]
     }
 
     /// How many descriptors beside those of the table opening it needs for a while.
@@ -264,10 +279,12 @@ static KINDS: &[&dyn FileKind] = &[
     &timerfd::Timerfd,
     &memfd::Memfd,
     &pidfd::Pidfd,
+    &bpfmap::Bpfmap,
     &inotify::InotifyKind,
     &fanotify::FanotifyKind,
     &nsfile::Nsfile,
     &tun::Tun,
+    &bpf::Program,
     &sk::Unix,
     &sk::Inet,
     &sk::Netlink,

@@ -1,12 +1,13 @@
 //! Files of `/proc/PID/ns`: a namespace, by descriptor.
 //!
-//! Supported is the namespace that the task itself is in: on restore it opens its own; of mounts also all others that
-//! tasks of the tree are in.
+//! Supported is the namespace that the task itself is in: on restore it opens its own; of kinds of which a tree may have
+//! several also all others that its tasks are in.
 
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::{
     fcntl::{OFlag, open},
+    sched::CloneFlags,
     sys::{stat::Mode, statfs::FsType},
 };
 use rcriu_images::pb;
@@ -52,7 +53,8 @@ impl FileKind for Nsfile {
         let own = nix::sys::stat::stat(format!("/proc/{}/ns/{name}", probe.task).as_str()).call("stat")?;
         let number = out.namespaces.and_then(|ids| number(&ids, name));
         let ns_id = number.filter(|_| (own.st_dev, own.st_ino) == (probe.stat.st_dev, probe.stat.st_ino));
-        let ns_id = ns_id.or_else(|| out.roots.number_of(&probe.stat)).ok_or_else(|| {
+        let ns_id = ns_id.or_else(|| out.roots.number_of(&probe.stat));
+        let ns_id = ns_id.or_else(|| out.spaces.number_of(&probe.stat)).ok_or_else(|| {
             Error::unsupported(format!("{} is a namespace that its task is not in", probe.link_text()))
                 .remedy("close it before the dump")
         })?;
@@ -102,7 +104,13 @@ impl RestoredFile for NsFile {
     fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {
         // The namespace of mounts is entered last.
         let root = cx.roots().of_namespace(self.entry.ns_id).filter(|_| self.name == "mnt");
-        let path = match root.unwrap_or(cx.roots().main()).namespace().filter(|_| self.name == "mnt") {
+        let mounts = root.unwrap_or(cx.roots().main()).namespace().filter(|_| self.name == "mnt");
+        let kind = CloneFlags::from_bits_retain(self.entry.ns_cflag.cast_signed());
+        let namespace = match mounts {
+            Some(namespace) => Some(namespace.as_fd()),
+            None => cx.spaces().get(kind, self.entry.ns_id),
+        };
+        let path = match namespace {
             Some(namespace) => format!("/proc/self/fd/{}", namespace.as_raw_fd()),
             None => format!("/proc/self/ns/{}", self.name),
         };

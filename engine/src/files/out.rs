@@ -13,7 +13,8 @@ use nix::{fcntl::readlink, sched::CloneFlags};
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
 
 use super::{
-    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Where,
+    Connections, DrainedFd, FdProbe, FdType, FileKind, KINDS, Roots, Spaces, Where, bpf,
+    bpfmap::BpfmapsOut,
     fd::Host,
     ghost::GhostsOut,
     lock::LocksOut,
@@ -89,16 +90,23 @@ pub struct FilesOut<'a> {
     pub(super) sockets: SocketsOut,
     labels: SocketLabels,
     pub(super) memfds: MemfdsOut,
+    pub(super) bpfmaps: BpfmapsOut,
     pub(super) inodes: Inodes,
     locks: LocksOut,
     more: ImageWriter,
     /// Numbers of what the task being dumped shares.
     pub(super) namespaces: Option<pb::TaskKobjIdsEntry>,
     own: CloneFlags,
-    /// Devices tun and tap that are open.
-    tuns: Vec<net::Tun>,
+    /// The tree's own network namespaces.
+    pub(super) networks: net::Networks,
+    /// Devices tun and tap that are open, with the numbers of their namespaces.
+    tuns: Vec<(u32, net::Tun)>,
+    /// Control groups that BPF programs are attached to.
+    pub(super) programs: bpf::Attached,
     /// Where paths of tasks begin.
     pub(super) roots: Roots,
+    /// Namespaces of which there are several of a kind.
+    pub(super) spaces: Spaces,
     /// How numbers of tasks read inside of the tree.
     pub(super) numbering: Numbering,
     /// The same of users and groups.
@@ -161,7 +169,7 @@ impl<'a> FilesOut<'a> {
         kernel: &'a Kernel,
         images: &'a ImageDir,
         (pages, shmem_dev): (PageStore, u64),
-        Where { numbering, ids: users, roots, own, lock }: Where,
+        Where { numbering, ids: users, roots, own, spaces, networks, lock }: Where,
     ) -> Self {
         FilesOut {
             opts,
@@ -173,6 +181,7 @@ impl<'a> FilesOut<'a> {
             numbering,
             known: reg::Known::new(roots.clone()),
             memfds: MemfdsOut::new(images),
+            bpfmaps: BpfmapsOut::new(images),
             inodes: Inodes::new(opts, roots.clone()),
             locks: LocksOut::new(images),
             namespaces: None,
@@ -188,13 +197,16 @@ impl<'a> FilesOut<'a> {
             places: HashMap::new(),
             ghosts: GhostsOut::new(images, roots.clone()),
             roots,
+            spaces,
             pipes: PipesOut::new(images),
             ttys: TtysOut::default(),
             more: images.writer(ImageKind::RcriuFiles, 0),
             sockets: SocketsOut::new(images, opts, lock),
             labels: SocketLabels::ask(),
             own,
+            networks,
             tuns: Vec::new(),
+            programs: bpf::Attached::default(),
         }
     }
 
@@ -244,10 +256,11 @@ impl<'a> FilesOut<'a> {
     /// Dumps an open file that is on its way through a socket; the descriptor is one of ours.
     pub(super) fn flying_file(&mut self, fd: DrainedFd) -> Result<(FileId, FdType)> {
         let number = self.number(&fd)?;
-        if number.1 && fd.probe.info.value("lock").is_some() {
-            return Err(Error::unsupported("a lock is held through a file that is on its way in a message")
-                .remedy("let the task receive it before the dump"));
-        }
+        let locks = match number.1 {
+            true => LocksOut::flying(&fd, number.0, self.opts.common.file_locks)?,
+            false => None,
+        };
+        locks.map_or(Ok(()), |locks| self.more(locks))?;
         self.open_file(fd, number)
     }
 
@@ -340,6 +353,11 @@ impl<'a> FilesOut<'a> {
         Ok(self.more.write(&entry)?)
     }
 
+    /// Dumps BPF programs that are attached to control groups at `top` or below it and were not met.
+    pub fn programs_left(&mut self, top: &[u8]) -> Result<()> {
+        bpf::dump_left(top, self)
+    }
+
     /// Completes all images. `stays` says that the tasks go on: then names made for the images alone go. TCP
     /// connections are given back as they are: without packets.
     pub fn finish(mut self, stays: bool) -> Result<Connections> {
@@ -355,6 +373,7 @@ impl<'a> FilesOut<'a> {
         self.files.finish()?;
         self.more.finish()?;
         self.memfds.finish()?;
+        self.bpfmaps.finish()?;
         self.locks.finish()?;
         self.pipes.finish()?;
         self.ttys.finish(self.opts, self.images, &self.numbering, &self.users)?;

@@ -17,10 +17,11 @@ use nix::{
     unistd::{chroot, fchdir},
 };
 
+use super::Spaces;
 use crate::{
     error::{Context, Error, Result, SysContext},
-    netlock::{Method, Whole},
-    ns::{mnt::paths as mounts, user::Ids},
+    netlock::Locks,
+    ns::{mnt::paths as mounts, net, user::Ids},
     procfs::mountinfo::{self, Mount},
     pstree::Numbering,
 };
@@ -36,14 +37,18 @@ pub struct Where {
     pub roots: Roots,
     /// Kinds of which the tree has a namespace of its own.
     pub own: CloneFlags,
-    /// The lock of its own network namespace, and how it was made.
-    pub(crate) lock: Option<(Method, Whole)>,
+    /// Namespaces of which it has several of a kind.
+    pub spaces: Spaces,
+    /// Its own network namespaces.
+    pub networks: net::Networks,
+    /// The locks of those, with their numbers, and how they were made.
+    pub(crate) lock: Option<Locks>,
 }
 
 impl Default for Where {
     fn default() -> Self {
-        let (numbering, ids, roots) = Default::default();
-        Where { numbering, ids, roots, own: CloneFlags::empty(), lock: None }
+        let (numbering, ids, roots, spaces, networks) = Default::default();
+        Where { numbering, ids, roots, own: CloneFlags::empty(), spaces, networks, lock: None }
     }
 }
 
@@ -191,10 +196,10 @@ impl Place {
 
 /// Roots of all mount namespaces of a tree, and which mount is in which.
 #[derive(Clone, Debug, Default)]
-pub struct Roots(Arc<Spaces>);
+pub struct Roots(Arc<Mounted>);
 
 #[derive(Debug, Default)]
-struct Spaces {
+struct Mounted {
     /// With their numbers in images; that of the root task first.
     list: Vec<(u32, Root)>,
     places: Vec<Vec<Place>>,
@@ -208,7 +213,7 @@ pub type Path<'a> = (Option<i32>, &'a [u8]);
 impl Roots {
     /// A single root; the numbers of its mounts are not known.
     pub fn of(root: Root) -> Roots {
-        Roots(Arc::new(Spaces { list: vec![(0, root)], ..Spaces::default() }))
+        Roots(Arc::new(Mounted { list: vec![(0, root)], ..Mounted::default() }))
     }
 
     /// Those of several namespaces, with their mounts.
@@ -217,7 +222,7 @@ impl Roots {
             places.iter().enumerate().map(move |(at, place)| (place.id, (space, at)))
         });
         let by_id = numbered.collect();
-        Roots(Arc::new(Spaces { list, places, by_id }))
+        Roots(Arc::new(Mounted { list, places, by_id }))
     }
 
     /// That of the root task.
@@ -305,7 +310,7 @@ impl Roots {
     }
 }
 
-impl Spaces {
+impl Mounted {
     /// The mount that a path of a namespace leads to: that of the longest point, of several the last.
     fn leads_to(&self, space: usize, path: &[u8]) -> Option<i32> {
         let places = self.places.get(space)?.iter();

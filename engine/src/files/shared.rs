@@ -3,13 +3,14 @@
 use std::{
     cell::{OnceCell, RefCell},
     collections::{BTreeMap, HashMap},
-    os::fd::{OwnedFd, RawFd},
+    os::fd::{AsFd, OwnedFd, RawFd},
 };
 
+use nix::sched::CloneFlags;
 use rcriu_images::ImageDir;
 
 use super::{
-    Lost, Revived, Roots, Source,
+    Lost, Revived, Roots, Source, Spaces,
     fdpass::{self, FdPass},
     ghost, memfd, pidfd,
     plan::{FilesPlan, Zone},
@@ -18,9 +19,11 @@ use super::{
 use crate::{
     error::{Context, Error, Result, SysContext},
     kernel::Kernel,
-    options::RestoreOptions,
+    ns::enter::here,
+    options::{CgroupOptions, RestoreOptions},
     pstree::FileId,
     sys::{fd, shared::SharedWords},
+    task::cgroup::Groups,
 };
 
 /// Descriptors that the engine and the restorer need for themselves.
@@ -42,6 +45,7 @@ pub struct FilesShared {
     /// Files from outside.
     pub(super) given: HashMap<FileId, OwnedFd>,
     pub(super) memfds: memfd::Made,
+    spaces: OnceCell<Spaces>,
     made: OnceCell<Made>,
 }
 
@@ -64,7 +68,8 @@ pub(super) struct Made {
 
 impl FilesShared {
     /// Numbers in which everything must lie that tasks inherit and need: the engine moves its own descriptors
-    /// there before it forks. `limit` is RLIMIT_NOFILE, already raised; `namespaces` are made for the tree.
+    /// there before it forks. `limit` is RLIMIT_NOFILE, already raised; `namespaces` are those of namespaces that are
+    /// made for the tree.
     ///
     /// # Errors
     /// More descriptors than `limit` allows.
@@ -82,7 +87,7 @@ impl FilesShared {
         let given = plan.nodes.values().iter().filter(|node| node.file.is_given(opts)).count();
         let early = early + plan.connections().len() + given;
         // And the folder that a task opens files from, and /proc.
-        let room = plan.most_kept() + passing + early + lost + outside + 3 * namespaces + 2;
+        let room = plan.most_kept() + passing + early + lost + outside + namespaces + 2;
         let room = i32::try_from(room).unwrap_or(i32::MAX);
         plan.zone(limit, room.saturating_add(ENGINE_ROOM))
     }
@@ -112,8 +117,21 @@ impl FilesShared {
             tables: SharedWords::new(plan.tables.len() * WORDS)?,
             inherited,
             memfds: memfd::Made::new(&plan.memfds, images, zone)?,
+            spaces: OnceCell::new(),
             made: OnceCell::new(),
         })
+    }
+
+    /// Attaches programs to the control groups that their files tell of.
+    pub fn attach(&self, plan: &FilesPlan, groups: &mut Groups, opts: &CgroupOptions) -> Result<()> {
+        for (id, node) in plan.nodes.iter() {
+            for group in node.file.groups() {
+                let program =
+                    self.given.get(&id).ok_or_else(|| Error::bug("a program that was not loaded"))?;
+                groups.attach(program.as_fd(), group, opts).during(|| node.file.name())?;
+            }
+        }
+        Ok(())
     }
 
     /// Makes the rest in the namespaces of the tree, before any task but the root is forked: files without a name are
@@ -150,7 +168,10 @@ impl FilesShared {
         let mut revived = HashMap::new();
         for (id, node) in plan.nodes.iter() {
             let _making = plan.making(id)?;
-            let made = node.file.revive(opts.common.tcp.close, images);
+            let revive = || node.file.revive(opts.common.tcp.close, images);
+            // Connections of the namespace this is in need no other.
+            let space = node.file.network().and_then(|id| self.spaces().get(CloneFlags::CLONE_NEWNET, id));
+            let made = space.map_or_else(revive, |space| here(space, CloneFlags::CLONE_NEWNET, revive));
             if let Some(made) = made.during(|| format!("file {id} {}", node.file.name()))? {
                 revived.insert(id, made.keep(zone)?);
             }
@@ -189,6 +210,16 @@ impl FilesShared {
     /// What [`FilesShared::make`] has made.
     pub(super) fn made(&self) -> Result<&Made> {
         self.made.get().ok_or_else(|| Error::bug("files are not made yet"))
+    }
+
+    /// Takes namespaces of which there are several: before anything is made in them.
+    pub fn set_spaces(&self, spaces: Spaces) -> Result<()> {
+        self.spaces.set(spaces).map_err(|_| Error::bug("namespaces are made twice"))
+    }
+
+    /// Namespaces of which there are several.
+    pub fn spaces(&self) -> &Spaces {
+        self.spaces.get_or_init(Spaces::default)
     }
 
     /// Where paths of tasks begin.

@@ -4,6 +4,9 @@
 //! taken over from outside) lives in the [`Zone`], which no image claims; everything else that is open when a
 //! table's turn comes is closed.
 
+mod space;
+mod strays;
+
 use std::{
     collections::HashMap,
     os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd},
@@ -34,12 +37,6 @@ use crate::{
     sys::{fd, futex},
 };
 
-/// Numbers of all open descriptors of this process, and one that is closed again.
-fn open_numbers() -> Result<Vec<RawFd>> {
-    let list = std::fs::read_dir("/proc/self/fd").call("open(/proc/self/fd)")?;
-    Ok(list.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
-}
-
 /// The files' side of a task that is being rebuilt.
 #[derive(Debug)]
 pub struct FilesTask<'a> {
@@ -51,6 +48,8 @@ pub struct FilesTask<'a> {
     pub kernel: &'a Kernel,
     /// The task.
     pub task: VirtPid,
+    /// Number of the network namespace it is in.
+    network: Option<u32>,
     plan: &'a FilesPlan,
     shared: &'a FilesShared,
     made: &'a Made,
@@ -71,14 +70,14 @@ pub struct FilesTask<'a> {
 }
 
 impl<'a> FilesTask<'a> {
-    /// For `task`, which must have a table in the plan.
+    /// For `task`, which must have a table in the plan and is in network namespace `network`.
     pub fn new(
         plan: &'a FilesPlan,
         shared: &'a FilesShared,
         images: &'a ImageDir,
         opts: &'a RestoreOptions,
         kernel: &'a Kernel,
-        task: VirtPid,
+        (task, network): (VirtPid, Option<u32>),
     ) -> Result<FilesTask<'a>> {
         let table = plan.by_task.get(&task);
         let table = *table.ok_or_else(|| Error::bug(format!("no descriptor table for task {task}")))?;
@@ -88,6 +87,7 @@ impl<'a> FilesTask<'a> {
             opts,
             kernel,
             task,
+            network,
             plan,
             made: shared.made()?,
             shared,
@@ -296,10 +296,6 @@ impl<'a> FilesTask<'a> {
         }
     }
 
-    fn close_strays(&self) -> Result<()> {
-        open_numbers()?.into_iter().filter(|fd| !self.shared.zone.contains(*fd)).try_for_each(fd::close)
-    }
-
     fn step(
         &mut self,
         id: FileId,
@@ -321,10 +317,13 @@ impl<'a> FilesTask<'a> {
         }
         self.opened_cloexec = None;
         let making = self.plan.making(id)?;
-        let file = node.file.open(self)?;
+        let file = self.in_network(node.file.network(), |me| node.file.open(me))?;
         drop(making);
         if let Some(fown) = node.file.fown() {
             super::fd::restore_fown(file.as_fd(), fown)?;
+        }
+        for lock in self.plan.flying.get(&id).into_iter().flatten() {
+            lock::restore_flying(lock, file.as_fd())?;
         }
         let cloexec = self.opened_cloexec.take();
         self.install(id, file, cloexec, node.slot.is_some())?;

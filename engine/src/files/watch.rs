@@ -20,7 +20,7 @@ use std::{
 use nix::{
     fcntl::{OFlag, open, readlink},
     poll::{PollFd, PollFlags, PollTimeout, poll},
-    sys::stat::{Mode, major, minor, stat},
+    sys::stat::{Mode, lstat, major, minor},
 };
 use rcriu_images::pb;
 
@@ -219,7 +219,8 @@ impl Inodes {
             let path = readlink(format!("/proc/self/fd/{}", file.as_raw_fd()).as_str()).call("readlink")?;
             let mount = mount_of(file)?;
             let whole = self.roots.of_mount(mount).path(path.as_bytes());
-            if stat(whole.as_ref()).is_ok_and(|found| inode.is(&found)) {
+            // A link may be watched itself.
+            if lstat(whole.as_ref()).is_ok_and(|found| inode.is(&found)) {
                 return Ok(Some((path.into_vec(), mount)));
             }
         }
@@ -281,7 +282,8 @@ pub(super) fn target(
         }
         (None, Some(path)) => {
             let root = cx.roots().of_mount(handle.mnt_id.map(u32::cast_signed));
-            open(root.path(path).as_ref(), OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open")
+            let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+            open(root.path(path).as_ref(), flags, Mode::empty()).call("open")
         }
         (None, None) => mounts.open(dev, handle)?.ok_or_else(|| Error::host("the watched file is gone")),
     }

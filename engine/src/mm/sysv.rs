@@ -45,39 +45,43 @@ fn name(id: i32) -> String {
     format!("System V shared memory {id}")
 }
 
-/// Segments met by a dump, by number, with how often the tree has them attached.
+/// Segments met by a dump, by the number of their ipc namespace in images and their own, with how often the tree has
+/// them attached.
 #[derive(Debug, Default)]
-pub struct SegmentsOut(BTreeMap<i32, (OwnedFd, u64)>);
+pub struct SegmentsOut(BTreeMap<(u32, i32), (OwnedFd, u64)>);
 
 impl SegmentsOut {
-    /// Takes note of segment `id`; `file` was opened with O_PATH.
-    pub fn add(&mut self, file: OwnedFd, id: i32) {
-        self.0.entry(id).or_insert((file, 0));
+    /// Takes note of segment `id` of ipc namespace `space`; `file` was opened with O_PATH.
+    pub fn add(&mut self, file: OwnedFd, space: u32, id: i32) {
+        self.0.entry((space, id)).or_insert((file, 0));
     }
 
-    /// Takes note of what a task has attached.
-    pub fn mapped(&mut self, vmas: &[Vma]) {
+    /// Takes note of what a task of that namespace has attached.
+    pub fn mapped(&mut self, space: u32, vmas: &[Vma]) {
         for vma in vmas.iter().filter(|v| v.is(st::SYSVIPC)) {
-            if let Some((_, count)) = self.0.get_mut(&(vma.entry.shmid as i32)) {
+            if let Some((_, count)) = self.0.get_mut(&(space, vma.entry.shmid as i32)) {
                 *count += 1;
             }
         }
     }
 
-    /// How often the tree has each attached.
-    pub fn attachments(&self) -> BTreeMap<i32, u64> {
-        self.0.iter().map(|(id, (_, count))| (*id, *count)).collect()
+    /// How often the tree has each segment of a namespace attached.
+    pub fn attachments(&self, space: u32) -> BTreeMap<i32, u64> {
+        self.0
+            .range((space, i32::MIN)..=(space, i32::MAX))
+            .map(|((_, id), (_, count))| (*id, *count))
+            .collect()
     }
 
     /// Writes all of them.
     ///
-    /// Precondition: all tasks have been looked at.
+    /// Precondition: all tasks have been looked at, and are in the ipc namespace of this process.
     pub fn dump(&self, images: &ImageDir, store: &PageStore) -> Result<()> {
         if self.0.is_empty() {
             return Ok(());
         }
         let mut out = images.writer(ImageKind::RcriuSegments, 0);
-        for (id, (file, count)) in &self.0 {
+        for ((_, id), (file, count)) in &self.0 {
             let entry = entry(*id, *count).during(|| name(*id))?;
             let whole = entry.size - entry.size % PAGE_SIZE;
             let tail = tail(*id, entry.size).during(|| name(*id))?;
@@ -132,9 +136,9 @@ pub struct Undo {
 
 impl Undo {
     /// `without` is a process that never had a second thread, with which a list would come, and asked for nothing
-    /// of the kind itself.
-    pub fn new(without: RealPid) -> Undo {
-        Undo { without, any: None }
+    /// of the kind itself. Semaphores of `several` ipc namespaces are not looked for.
+    pub fn new(without: RealPid, several: bool) -> Undo {
+        Undo { without, any: several.then_some(true) }
     }
 
     fn has_list(&self, task: RealPid) -> bool {
@@ -352,7 +356,7 @@ mod tests {
         let pid = |child: &Child| RealPid(child.id().cast_signed());
         let (mut one, mut other) = (sleep(), sleep());
         std::thread::spawn(|| ()).join().unwrap();
-        let undo = Undo::new(pid(&one));
+        let undo = Undo::new(pid(&one), false);
         let has = [undo.has_list(pid(&other)), undo.has_list(RealPid(std::process::id().cast_signed()))];
         for child in [&mut one, &mut other] {
             child.kill().unwrap();

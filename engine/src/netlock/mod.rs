@@ -49,6 +49,9 @@ pub(crate) fn canonical(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
 }
 
+/// How a dump has locked, and the lock of each network namespace by its number in images.
+pub(crate) type Locks = (Method, Vec<(u32, Whole)>);
+
 /// How and under which name a dump locks for good, from options or the inventory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Method {
@@ -77,6 +80,11 @@ impl Method {
             log::info!("there is no iptables-restore: the network is locked by nftables");
             self.how = NetworkLock::Nftables;
         }
+    }
+
+    /// Whether the lock of a whole namespace stays when the process that sets it is killed.
+    pub(crate) fn stays(&self) -> bool {
+        self.how == NetworkLock::Iptables
     }
 
     /// Of the dump that wrote `inventory`; `root` is its root task.

@@ -26,13 +26,31 @@ pub const KINDS: [(CloneFlags, &str, &str); 7] = [
 ];
 
 /// Kinds of which tasks of one tree may have several, if the root task has one of its own.
-const SEVERAL: CloneFlags = CloneFlags::CLONE_NEWNS;
+pub const SEVERAL: CloneFlags = CloneFlags::CLONE_NEWNS
+    .union(CloneFlags::CLONE_NEWNET)
+    .union(CloneFlags::CLONE_NEWIPC)
+    .union(CloneFlags::CLONE_NEWUTS);
 
 /// Namespaces of one task that may be others than those of the root task; none where the kernel has no such kind.
 #[derive(Clone, Debug, Default)]
 pub struct Apart {
     pub time: Option<PathBuf>,
     pub mnt: Option<PathBuf>,
+    pub net: Option<PathBuf>,
+    pub ipc: Option<PathBuf>,
+    pub uts: Option<PathBuf>,
+}
+
+impl Apart {
+    fn slot(&mut self, kind: CloneFlags) -> Option<&mut Option<PathBuf>> {
+        match kind {
+            CloneFlags::CLONE_NEWNS => Some(&mut self.mnt),
+            CloneFlags::CLONE_NEWNET => Some(&mut self.net),
+            CloneFlags::CLONE_NEWIPC => Some(&mut self.ipc),
+            CloneFlags::CLONE_NEWUTS => Some(&mut self.uts),
+            _ => None,
+        }
+    }
 }
 
 /// Those that one thread of a task may be in, or choose for children, without the others: name, that in messages, number
@@ -116,8 +134,8 @@ impl Home {
                     "start the tree in a {what} namespace of its own too (unshare --{what}), or dump only the task"
                 )));
             }
-            if kind.flag == CloneFlags::CLONE_NEWNS {
-                apart.mnt = leads;
+            if let Some(slot) = apart.slot(kind.flag) {
+                *slot = leads;
             }
             // Nobody lives in the children's one yet, if there is none.
             if kind.flag == CloneFlags::CLONE_NEWPID

@@ -22,6 +22,17 @@ use crate::{
     restore::home::Kinds,
 };
 
+/// Number in images of the namespace of a task of which there may be several in one tree ([`home::SEVERAL`]).
+pub fn id(ids: &pb::TaskKobjIdsEntry, kind: CloneFlags) -> Option<u32> {
+    match kind {
+        CloneFlags::CLONE_NEWNS => ids.mnt_ns_id,
+        CloneFlags::CLONE_NEWNET => ids.net_ns_id,
+        CloneFlags::CLONE_NEWIPC => ids.ipc_ns_id,
+        CloneFlags::CLONE_NEWUTS => ids.uts_ns_id,
+        _ => None,
+    }
+}
+
 /// Number of a namespace of a task, as in its file `ns/KIND`: what options like `net[INODE]` name.
 ///
 /// # Errors
@@ -37,13 +48,13 @@ pub fn inode(dir: &ProcDir, kind: &str) -> Result<u64> {
 /// Refuses a task that is to live in other namespaces than the root task, whose numbers are `root`, but for kinds of
 /// which a tree may have several, if the root has one of its own: those are `own`.
 pub fn check(ids: &pb::TaskKobjIdsEntry, root: &pb::TaskKobjIdsEntry, own: Kinds) -> Result<()> {
-    let several = own.has(CloneFlags::CLONE_NEWNS);
+    let unless = |kind, id: Option<u32>| id.filter(|_| !own.has(kind));
     let kinds = [
         ("pid", ids.pid_ns_id, root.pid_ns_id),
-        ("network", ids.net_ns_id, root.net_ns_id),
-        ("IPC", ids.ipc_ns_id, root.ipc_ns_id),
-        ("UTS", ids.uts_ns_id, root.uts_ns_id),
-        ("mount", ids.mnt_ns_id.filter(|_| !several), root.mnt_ns_id),
+        ("network", unless(CloneFlags::CLONE_NEWNET, ids.net_ns_id), root.net_ns_id),
+        ("IPC", unless(CloneFlags::CLONE_NEWIPC, ids.ipc_ns_id), root.ipc_ns_id),
+        ("UTS", unless(CloneFlags::CLONE_NEWUTS, ids.uts_ns_id), root.uts_ns_id),
+        ("mount", unless(CloneFlags::CLONE_NEWNS, ids.mnt_ns_id), root.mnt_ns_id),
         ("user", ids.user_ns_id, root.user_ns_id),
         ("cgroup", ids.cgroup_ns_id, root.cgroup_ns_id),
     ];

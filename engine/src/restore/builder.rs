@@ -18,7 +18,7 @@ use super::{TaskCx, fork, passing::Channel};
 use crate::{
     error::{Error, Result, SysContext},
     files::OpenMasters,
-    ns::mnt,
+    ns::{self, mnt},
     procfs::ProcDir,
     pstree::RealPid,
     sys::{clone3::Side, fork::fork},
@@ -59,7 +59,8 @@ pub(super) fn run(tree: &mnt::Tree, outside: &mnt::Prepared, cx: &TaskCx<'_>, gr
         Side::Child => {
             drop(ours);
             let begin = if groups { begin_groups(cx) } else { Ok(()) };
-            let built = begin.and_then(|()| build(tree, outside, &cx.snapshot.dir, &builders));
+            let built =
+                begin.and_then(|()| build(tree, (outside, beside(tree, cx)), &cx.snapshot.dir, &builders));
             if let Err(e) = &built {
                 let e = e.clone().during("mount namespace").during(cx.name());
                 log::error!("{e}");
@@ -100,7 +101,24 @@ fn begin_groups(cx: &TaskCx<'_>) -> Result<()> {
     unshare(CloneFlags::CLONE_NEWCGROUP).call("unshare(CLONE_NEWCGROUP)")
 }
 
-fn build(tree: &mnt::Tree, outside: &mnt::Prepared, images: &ImageDir, to: &Channel) -> Result<()> {
+/// What file systems of each mount namespace show.
+fn beside<'a>(tree: &mnt::Tree, cx: &TaskCx<'a>) -> mnt::Beside<'a> {
+    let of = |id: u32| {
+        let first = cx.snapshot.alive().find(|(_, task)| task.ids.mnt_ns_id == Some(id));
+        [CloneFlags::CLONE_NEWNET, CloneFlags::CLONE_NEWIPC].map(|kind| {
+            let (_, task) = first?;
+            cx.files.spaces().get(kind, ns::id(&task.ids, kind)?)
+        })
+    };
+    mnt::Beside(tree.ids().map(of).collect())
+}
+
+fn build(
+    tree: &mnt::Tree,
+    outside: (&mnt::Prepared, mnt::Beside<'_>),
+    images: &ImageDir,
+    to: &Channel,
+) -> Result<()> {
     // Found by descriptor in the end, when another /proc is mounted or none.
     let me = ProcDir::own()?;
     unshare(CloneFlags::CLONE_NEWNS).call("unshare(CLONE_NEWNS)")?;

@@ -4,8 +4,9 @@
 //! ```text
 //! engine                                root task
 //! fork with CLONE_NEW*  --------------> waits
-//! maps of ids, what connects the
-//! network with ours     -- go --------> host name, ipc, network
+//! maps of ids           -- go --------> makes the others of kinds of which there are several
+//! what connects their
+//! networks with ours    <-- made, go -> host name, ipc, network
 //!                                       builder: a child that makes the mounts and ends
 //!                                       files without a name, terminals, connections
 //! takes them over       <-- made ------ goes on: memory, children
@@ -17,7 +18,6 @@
 use std::{
     cell::OnceCell,
     os::fd::{AsFd, OwnedFd},
-    time::Duration,
 };
 
 use nix::{
@@ -26,25 +26,27 @@ use nix::{
 };
 use rcriu_images::{ImageDir, pb};
 
+pub use super::kinds::Kinds;
 use super::{
     TaskCx,
+    apart::Several,
     builder::{self, Built},
     entered::{Entered, Opened},
+    mapped, networks,
     passing::Channel,
     stages::Area,
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
-    files::{FilesPlan, FilesShared, OpenMasters, Revived, Root, Roots},
-    interrupt,
-    ns::{enter::inside, ipc, mnt, net, user, uts},
+    files::{FilesPlan, FilesShared, OpenMasters, Revived, Root, Roots, Space, Spaces, spaces},
+    ns::{
+        enter::{here, inside},
+        home, ipc, mnt, net, user, uts,
+    },
     options::RestoreOptions,
     procfs::ProcDir,
     pstree::{FileId, RealPid},
 };
-
-/// How often the engine looks whether the root task still lives while it waits for it.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// What the root tells the engine.
 const MADE: u8 = 0;
@@ -52,14 +54,17 @@ const ROOT: u8 = 1;
 const CONNECTION: u8 = 2;
 const REUSING: u8 = 3;
 const MASTER: u8 = 4;
+/// And the position of the kind among [`spaces::KINDS`].
+const SPACE: u8 = 5;
 
 /// Namespaces that a tree gets for itself.
 #[derive(Debug, Default)]
 pub struct Home {
     kinds: Kinds,
-    uts: Option<uts::Uts>,
-    ipc: Option<ipc::Ipc>,
-    net: Option<net::Net>,
+    uts: Several<uts::Uts>,
+    ipc: Several<ipc::Ipc>,
+    net: Several<()>,
+    nets: Option<net::Nets>,
     user: Option<user::UserNs>,
     mnt: Option<mnt::Tree>,
     entered: Entered,
@@ -67,59 +72,15 @@ pub struct Home {
     had: bool,
 }
 
-/// Which kinds.
-#[derive(Clone, Copy, Debug)]
-pub struct Kinds(CloneFlags);
-
-impl Default for Kinds {
-    fn default() -> Self {
-        Kinds(CloneFlags::empty())
-    }
-}
-
-impl Kinds {
-    /// Those in which a tree whose root has `ids` does not share the namespace of `host`, the process that dumped it.
-    /// Images of a kernel without the kind have no number.
-    pub fn of(ids: &pb::TaskKobjIdsEntry, host: Option<&pb::TaskKobjIdsEntry>) -> Kinds {
-        let Some(host) = host else { return Kinds::default() };
-        let kinds = [
-            (CloneFlags::CLONE_NEWPID, ids.pid_ns_id, host.pid_ns_id),
-            (CloneFlags::CLONE_NEWNET, ids.net_ns_id, host.net_ns_id),
-            (CloneFlags::CLONE_NEWIPC, ids.ipc_ns_id, host.ipc_ns_id),
-            (CloneFlags::CLONE_NEWUTS, ids.uts_ns_id, host.uts_ns_id),
-            (CloneFlags::CLONE_NEWNS, ids.mnt_ns_id, host.mnt_ns_id),
-            (CloneFlags::CLONE_NEWUSER, ids.user_ns_id, host.user_ns_id),
-            (CloneFlags::CLONE_NEWCGROUP, ids.cgroup_ns_id, host.cgroup_ns_id),
-        ];
-        let own = kinds.iter().filter(|(_, own, host)| own.is_some() && host.is_some() && own != host);
-        Kinds(own.fold(CloneFlags::empty(), |flags, (flag, ..)| flags | *flag))
-    }
-
-    /// Whether this is one of them.
-    pub fn has(self, flag: CloneFlags) -> bool {
-        self.0.contains(flag)
-    }
-
-    /// The others.
-    pub fn without(self, flags: CloneFlags) -> Kinds {
-        Kinds(self.0 & !flags)
-    }
-
-    /// Whether there are none.
-    pub fn is_empty(self) -> bool {
-        self.0.is_empty()
-    }
-}
-
 impl Home {
-    /// Reads and checks the images of all namespaces of a tree whose root has `ids` and whose tasks are in all of `mounts`;
-    /// of those that are `entered` there are none to be read.
+    /// Reads and checks the images of all namespaces of a tree whose root has `ids` and whose tasks are in all of `spaces`
+    /// of a kind; of those that are `entered` there are none to be read.
     ///
     /// # Errors
     /// What cannot be made again; images that are missing or contradict each other.
     pub fn read(
         images: &ImageDir,
-        (ids, mounts): (&pb::TaskKobjIdsEntry, &[u32]),
+        (ids, spaces): (&pb::TaskKobjIdsEntry, &dyn Fn(CloneFlags) -> Vec<u32>),
         (kinds, entered): (Kinds, Entered),
         opts: &RestoreOptions,
     ) -> Result<Home> {
@@ -131,38 +92,48 @@ impl Home {
             )
             .remedy("restore without --join-ns user, or join those of all other kinds as well"));
         }
-        if entered.has(CloneFlags::CLONE_NEWNS) && mounts.len() > 1 {
-            return Err(Error::unsupported(
-                "tasks that were in several mount namespaces cannot all be in the one that is joined",
-            )
-            .remedy("restore without --join-ns mnt"));
+        // Others may be made beside the one that stayed outside.
+        let net = CloneFlags::CLONE_NEWNET;
+        let beside = entered.is_external(net) && spaces(net).len() > 1;
+        for (flag, name, what) in home::KINDS.iter().filter(|(flag, ..)| home::SEVERAL.contains(*flag)) {
+            if entered.has(*flag) && spaces(*flag).len() > 1 && !(beside && *flag == net) {
+                return Err(Error::unsupported(format!(
+                    "tasks that were in several {what} namespaces cannot all be in the one that is joined"
+                ))
+                .remedy(format!("restore without --join-ns {name}")));
+            }
         }
         let wanted = |flag, id: Option<u32>| id.filter(|_| kinds.has(flag));
+        let several = |kind| match kinds.has(kind) || beside && kind == net {
+            true => spaces(kind),
+            false => Vec::new(),
+        };
         Ok(Home {
             kinds,
-            uts: wanted(CloneFlags::CLONE_NEWUTS, ids.uts_ns_id)
-                .map(|id| uts::read(images, id))
-                .transpose()?,
-            ipc: wanted(CloneFlags::CLONE_NEWIPC, ids.ipc_ns_id)
-                .map(|id| ipc::read(images, id))
-                .transpose()?,
-            net: wanted(CloneFlags::CLONE_NEWNET, ids.net_ns_id)
-                .map(|id| net::read(images, id, opts))
-                .transpose()?,
+            uts: Several::read(several(CloneFlags::CLONE_NEWUTS), |id| uts::read(images, id))?,
+            ipc: Several::read(several(CloneFlags::CLONE_NEWIPC), |id| ipc::read(images, id))?,
+            nets: networks::read(images, &several(net), kinds, opts)?,
+            net: Several::read(several(net), |_| Ok(()))?,
             user: wanted(CloneFlags::CLONE_NEWUSER, ids.user_ns_id)
                 .map(|id| user::read(images, id))
                 .transpose()?,
             mnt: wanted(CloneFlags::CLONE_NEWNS, ids.mnt_ns_id)
-                .map(|_| mnt::read(images, mounts, opts))
+                .map(|_| mnt::read(images, &spaces(CloneFlags::CLONE_NEWNS), opts))
                 .transpose()?,
             entered,
             had,
         })
     }
 
-    /// How many mount namespaces are made for the tree.
-    pub fn mount_namespaces(&self) -> usize {
-        self.mnt.as_ref().map_or(0, |tree| tree.ids().count())
+    /// How many descriptors tasks inherit of namespaces that are made for the tree.
+    pub fn descriptors(&self) -> usize {
+        let mounts = self.mnt.as_ref().map_or(0, |tree| 3 * tree.ids().count());
+        mounts + self.uts.descriptors() + self.ipc.descriptors() + self.net.descriptors()
+    }
+
+    /// Numbers of its network namespaces in images, the root task's first; none if none is made.
+    pub fn networks(&self) -> Vec<u32> {
+        self.nets.iter().flat_map(net::Nets::ids).collect()
     }
 
     /// Kinds that are made for the tree.
@@ -210,10 +181,8 @@ impl Home {
 
     /// The root task fills its namespaces. On return files can be opened.
     pub fn settle(&self, cx: &TaskCx<'_>, prepared: &Prepared) -> Result<()> {
-        while !prepared.root.is_ready(LOOK)? {
-            cx.area.goes_on()?;
-        }
-        prepared.root.receive()?.ok_or_else(gone)?;
+        let folder = prepared.root.await_engine(cx.area)?;
+        folder.map_or(Ok(()), |folder| mapped::take(&folder, &cx.snapshot.dir))?;
         prepared.entered.enter()?;
         if self.user.is_some() {
             user::UserNs::become_root()?;
@@ -222,15 +191,7 @@ impl Home {
                 unshare(CloneFlags::CLONE_NEWCGROUP).call("unshare(CLONE_NEWCGROUP)")?;
             }
         }
-        if let Some(uts) = &self.uts {
-            uts.restore().during(|| "uts namespace".into())?;
-        }
-        if let Some(ipc) = &self.ipc {
-            ipc.restore(&cx.snapshot.dir).map_err(user::unreadable)?;
-        }
-        if let Some(net) = &self.net {
-            net::restore(net).during(|| "network namespace".into())?;
-        }
+        self.fill(cx, prepared)?;
         let (roots, masters) = match &self.mnt {
             Some(tree) => self.mounts(tree, cx, prepared).during(|| "mount namespace".into())?,
             None => match prepared.entered.root(|fd| cx.files.keep(fd))? {
@@ -250,6 +211,43 @@ impl Home {
             prepared.root.send(kind, id.0, Some(revived.socket()))
         })?;
         prepared.root.send(MADE, 0, None)
+    }
+
+    /// The name of a network namespace that comes from outside.
+    fn external(&self, id: u32) -> Option<&str> {
+        self.nets.as_ref()?.external(id)
+    }
+
+    /// Whether there are several namespaces of a kind.
+    fn is_several(&self) -> bool {
+        self.uts.descriptors() + self.ipc.descriptors() + self.net.descriptors() > 0
+    }
+
+    /// Makes all namespaces of which there are several, and fills them.
+    fn fill(&self, cx: &TaskCx<'_>, prepared: &Prepared) -> Result<()> {
+        let (uts, ipc, net) = (CloneFlags::CLONE_NEWUTS, CloneFlags::CLONE_NEWIPC, CloneFlags::CLONE_NEWNET);
+        let mut made = Vec::new();
+        let none = |_| Ok(None);
+        self.uts.make(uts, cx.files, &mut made, none)?;
+        self.ipc.make(ipc, cx.files, &mut made, none)?;
+        self.net.make(net, cx.files, &mut made, |id| match self.external(id) {
+            Some(name) => cx.files.given(cx.opts, name),
+            None => Ok(None),
+        })?;
+        for Space { kind, id, file } in &made {
+            let at = spaces::KINDS.iter().position(|(known, _)| known == kind).unwrap_or_default();
+            prepared.root.send(SPACE + at as u8, *id, Some(file.as_fd()))?;
+        }
+        if self.is_several() {
+            prepared.root.send(MADE, 0, None)?;
+            drop(prepared.root.await_engine(cx.area)?);
+        }
+        self.uts.fill(uts, &made, |uts| uts.restore().during(|| "uts namespace".into()))?;
+        self.ipc.fill(ipc, &made, |ipc| ipc.restore(&cx.snapshot.dir).map_err(user::unreadable))?;
+        if let Some(nets) = &self.nets {
+            net::restore(nets, &networks::files(&made)).during(|| "network namespace".into())?;
+        }
+        cx.files.set_spaces(Spaces::new(made))
     }
 
     /// Has the mounts made. With masters of terminals that are mounted on files.
@@ -272,11 +270,12 @@ impl Home {
 
     /// All tasks have attached their segments of System V shared memory: those settings follow that would have been in the
     /// way. In the engine; `root` is the root task.
-    pub fn attached(&self, root: RealPid) -> Result<()> {
-        match &self.ipc {
-            Some(ipc) => inside(root, CloneFlags::CLONE_NEWIPC, || ipc.attached()),
-            None => Ok(()),
-        }
+    pub fn attached(&self, root: RealPid, files: &FilesShared) -> Result<()> {
+        let kind = CloneFlags::CLONE_NEWIPC;
+        self.ipc.each().try_for_each(|(id, ipc)| match files.spaces().get(kind, id) {
+            Some(space) => here(space, kind, || ipc.attached()),
+            None => inside(root, kind, || ipc.attached()),
+        })
     }
 }
 
@@ -315,22 +314,41 @@ impl Prepared {
     }
 
     /// In the engine, when the root task `root` is forked: gives it what only we can give, and lets it fill its
-    /// namespaces, which others may look at `empty` before.
+    /// namespaces, which others may look at `empty` before. All networks but the first are to be locked by `lock`, which is
+    /// told whether they come from outside.
     pub fn let_go(
         &self,
         home: &Home,
-        root: RealPid,
+        (root, images): (RealPid, &ImageDir),
         empty: impl FnOnce() -> Result<()>,
+        (files, area, watch): (&FilesShared, &Area, &dyn Fn() -> Result<()>),
+        lock: impl FnMut(OwnedFd, bool) -> Result<()>,
     ) -> Result<Option<net::Undo>> {
+        let mut folder = None;
         if let Some(user) = &home.user {
             user.write_maps(root)?;
+            folder = mapped::for_users_of(root, images);
         }
         empty()?;
-        let outside = match &home.net {
-            Some(net) => Some(net::restore_outside(net, network_of(root)?.as_fd())?),
-            None => None,
-        };
-        self.engine.send(MADE, 0, None)?;
+        let mut made = Vec::new();
+        if home.is_several() {
+            self.engine.send(MADE, 0, folder.as_ref().map(AsFd::as_fd))?;
+            folder = None;
+            loop {
+                match self.engine.next(area, watch)? {
+                    (MADE, ..) => break,
+                    (kind, id, Some(fd)) => {
+                        let kind = space(kind).ok_or_else(|| Error::bug("a message of no kind"))?;
+                        made.push(Space { kind, id, file: files.keep(fd)? });
+                    }
+                    _ => return Err(Error::bug("a message of no kind")),
+                }
+            }
+        }
+        let nets = home.nets.as_ref();
+        let outside = nets.map(|nets| networks::connect(nets, root, &made, lock)).transpose()?;
+        files.set_spaces(Spaces::new(made))?;
+        self.engine.send(MADE, 0, folder.as_ref().map(AsFd::as_fd))?;
         Ok(outside)
     }
 
@@ -344,31 +362,14 @@ impl Prepared {
     ) -> Result<()> {
         let (mut roots, mut revived, mut orphans) = (Vec::new(), Vec::new(), Vec::new());
         loop {
-            interrupt::check()?;
-            if area.failed() {
-                return Err(area.failure());
-            }
-            if !self.engine.is_ready(LOOK)? {
-                // It tells why it ends, if it can.
-                watch().map_err(|e| if area.failed() { area.failure() } else { e })?;
-                continue;
-            }
-            match self.engine.receive()? {
-                Some((MADE, ..)) => break,
-                Some((ROOT, _, Some(fd))) => roots.push(Root::of(files.keep(fd)?, b"")?),
-                Some((kind @ (CONNECTION | REUSING), id, Some(fd))) => {
+            match self.engine.next(area, &watch)? {
+                (MADE, ..) => break,
+                (ROOT, _, Some(fd)) => roots.push(Root::of(files.keep(fd)?, b"")?),
+                (kind @ (CONNECTION | REUSING), id, Some(fd)) => {
                     revived.push((FileId(id), Revived::new(fd, kind == REUSING)));
                 }
-                Some((MASTER, _, Some(fd))) => orphans.push(fd),
-                Some(_) => return Err(Error::bug("a message of no kind")),
-                None => {
-                    let ended = watch();
-                    return Err(if area.failed() {
-                        area.failure()
-                    } else {
-                        ended.err().unwrap_or_else(gone)
-                    });
-                }
+                (MASTER, _, Some(fd)) => orphans.push(fd),
+                _ => return Err(Error::bug("a message of no kind")),
             }
         }
         let roots = match &home.mnt {
@@ -379,12 +380,12 @@ impl Prepared {
     }
 }
 
+/// The kind of a message about a namespace.
+fn space(message: u8) -> Option<CloneFlags> {
+    spaces::KINDS.get(usize::from(message.wrapping_sub(SPACE))).map(|(kind, _)| *kind)
+}
+
 /// The network namespace of a task.
 pub(super) fn network_of(root: RealPid) -> Result<OwnedFd> {
     ProcDir::open(root)?.file("ns/net", OFlag::O_RDONLY)
-}
-
-fn gone() -> Error {
-    Error::host("the root task and this process lost each other while its namespaces were being filled")
-        .remedy("one of the two was killed: restore again")
 }

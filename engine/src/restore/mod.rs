@@ -5,6 +5,7 @@
 //!      -> sigchld -> creds -> complete -> detach
 //! ```
 
+mod apart;
 pub mod builder;
 mod entered;
 pub mod finish;
@@ -12,7 +13,10 @@ pub mod fork;
 pub mod guard;
 pub mod handoff;
 pub mod home;
+mod kinds;
+mod mapped;
 mod network;
+mod networks;
 pub(crate) mod passing;
 mod pidfile;
 pub mod plan;
@@ -35,7 +39,7 @@ use restorer::Stage;
 
 use crate::error::{Context, Error, Result, SysContext};
 use crate::faults;
-use crate::files::{FilesShared, OpenMasters, Roots};
+use crate::files::{FilesShared, OpenMasters, Roots, restore_programs};
 use crate::interrupt;
 use crate::kernel::Kernel;
 use crate::mm::{
@@ -193,7 +197,12 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
                 false => Ok(()),
             };
             let empty = || tell(Moment::SetupNamespaces);
-            let outside = home.let_go(&plan.home, root, empty).map_err(|e| area.why(e))?;
+            let shared: (_, _, &dyn Fn() -> Result<()>) = (&files, &area, &watch);
+            let outside = home
+                .let_go(&plan.home, (root, &snapshot.dir), empty, shared, |namespace, external| {
+                    network.one_more(namespace, external)
+                })
+                .map_err(|e| area.why(e))?;
             home.await_root(&plan.home, (&files, &plan.files), &area, watch)?;
             if away(CloneFlags::CLONE_NEWUSER) && own_groups {
                 groups.put_from_top(root, set_of_root(&snapshot))?;
@@ -230,7 +239,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     area.await_all(Stage::Restore, watch)?;
     files.mapped()?;
     segments.attached()?;
-    plan.home.attached(root)?;
+    plan.home.attached(root, &files)?;
     drop(placeholders);
     area.open(Stage::RestoreSigchld, threads)?;
     area.await_all(Stage::RestoreSigchld, watch)?;
@@ -245,6 +254,8 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
     attached.others()?;
     attached.enter_groups(&groups)?;
     groups.settle()?;
+    files.attach(&plan.files, &mut groups, &opts.common.cgroup)?;
+    restore_programs(&snapshot.dir, &mut groups, &opts.common.cgroup)?;
     autogroup::restore(&snapshot, &plan, &area)?;
     faults::point("restore-seized")?;
     if let (Some(giver), Some(filler)) = (&giver, &mut filler) {

@@ -8,6 +8,7 @@ use crate::error::{Error, Result, SysContext};
 use crate::files::{FilesPlan, PlanFiles, Table};
 use crate::kernel::Kernel;
 use crate::mm::status;
+use crate::ns;
 use crate::options::RestoreOptions;
 use crate::pstree::VirtPid;
 use crate::restore::entered::Entered;
@@ -40,16 +41,16 @@ impl Plan {
     pub fn build(snapshot: &Snapshot, opts: &RestoreOptions, kernel: &Kernel) -> Result<Plan> {
         let root = snapshot.root();
         let entered = Entered::read(&snapshot.dir, root.pid.0, &root.ids, opts)?;
-        let mounts = mount_namespaces(snapshot);
-        let home = Home::read(&snapshot.dir, (&root.ids, &mounts), (snapshot.namespaces, entered), opts)?;
+        let spaces = |kind| spaces(snapshot, kind);
+        let home = Home::read(&snapshot.dir, (&root.ids, &spaces), (snapshot.namespaces, entered), opts)?;
         segments_stay(snapshot, &home)?;
         let apart = home.is_away(CloneFlags::CLONE_NEWPID);
         // Nobody else is in a pid namespace that is made for the tree.
         let is_free = |pid| apart || preflight::is_free(pid);
         let tree = Tree::build(&Member::of(snapshot), outside(opts, apart)?, &is_free)?;
         let mut cx = PlanFiles::new(&snapshot.dir, opts, kernel, &snapshot.files)?;
-        let has_devices = home.kinds().has(CloneFlags::CLONE_NEWNET) && !opts.common.empty_net_ns;
-        cx.network = root.ids.net_ns_id.filter(|_| has_devices);
+        cx.networks = home.networks();
+        cx.devices = !opts.common.empty_net_ns;
         if home.is_away(CloneFlags::CLONE_NEWNS)
             && let Some(make) = tree.nodes.iter().flat_map(|node| &node.makes).find(|make| make.share_fs)
         {
@@ -126,15 +127,11 @@ fn tables(snapshot: &Snapshot) -> Vec<Table<'_>> {
     tables
 }
 
-/// Numbers of all mount namespaces that tasks are in, that of the root task first; none if images do not tell.
-fn mount_namespaces(snapshot: &Snapshot) -> Vec<u32> {
-    let mut ids: Vec<u32> = Vec::new();
-    for id in snapshot.alive().filter_map(|(_, task)| task.ids.mnt_ns_id) {
-        if !ids.contains(&id) {
-            ids.push(id);
-        }
-    }
-    ids
+/// Numbers of all namespaces of this kind that tasks are in, that of the root task first; none if images do not tell.
+fn spaces(snapshot: &Snapshot, kind: CloneFlags) -> Vec<u32> {
+    let mut known = HashSet::new();
+    let ids = snapshot.alive().filter_map(|(_, task)| ns::id(&task.ids, kind));
+    ids.filter(|id| known.insert(*id)).collect()
 }
 
 /// Refuses to join an ipc namespace with System V shared memory attached that was in one that is not made again.

@@ -46,7 +46,7 @@ pub(super) fn prepare_files(
     let (limit, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
         .call("getrlimit(RLIMIT_NOFILE)")?;
     let limit = i32::try_from(limit).unwrap_or(i32::MAX);
-    let zone = FilesShared::zone(&plan.files, limit, plan.home.mount_namespaces(), opts, kernel)?;
+    let zone = FilesShared::zone(&plan.files, limit, plan.home.descriptors(), opts, kernel)?;
     let keep = |fd: std::os::fd::RawFd| zone.keep(crate::process::duplicate_descriptor(fd)?);
     let path = snapshot.dir.path().to_owned();
     snapshot.dir = ImageDir::from_fd(keep(opts.common.images_dir.raw_fd())?, path);

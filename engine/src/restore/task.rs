@@ -46,7 +46,7 @@ use crate::restore::{
 use crate::sys::clone3::Side;
 use crate::task::{
     cgroup::{self, Groups},
-    fs, more,
+    fs, keys, more,
 };
 
 /// What a task being rebuilt may touch. Everything was there before the fork and is the task's own copy, but
@@ -96,7 +96,7 @@ impl<'a> TaskCx<'a> {
             &self.snapshot.dir,
             self.opts,
             self.kernel,
-            self.node().pid,
+            (self.node().pid, self.image().ok().and_then(|image| image.ids.net_ns_id)),
         )
     }
 
@@ -129,13 +129,15 @@ struct Begun {
     memory: Prepared,
     /// Its set of control groups.
     groups: u32,
+    /// The session keyring it is in; `None` while that is the restoring process's.
+    session: Option<u32>,
 }
 
 /// The whole life of a new process as far as engine code is concerned. It is born as `cx.task`; when it
 /// forks, the child goes on here as another task; `groups` is the set of control groups it is born in. Never returns: it ends in the restorer, or by exit.
 pub fn run(mut cx: TaskCx<'_>, memory: Prepared, groups: u32) -> ! {
     let _bomb = Bomb(cx.area);
-    let mut inherited = Begun { memory, groups };
+    let mut inherited = Begun { memory, groups, session: None };
     loop {
         match live(&cx, inherited) {
             Ok((make, begun)) => {
@@ -171,7 +173,10 @@ fn live(cx: &TaskCx<'_>, inherited: Begun) -> Result<(Make, Begun)> {
         Role::Alive => {
             // Before it takes memory: that is charged to the group it is in.
             let groups = enter_groups(cx, inherited.groups)?;
-            Begun { memory: prepare_memory(cx, inherited.memory)?, groups }
+            let more = cx.image()?.more.as_deref();
+            let session =
+                keys::session::enter(more.and_then(|more| more.session.as_ref()), inherited.session)?;
+            Begun { memory: prepare_memory(cx, inherited.memory)?, groups, session }
         }
         // Passes on what it has got: the children it forks may share it with their parent.
         Role::Zombie | Role::Helper => inherited,
@@ -250,6 +255,10 @@ fn be_born(cx: &TaskCx<'_>) -> Result<()> {
     }
     if let Some(home) = cx.home.filter(|_| cx.task == TaskIx::ROOT) {
         cx.plan.home.settle(cx, home)?;
+    }
+    // The root is in its own.
+    if node.role == Role::Alive && cx.task != TaskIx::ROOT {
+        cx.files.spaces().enter(&cx.image()?.ids)?;
     }
     // Before anything is set by a clock, and before there are children: they inherit it.
     let joined = cx.plan.home.entered().has(CloneFlags::from_bits_retain(libc::CLONE_NEWTIME));

@@ -5,6 +5,8 @@ pub(crate) mod alarm;
 pub(crate) mod anon;
 pub mod arena;
 pub mod attributes;
+pub(crate) mod bpf;
+pub(crate) mod bpfprog;
 pub(crate) mod bystander;
 pub(crate) mod cached;
 pub(crate) mod check;

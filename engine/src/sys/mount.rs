@@ -143,6 +143,22 @@ pub(crate) fn set_propagation(mount: impl AsFd, kind: u32) -> Result<()> {
     errno::check(ret, "mount_setattr").map(drop)
 }
 
+/// Has files of the mount whose root `mount` is, which stands nowhere yet, belong to whom `users`, a user namespace, says:
+/// what is root's on the disk is that of its root there.
+///
+/// # Errors
+/// ENOSYS before Linux 5.12; EINVAL where the file system cannot do so.
+pub(crate) fn map_users(mount: BorrowedFd<'_>, users: BorrowedFd<'_>) -> Result<()> {
+    const IDMAP: u64 = 0x0010_0000;
+    let users = users.as_raw_fd().cast_unsigned().into();
+    let change = MountAttr { set: IDMAP, userns_fd: users, ..MountAttr::default() };
+    let (fd, flags) = (mount.as_raw_fd(), libc::AT_EMPTY_PATH as u32);
+    let (pointer, size) = (&raw const change, size_of::<MountAttr>());
+    // SAFETY: the structure is a local of the size given.
+    let ret = unsafe { libc::syscall(libc::SYS_mount_setattr, fd, EMPTY.as_ptr(), flags, pointer, size) };
+    errno::check(ret, "mount_setattr").map(drop)
+}
+
 /// What mount(2) takes; empty strings are passed as null.
 #[derive(Debug, Clone, Copy, Default)]
 pub(crate) struct Mounting<'a> {

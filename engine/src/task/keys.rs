@@ -2,6 +2,9 @@
 //! the dump runs in. Keys cannot be read out in general, so a dump refuses them; empty keyrings, and those that
 //! hold only what every session has, are no loss.
 //!
+//! A session keyring comes back ([`session`]), with keys of type user, which is all that those of services have: what
+//! was in a session of its own must not be in that of whoever restores it, whose keys it could use.
+//!
 //! A thread without a session keyring gets its user's when it is asked for it. So that a dump changes nothing, it
 //! is asked only if /proc/keys shows that there is such a keyring at all.
 
@@ -9,13 +12,17 @@ use std::collections::{HashMap, HashSet};
 
 use nix::unistd::{Uid, setfsuid};
 use parasite::thread::ThreadInfo;
+use rcriu_images::pb;
 
+use self::session::Read;
 use crate::{
     error::{Error, Result},
     infect::{Infected, StoppedThread},
     procfs::{status::Status, words},
     sys::keyctl,
 };
+
+pub mod session;
 
 const KEYCTL_DESCRIBE: u64 = 6;
 const KEYCTL_READ: u64 = 11;
@@ -28,8 +35,10 @@ pub struct Keys {
     own_session: Option<i64>,
     /// Whether a user has a keyring of a session, as far as /proc/keys tells.
     sessions: HashMap<u32, bool>,
-    /// Keyrings that were looked at and are no loss.
+    /// Keyrings that were looked at.
     harmless: HashSet<i64>,
+    /// Sessions that were read, by serial number.
+    read: HashMap<i64, Option<pb::RcriuSession>>,
 }
 
 impl Keys {
@@ -50,29 +59,50 @@ impl Keys {
         })
     }
 
-    /// Refuses keys that would be lost.
+    /// Refuses keys that would be lost. Returns the session that the thread is in, if it is not ours.
     pub fn check(
         &mut self,
         infected: &Infected<'_>,
         thread: &StoppedThread,
         info: &ThreadInfo,
-    ) -> Result<()> {
-        for (serial, whose) in info.keyrings.into_iter().zip(["own", "process", "session"]) {
-            if serial <= 0 || Some(serial) == self.own_session || self.harmless.contains(&serial) {
+    ) -> Result<Option<pb::RcriuSession>> {
+        let ask = |operation, key: i64| ask(infected, thread, operation, key);
+        let own = info.keyrings.into_iter().zip(["own", "process"]);
+        for (serial, whose) in own.filter(|(serial, _)| *serial > 0) {
+            if Some(serial) == self.own_session || !self.harmless.insert(serial) {
                 continue;
             }
-            let ask = |operation, key: i64| ask(infected, thread, operation, key);
             if let Some(description) = first_key(serial, ask)? {
-                return Err(Error::unsupported(format!(
-                    "thread {} has the key {description} in its {whose} keyring, and keys cannot be saved",
-                    thread.tid()
-                ))
-                .remedy(format!("unlink it for the time of the dump: keyctl unlink KEY {serial}")));
+                return Err(refusal(thread, &description, whose, serial));
             }
-            self.harmless.insert(serial);
         }
-        Ok(())
+        let serial = info.keyrings[2];
+        if serial <= 0 || Some(serial) == self.own_session {
+            return Ok(None);
+        }
+        if let Some(known) = self.read.get(&serial) {
+            return Ok(known.clone());
+        }
+        let expires = |key: i64| {
+            let mut users = [0, nix::unistd::geteuid().as_raw()].into_iter();
+            users.any(|uid| visible_to(uid).is_ok_and(|keys| session::expires(&keys, key)))
+        };
+        let session = match session::read(serial, ask, expires)? {
+            Read::Session(session) => Some(session),
+            Read::Everybodys => None,
+            Read::Lost(description) => return Err(refusal(thread, &description, "session", serial)),
+        };
+        self.read.insert(serial, session.clone());
+        Ok(session)
     }
+}
+
+fn refusal(thread: &StoppedThread, key: &str, whose: &str, keyring: i64) -> Error {
+    let tid = thread.tid();
+    Error::unsupported(format!(
+        "thread {tid} has the key {key} in its {whose} keyring, and such keys cannot be saved"
+    ))
+    .remedy(format!("unlink it for the time of the dump: keyctl unlink KEY {keyring}"))
 }
 
 /// The lines of /proc/keys that a user sees.
@@ -106,8 +136,7 @@ fn first_key(keyring: i64, ask: impl Fn(u64, i64) -> Result<Option<Vec<u8>>>) ->
     let everybodys = |text: &[u8]| {
         let mut fields = text.splitn(5, |c| *c == b';');
         let (kind, name) = (fields.next(), fields.nth(3).unwrap_or_default());
-        // The second is what systemd gives every service.
-        kind == Some(b"keyring") && is_everybodys(name) || kind == Some(b"user") && name == b"invocation_id"
+        kind == Some(b"keyring") && is_everybodys(name)
     };
     if ask(KEYCTL_DESCRIBE, keyring)?.is_none_or(|text| everybodys(&text)) {
         return Ok(None);

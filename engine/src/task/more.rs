@@ -51,6 +51,7 @@ pub struct Seen<'a> {
     pub threads: &'a [ThreadInfo],
     pub attributes: &'a [Attr],
     pub lock_future: u32,
+    pub session: Option<pb::RcriuSession>,
     pub mapping: Vec<pb::RcriuMappingEntry>,
 }
 
@@ -82,6 +83,7 @@ impl MoreOut {
                 .map(|perm| perm & 1 << XTILE_DATA)
                 .filter(|perm| *perm != 0),
             pkeys: u32::try_from(info.pkeys).ok().filter(|keys| *keys != 0),
+            session: seen.session,
             thread: Vec::new(),
             mapping: Vec::new(),
         };

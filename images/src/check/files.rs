@@ -194,6 +194,7 @@ fn has_part(file: &FileEntry) -> bool {
         FdTypes::Memfd => file.memfd.is_some(),
         FdTypes::Bpfmap => file.bpf.is_some(),
         FdTypes::Pidfd => file.pidfd.is_some(),
+        FdTypes::RcriuBpfProgram => file.program.is_some(),
         FdTypes::Und | FdTypes::CtlTty | FdTypes::AutofsPipe => false,
     }
 }

@@ -3,6 +3,7 @@
 use std::fs::{self, File};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, ensure};
@@ -217,9 +218,8 @@ fn failing(point: &'static str) -> Result<()> {
     super::siblings::fails(&with(CriuReqType::Restore, opts), point)
 }
 
-/// Images that root of the tree's user namespace cannot reach, as `lxc-checkpoint` makes them: restored when they are
-/// given to it.
-fn unreadable() -> Result<()> {
+/// A container with users of its own, dumped, whose images belong to `owner` alone; `None` is its root.
+fn owned_by(owner: Option<u32>) -> Result<(Running, CriuOpts, u32)> {
     let container = Running::start(Home::new().without_init().with_users(), Output::Pipe, &["home"])?;
     let (images, work) = (container.folder("images")?, container.folder("log")?);
     let tree = container.program.tree()?;
@@ -229,26 +229,48 @@ fn unreadable() -> Result<()> {
     wait_gone(&tree)?;
     let path = container.scratch.path().join("images");
     fs::set_permissions(&path, fs::Permissions::from_mode(0o700))?;
+    give(&path, owner.unwrap_or(user))?;
     let opts = CriuOpts {
         root: Some(container.bound_root("criu-root")?),
         ..Runtime::Crun.options(&container, (&images, &work), true)
     };
-    let client = Client::swrk(quiet()?);
-    client.send(&with(CriuReqType::Restore, opts.clone()));
-    let resp = answer_notifications(&client).resp;
-    let said = resp.cr_errmsg();
-    ensure!(!resp.success && said.contains(".img: ") && said.contains("chown -R"), "{resp:?}");
-    client.end();
-    for entry in fs::read_dir(&path)? {
+    Ok((container, opts, user))
+}
+
+/// Gives a folder and all that is in it to a user.
+fn give(path: &Path, user: u32) -> Result<()> {
+    for entry in fs::read_dir(path)? {
         chown(entry?.path(), Some(user), Some(user))?;
     }
-    chown(&path, Some(user), Some(user))?;
+    Ok(chown(path, Some(user), Some(user))?)
+}
+
+fn comes_back(container: &Running, opts: CriuOpts) -> Result<()> {
     let client = Client::swrk(quiet()?);
     client.send(&with(CriuReqType::Restore, opts));
     let resp = answer_notifications(&client).resp;
     succeeded(&resp)?;
     container.program.moved(resp.restore.context("no answer to a restore")?.pid);
     container.program.verify()
+}
+
+/// As LXD gives them to the container's root, and as `lxc-checkpoint` leaves them, to root of the host.
+fn images_of(owner: Option<u32>) -> Result<()> {
+    let (container, opts, _) = owned_by(owner)?;
+    comes_back(&container, opts)
+}
+
+/// Images of somebody else, which root of the tree's user namespace cannot reach: restored when they are given to it.
+fn unreadable() -> Result<()> {
+    let (container, opts, user) = owned_by(Some(12_345))?;
+    let client = Client::swrk(quiet()?);
+    client.send(&with(CriuReqType::Restore, opts.clone()));
+    let resp = answer_notifications(&client).resp;
+    let said = resp.cr_errmsg();
+    ensure!(!resp.success && said.contains(".img: ") && said.contains("chown -R"), "{resp:?}");
+    client.end();
+    give(&container.scratch.path().join("images"), user)?;
+    comes_back(&container, opts)
 }
 
 pub fn cases() -> Vec<Case> {
@@ -278,6 +300,10 @@ pub fn cases() -> Vec<Case> {
             failing(point)
         })
     });
-    let unreadable = Case::new(name("images that the tree's root cannot read"), unreadable);
-    whole.into_iter().chain(failing).chain([unreadable]).collect()
+    let images = [
+        Case::new(name("images that the tree's root cannot read"), unreadable),
+        Case::new(name("images of the tree's root"), || images_of(None)),
+        Case::new(name("images of the host's root, for a tree with users of its own"), || images_of(Some(0))),
+    ];
+    whole.into_iter().chain(failing).chain(images).collect()
 }

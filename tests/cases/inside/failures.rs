@@ -196,7 +196,7 @@ fn truncate(images: &Images, name: &str) -> Result<()> {
 }
 
 /// A dump that must be refused in one line, and changes nothing.
-fn refused(program: &Program, pid: i32, words: &[&str]) -> Result<()> {
+pub(super) fn refused(program: &Program, pid: i32, words: &[&str]) -> Result<()> {
     let (images, before, host) = (Images::new()?, program.state()?, Host::now()?);
     let finished = Cycle::new()?.at_home(program).try_dump(pid, &images, &[])?.refused()?;
     finished.says(words)?;
@@ -222,7 +222,7 @@ fn without_root() -> Result<()> {
 
 /// Failures at named points, signals, and images that are spoilt: those without which there is no restore, and those
 /// whose every byte counts.
-fn failing(
+pub(super) fn failing(
     cases: &mut Vec<Case>,
     which: &str,
     with_users: Start,
@@ -256,13 +256,19 @@ fn failing(
     }
 }
 
+/// Kinds of which a tree may have several.
+const SEVERAL: CloneFlags = CloneFlags::CLONE_NEWNS
+    .union(CloneFlags::CLONE_NEWNET)
+    .union(CloneFlags::CLONE_NEWIPC)
+    .union(CloneFlags::CLONE_NEWUTS);
+
 pub fn cases() -> Vec<Case> {
     let mut cases = Vec::new();
     failing(&mut cases, "", with_users, home, &NEEDED, &WHOLE);
     let several = " (several mount namespaces)";
     failing(&mut cases, several, several_with_users, several_mounts, &MOUNTS[..1], &MOUNTS);
     for (kind, flag) in EACH {
-        let several = flag == CloneFlags::CLONE_NEWNS;
+        let several = SEVERAL.contains(flag);
         let nested = move |home: Home| -> Result<()> {
             let program = Program::start_inside(home, "nested", &[kind])?;
             let why = if several { "the root task is in that of this process" } else { "another than" };
@@ -294,6 +300,13 @@ pub fn cases() -> Vec<Case> {
         let child = program.tree()?.get(1).context("no child")?.pid().as_raw();
         refused(&program, child, &["pid namespace", "not its first process"])
     }));
+    cases.push(Case::new(
+        "inside: shared memory of an ipc namespace that its user left is refused by name",
+        || {
+            let program = Program::start_inside(Home::new(), "apart", &["keeps"])?;
+            refused(&program, program.pid(), &["System V shared memory 0", "in its ipc namespace"])
+        },
+    ));
     cases.push(Case::new("inside: folders shared by CLONE_FS are refused by name", || {
         let program = Program::start_inside(Home::new(), "shared-folders", &[])?;
         refused(&program, program.pid(), &["CLONE_FS", "unshare(CLONE_FS)"])

@@ -5,7 +5,7 @@ use nix::sched::CloneFlags;
 use rcriu_tests::{Case, Cycle, Engine, Home, Program};
 
 use crate::kinds::Kind;
-use crate::{files, memory, sockets, special_memory, tasks};
+use crate::{files, memory, silent, sockets, special_memory, tasks};
 
 /// Of pids, mounts, network, ipc and UTS, under an init.
 const HOME: Home = Home::new();
@@ -26,8 +26,9 @@ const OFTEN: [&str; 9] =
     ["sleeper", "sessions", "zombies", "threads", "shared-memory", "unlinked", "fifos", "tcp", "sysv"];
 
 /// Programs that also run with users of their own, whose capabilities end there.
-const WITH_USERS: [&str; 26] = [
+const WITH_USERS: [&str; 28] = [
     "sleeper",
+    "kept-session",
     "tree",
     "sessions",
     "zombies",
@@ -50,6 +51,7 @@ const WITH_USERS: [&str; 26] = [
     "epoll",
     "inotify",
     "socketpair",
+    "message-senders",
     "sockets",
     "tcp",
     "sysv",
@@ -57,8 +59,10 @@ const WITH_USERS: [&str; 26] = [
 
 fn all() -> Vec<Kind> {
     let all = [tasks::KINDS, memory::KINDS, special_memory::KINDS, files::KINDS, sockets::KINDS];
+    let sessions = silent::KINDS.iter().filter(|kind| kind.program == "kept-session");
     // Nobody can enter a mount namespace whose folders are shared: a case of failures.
-    all.concat().into_iter().filter(|kind| kind.program != "shared-folders").collect()
+    let all = all.concat().into_iter().filter(|kind| kind.program != "shared-folders");
+    all.chain(sessions.copied()).collect()
 }
 
 /// One turn in namespaces of its own.

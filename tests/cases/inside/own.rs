@@ -28,17 +28,39 @@ fn turns(home: Home, args: &[&str], count: usize, (dumper, restorer): (Engine, E
 /// What CRIU keeps of it: the program tar, which packs and unpacks for it, has no type for sockets.
 const IN_BOTH: &[&str] = &["net", "no-socket"];
 
-fn several_mounts(home: Home) -> Result<Program> {
-    Program::start_inside(home, "mount-namespaces", &[])
-}
+/// Tasks in several namespaces of a kind, and what messages call it.
+const SEVERAL: [(&str, &str); 2] = [("mount-namespaces", "mount"), ("apart", "uts and ipc")];
 
-fn several_turns(home: Home, count: usize, (dumper, restorer): (Engine, Engine)) -> Result<()> {
-    let program = several_mounts(home)?;
+fn several(program: &str, home: Home, count: usize, (dumper, restorer): (Engine, Engine)) -> Result<()> {
+    let program = Program::start_inside(home, program, &[])?;
     let cycle = Cycle::between(dumper, restorer).at_home(&program);
     for turn in 1..=count {
         cycle.turn(&program).with_context(|| format!("turn {turn}"))?;
     }
     program.verify()
+}
+
+/// Cases of one program in [`SEVERAL`].
+fn of_several(cases: &mut Vec<Case>, program: &'static str, kinds: &str) {
+    let ours = || Ok::<_, anyhow::Error>((Engine::rcriu()?, Engine::rcriu()?));
+    let what = format!("inside: tasks in several {kinds} namespaces");
+    cases.extend([
+        Case::new(format!("{what} (without dump)"), move || {
+            Program::start_inside(Home::new(), program, &[])?.verify()
+        }),
+        Case::new(format!("{what} come back"), move || several(program, Home::new(), 1, ours()?)),
+        Case::new(
+            format!("{what} come back (three turns, with users and control groups of its own)"),
+            move || several(program, Home::new().with_users().with_groups(), 3, ours()?),
+        ),
+        Case::new(format!("{what} come back (left running)"), move || {
+            let program = Program::start_inside(Home::new(), program, &[])?;
+            let before = Host::now()?;
+            Cycle::new()?.at_home(&program).leave_running(&program)?;
+            before.unchanged()?;
+            program.verify()
+        }),
+    ]);
 }
 
 fn left_running(home: Home) -> Result<()> {
@@ -125,9 +147,9 @@ fn served() -> Result<()> {
 pub fn cases() -> Vec<Case> {
     let ours = || Ok::<_, anyhow::Error>((Engine::rcriu()?, Engine::rcriu()?));
     let name = |text: &str| format!("inside: {text}");
-    let several = "tasks in several mount namespaces come back";
+    let mounts = "tasks in several mount namespaces come back";
     let whole = "files, mounts, network, objects, names of the host come back";
-    vec![
+    let mut cases = vec![
         Case::new(name("files, mounts, network, objects, names of the host (without dump)"), || {
             start(Home::new(), &["net"])?.verify()
         }),
@@ -151,29 +173,14 @@ pub fn cases() -> Vec<Case> {
         Case::new(format!("interop: inside: {whole}, dumped by CRIU, restored by rcriu"), move || {
             turns(Home::new(), IN_BOTH, 1, (Engine::criu()?, Engine::rcriu()?))
         }),
-        Case::new(name("tasks in several mount namespaces (without dump)"), || {
-            several_mounts(Home::new())?.verify()
+        Case::new(name(&format!("{mounts} (three turns, only mounts of its own)")), move || {
+            several(SEVERAL[0].0, Home::only(CloneFlags::CLONE_NEWNS), 3, ours()?)
         }),
-        Case::new(name(several), move || several_turns(Home::new(), 1, ours()?)),
-        Case::new(
-            name(&format!("{several} (three turns, with users and control groups of its own)")),
-            move || several_turns(Home::new().with_users().with_groups(), 3, ours()?),
-        ),
-        Case::new(name(&format!("{several} (three turns, only mounts of its own)")), move || {
-            several_turns(Home::only(CloneFlags::CLONE_NEWNS), 3, ours()?)
+        Case::new(format!("interop: inside: {mounts}, dumped by rcriu, restored by CRIU"), move || {
+            several(SEVERAL[0].0, Home::new(), 1, (Engine::rcriu()?, Engine::criu()?))
         }),
-        Case::new(name(&format!("{several} (left running)")), || {
-            let program = several_mounts(Home::new())?;
-            let before = Host::now()?;
-            Cycle::new()?.at_home(&program).leave_running(&program)?;
-            before.unchanged()?;
-            program.verify()
-        }),
-        Case::new(format!("interop: inside: {several}, dumped by rcriu, restored by CRIU"), move || {
-            several_turns(Home::new(), 1, (Engine::rcriu()?, Engine::criu()?))
-        }),
-        Case::new(format!("interop: inside: {several}, dumped by CRIU, restored by rcriu"), move || {
-            several_turns(Home::new(), 1, (Engine::criu()?, Engine::rcriu()?))
+        Case::new(format!("interop: inside: {mounts}, dumped by CRIU, restored by rcriu"), move || {
+            several(SEVERAL[0].0, Home::new(), 1, (Engine::criu()?, Engine::rcriu()?))
         }),
         Case::new(name("a folder from outside that is named comes back"), || outside(true)),
         Case::new(name("a folder from outside is found by itself"), || outside(false)),
@@ -181,5 +188,7 @@ pub fn cases() -> Vec<Case> {
         Case::new(name("memory comes late"), || lazily(Home::new())),
         Case::new(name("memory comes late (with users of its own)"), || lazily(Home::new().with_users())),
         Case::new(name("memory goes to a page server"), served),
-    ]
+    ];
+    SEVERAL.iter().for_each(|(program, kinds)| of_several(&mut cases, program, kinds));
+    cases
 }

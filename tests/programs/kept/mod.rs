@@ -8,4 +8,5 @@ pub mod memory;
 pub mod process;
 pub mod refused;
 pub mod scheduling;
+pub mod session;
 pub mod tiles;

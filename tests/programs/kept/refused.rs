@@ -24,11 +24,12 @@ fn keyctl(operation: i32, a: i64, b: i64) -> Result<i64> {
     }
 }
 
-/// A key of type user in a keyring, which is made if need be.
+/// A key in a keyring, which is made if need be; in that of the session one that nobody can read.
 fn add_key(keyring: i32) -> Result<i64> {
+    let (kind, name) = if keyring == SESSION { (c"logon", c"of:a secret") } else { (c"user", c"a secret") };
     // SAFETY: strings, and content of the length given.
     let key = unsafe {
-        libc::syscall(libc::SYS_add_key, c"user".as_ptr(), c"a secret".as_ptr(), c"abc".as_ptr(), 3, keyring)
+        libc::syscall(libc::SYS_add_key, kind.as_ptr(), name.as_ptr(), c"abc".as_ptr(), 3, keyring)
     };
     match sys("add_key", key) {
         Err(e) if e.downcast_ref() == Some(&Errno::ENOSYS) => Err(skip("the kernel has no keys")),

@@ -4,8 +4,19 @@ use std::collections::HashMap;
 
 /// What of a line of fdinfo is the same after a restore; None for what is not.
 pub(super) fn fdinfo_line(line: &str) -> Option<String> {
-    let dropped =
-        ["mnt_id", "ino", "it_value", "inotify", "fanotify", "scm_fds", "eventfd-id", "Pid", "NSpid"];
+    let dropped = [
+        "mnt_id",
+        "map_id",
+        "prog_id",
+        "ino",
+        "it_value",
+        "inotify",
+        "fanotify",
+        "scm_fds",
+        "eventfd-id",
+        "Pid",
+        "NSpid",
+    ];
     let name = line.split([':', ' ']).next().unwrap_or("");
     if dropped.contains(&name) {
         return None;

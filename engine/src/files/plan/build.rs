@@ -10,7 +10,13 @@ use std::{
 use super::{FilesPlan, Node, Packets, Place, Places, Slot, Step, Table, TableIx, TablePlan};
 use crate::{
     error::{Error, Result},
-    files::{ById, GroupKey, Needs, RestoredFile, lock::Locks, memfd::Memfds, pidfd::DeadPidfds, tty::Ttys},
+    files::{
+        ById, GroupKey, Needs, RestoredFile,
+        lock::{Flying, Locks},
+        memfd::Memfds,
+        pidfd::DeadPidfds,
+        tty::Ttys,
+    },
     pstree::{FileId, VirtPid},
 };
 
@@ -197,6 +203,7 @@ pub(super) fn plan(
         memfds: Memfds::default(),
         dead_pidfds: DeadPidfds::new(),
         packets: Packets::new(),
+        flying: Flying::new(),
         locks: Locks::new(),
     })
 }

@@ -28,7 +28,7 @@ pub use self::sources::PlanFiles;
 use super::{
     ById, FdType, GroupKey, KINDS, Preflight, RestoredFile,
     by_id::place,
-    lock::{self, Locks},
+    lock::{self, Flying, Locks},
     memfd::Memfds,
     pidfd::DeadPidfds,
     tty::Ttys,
@@ -174,6 +174,8 @@ pub struct FilesPlan {
     pub(super) locks: Locks,
     /// Security labels of sockets.
     labels: HashMap<FileId, String>,
+    /// Locks of files that no task has open.
+    pub(super) flying: Flying,
 }
 
 /// Descriptor numbers that no table uses: what must survive while tables are restored lives there.
@@ -231,6 +233,7 @@ impl FilesPlan {
             let kind = KINDS.iter().find(|k| k.fd_type() as i32 == entry.r#type);
             if let Some(kind) = kind {
                 let file = kind.collect(entry, &mut cx).during(|| format!("file {id}"))?;
+                cx.check_network(file.network()).during(|| format!("file {id} {}", file.name()))?;
                 ids.push(id);
                 files.push(file);
             }
@@ -247,6 +250,7 @@ impl FilesPlan {
         plan.memfds = cx.memfds.take().unwrap_or_default();
         plan.dead_pidfds = cx.dead_pidfds;
         plan.packets = cx.packets;
+        plan.flying = cx.flying;
         plan.locks = lock::read(cx.images, cx.opts.common.file_locks)?;
         plan.dead_pids = cx.remaps.dead_processes().collect();
         Ok(plan)

@@ -11,7 +11,8 @@ use super::Packets;
 use crate::{
     error::{Error, Result},
     files::{
-        ById, ghost::Remaps, memfd::Memfds, pidfd::DeadPidfds, pipe::PipeData, sk::UnixWorld, tty::Ttys,
+        ById, bpfmap, ghost::Remaps, lock, memfd::Memfds, pidfd::DeadPidfds, pipe::PipeData, sk::UnixWorld,
+        tty::Ttys,
     },
     kernel::Kernel,
     options::RestoreOptions,
@@ -28,15 +29,19 @@ pub struct PlanFiles<'a> {
     pub kernel: &'a Kernel,
     /// All entries of files.img (and of the images older sets had instead).
     pub entries: &'a ById<Arc<pb::FileEntry>>,
-    /// Number of the network namespace whose devices are made for the tree.
-    pub network: Option<u32>,
+    /// Numbers of the network namespaces that are made for the tree, the root task's first.
+    pub networks: Vec<u32>,
+    /// Whether they get devices.
+    pub devices: bool,
     pub(in crate::files) remaps: Remaps,
     pipe_data: HashMap<ImageKind, HashMap<u32, PipeData>>,
     pub(super) ttys: Option<Ttys>,
     pub(super) memfds: Option<Memfds>,
+    bpf_maps: bpfmap::Maps,
     pub(in crate::files) dead_pidfds: DeadPidfds,
     /// Lengths of packets in pipes and fifos.
     pub(in crate::files) packets: Packets,
+    pub(super) flying: lock::Flying,
     more: HashMap<FileId, pb::RcriuFileEntry>,
     unix: Option<Arc<UnixWorld>>,
 }
@@ -50,23 +55,40 @@ impl<'a> PlanFiles<'a> {
         entries: &'a ById<Arc<pb::FileEntry>>,
     ) -> Result<Self> {
         let remaps = Remaps::read(images)?;
-        let more = images.read_all::<pb::RcriuFileEntry>(ImageKind::RcriuFiles, 0)?;
+        let mut more = images.read_all::<pb::RcriuFileEntry>(ImageKind::RcriuFiles, 0)?;
+        let flying = lock::flying(&mut more, opts.common.file_locks)?;
         let more = more.into_iter().map(|entry| (FileId(entry.id), entry)).collect();
         Ok(PlanFiles {
             images,
             opts,
             kernel,
             entries,
-            network: None,
+            networks: Vec::new(),
+            devices: false,
             remaps,
             pipe_data: HashMap::new(),
             ttys: None,
             memfds: None,
+            bpf_maps: bpfmap::Maps::default(),
             dead_pidfds: DeadPidfds::new(),
             packets: Packets::new(),
+            flying,
             more,
             unix: None,
         })
+    }
+
+    /// Refuses what belongs to a network namespace that no task is in.
+    pub(in crate::files) fn check_network(&self, id: Option<u32>) -> Result<()> {
+        match id.filter(|id| !self.networks.is_empty() && !self.networks.contains(id)) {
+            None => Ok(()),
+            Some(id) => Err(Error::image(format!("it is of network namespace {id}, in which no task is"))),
+        }
+    }
+
+    /// The map of BPF that an entry is a descriptor of.
+    pub(in crate::files) fn bpf_map(&mut self, entry: &pb::BpfmapFileEntry) -> Result<Arc<bpfmap::Map>> {
+        self.bpf_maps.of(self.images, entry)
     }
 
     /// What the entry of a file has no field for.

@@ -14,9 +14,13 @@ use std::{
 use nix::{
     cmsg_space,
     errno::Errno,
-    sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, recv, recvmsg, sendmsg},
+    sys::socket::{
+        ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recv, recvmsg, sendmsg,
+    },
 };
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
+
+use super::credentials;
 
 use crate::{
     error::{Context, Error, Result, SysContext},
@@ -93,11 +97,12 @@ pub(super) fn dump(queue: &Queue, out: &mut FilesOut<'_>) -> Result<()> {
     let (mut packets, mut total) = (0, 0);
     loop {
         interrupt::check()?;
-        let Some((len, files)) = peek(queue, &mut buffer, at)? else { break };
+        let Some((len, files, sender)) = peek(queue, &mut buffer, at)? else { break };
+        let credentials = sender.map(|sender| credentials::dump(sender, out));
         let scm = dump_files(files, out)?;
         let length = u32::try_from(len).map_err(|_| Error::bug("a packet beyond 4 GiB"))?;
         let image = &mut out.sockets.queues.image;
-        image.write(&pb::SkPacketEntry { id_for: queue.id.0, length, scm })?;
+        image.write(&pb::SkPacketEntry { id_for: queue.id.0, length, scm, credentials })?;
         image.write_raw(&buffer[..len])?;
         at += len;
         packets += 1;
@@ -108,8 +113,10 @@ pub(super) fn dump(queue: &Queue, out: &mut FilesOut<'_>) -> Result<()> {
     Ok(())
 }
 
-/// The next packet, from offset `at` on: its length in `buffer`, which grows if need be, and its files.
-fn peek(queue: &Queue, buffer: &mut Vec<u8>, at: usize) -> Result<Option<(usize, Vec<OwnedFd>)>> {
+type Peeked = (usize, Vec<OwnedFd>, Option<UnixCredentials>);
+
+/// The next packet, from offset `at` on: its length in `buffer`, which grows if need be, its files, and its sender.
+fn peek(queue: &Queue, buffer: &mut Vec<u8>, at: usize) -> Result<Option<Peeked>> {
     let packets = queue.kind != libc::SOCK_STREAM.cast_unsigned();
     loop {
         let mut control = cmsg_space!([RawFd; MOST_FILES], nix::sys::socket::UnixCredentials);
@@ -128,14 +135,14 @@ fn peek(queue: &Queue, buffer: &mut Vec<u8>, at: usize) -> Result<Option<(usize,
         let len = message.bytes;
         let flags = message.flags;
         let mut files = Vec::new();
-        let mut other = None;
+        let (mut sender, mut other) = (None, false);
         for control in message.cmsgs().map_err(|_| too_much_control())? {
             match control {
                 ControlMessageOwned::ScmRights(numbers) => {
                     files.extend(numbers.into_iter().map(fd::take).collect::<Result<Vec<_>>>()?);
                 }
-                ControlMessageOwned::ScmCredentials(_) => other = Some("the sender's credentials"),
-                _ => other = Some("control data of an unknown kind"),
+                ControlMessageOwned::ScmCredentials(credentials) => sender = Some(credentials),
+                _ => other = true,
             }
         }
         if len == 0 && (!packets || queue.ended) {
@@ -144,12 +151,12 @@ fn peek(queue: &Queue, buffer: &mut Vec<u8>, at: usize) -> Result<Option<(usize,
         if flags.contains(MsgFlags::MSG_CTRUNC) {
             return Err(too_much_control());
         }
-        if let Some(what) = other {
-            return Err(Error::unsupported(format!("a message with {what} is waiting to be read"))
-                .remedy("let the task read it before the dump, or switch SO_PASSCRED off"));
+        if other {
+            let what = "a message with control data of an unknown kind is waiting to be read";
+            return Err(Error::unsupported(what).remedy("let the task read it before the dump"));
         }
         if len <= buffer.len() {
-            return Ok(Some((len, files)));
+            return Ok(Some((len, files, sender)));
         }
         // Longer than the buffer: once more from the same place.
         buffer.resize(len, 0);
@@ -200,6 +207,7 @@ pub(super) struct Packet {
     offset: u64,
     length: u32,
     pub(super) files: Vec<FileId>,
+    sender: Option<pb::RcriuCredentials>,
 }
 
 /// All packets, by the file they wait for.
@@ -218,7 +226,7 @@ pub(super) fn read(images: &ImageDir) -> Result<HashMap<FileId, Vec<Packet>>> {
             }
             files.extend(scm.rights.iter().map(|id| FileId(*id)));
         }
-        let packet = Packet { offset: image.offset(), length, files };
+        let packet = Packet { offset: image.offset(), length, files, sender: entry.credentials };
         all.entry(FileId(entry.id_for)).or_default().push(packet);
         image.skip(length.into())?;
     }
@@ -238,15 +246,20 @@ pub(super) fn send(from: BorrowedFd<'_>, packets: &[Packet], cx: &FilesTask<'_>)
         image.read_exact_at(&mut bytes, packet.offset).call("pread")?;
         let files = packet.files.iter().map(|id| Ok(cx.at_hand(*id)?.as_raw_fd()));
         let files = files.collect::<Result<Vec<_>>>()?;
-        let rights = [ControlMessage::ScmRights(&files)];
-        let mut control = if files.is_empty() { &[][..] } else { &rights[..] };
+        let sender = packet.sender.as_ref().and_then(credentials::of);
+        let mut control = Vec::new();
+        control.extend((!files.is_empty()).then_some(ControlMessage::ScmRights(&files)));
+        control.extend(sender.as_ref().map(ControlMessage::ScmCredentials));
         let mut left = &bytes[..];
         loop {
             let how = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            match sendmsg::<()>(from.as_raw_fd(), &[IoSlice::new(left)], control, how, None) {
+            match sendmsg::<()>(from.as_raw_fd(), &[IoSlice::new(left)], &control, how, None) {
                 Ok(n) if n >= left.len() => break,
                 // Only a stream takes less than all; files went with the first byte.
-                Ok(n) => (left, control) = (&left[n..], &[][..]),
+                Ok(n) => {
+                    left = &left[n..];
+                    control.retain(|message| matches!(message, ControlMessage::ScmCredentials(_)));
+                }
                 Err(Errno::EINTR) => interrupt::check()?,
                 Err(Errno::EAGAIN) => {
                     return Err(Error::host("the socket's queue does not hold what it held")

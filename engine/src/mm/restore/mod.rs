@@ -104,6 +104,8 @@ pub struct Prepared {
     pub pages: Pages,
     /// Mappings with pages that come late, by their final addresses.
     late: Vec<Range>,
+    /// Number of the ipc namespace in which segments were attached.
+    ipc: Option<u32>,
 }
 
 impl Prepared {
@@ -133,6 +135,7 @@ impl Prepared {
             huge: Huge::are_allowed(),
             pages: Pages::default(),
             late: Vec::new(),
+            ipc: None,
         })
     }
 }
@@ -166,8 +169,8 @@ pub fn prepare(
         Some(pages) if free => Some(dedup::Restored::open(&snapshot.dir, pages)?),
         _ => None,
     };
-    let Prepared { placed: old, mut room, shared, vdso, huge, .. } = before;
-    let mut kept = keep(old, vmas(task))?;
+    let Prepared { placed: old, mut room, shared, vdso, huge, ipc, .. } = before;
+    let mut kept = keep(old, vmas(task), ipc == task.ids.ipc_ns_id)?;
     let mut maker =
         Maker { room: &mut room, shared: &shared, files: HashMap::new(), segments: HashMap::new(), open };
     let mut placed = Vec::with_capacity(vmas(task).len());
@@ -242,16 +245,18 @@ pub fn prepare(
         counts.compared,
         counts.shared
     );
-    Ok(Prepared { placed, room, shared, vdso, huge, pages: counts, late })
+    Ok(Prepared { placed, room, shared, vdso, huge, pages: counts, late, ipc: task.ids.ipc_ns_id })
 }
 
-/// Picks from what the parent had the mappings that the task has too, by final address; unmaps the rest.
-fn keep(old: Vec<Placed>, vmas: &[pb::VmaEntry]) -> Result<HashMap<u64, Placed>> {
+/// Picks from what the parent had the mappings that the task has too, by final address; unmaps the rest, and segments
+/// of System V memory unless the ipc namespace is the `same_ipc`: others there have the same numbers.
+fn keep(old: Vec<Placed>, vmas: &[pb::VmaEntry], same_ipc: bool) -> Result<HashMap<u64, Placed>> {
     let mut wanted = vmas.iter().filter(|v| v.status & st::GUARD == 0).peekable();
     let mut kept = HashMap::new();
     for old in old {
         while wanted.next_if(|v| v.start < old.vma.start).is_some() {}
-        if wanted.peek().is_some_and(|new| same(&old.vma, new)) {
+        let elsewhere = old.vma.status & st::SYSVIPC != 0 && !same_ipc;
+        if !elsewhere && wanted.peek().is_some_and(|new| same(&old.vma, new)) {
             kept.insert(old.vma.start, old);
         } else {
             let Placed { vma, region, .. } = old;

@@ -200,7 +200,7 @@ fn what_the_child_has_not_is_unmapped() {
     let at = |n: u64| base + n * 0x10000;
     let old = vec![placed(at(0), 1), placed(at(1), 1), placed(at(2), 1)];
     let child = [vma(at(0), 1, 0), vma(at(1), 2, READ_WRITE), vma(at(3), 1, 0)];
-    let kept = keep(old, &child).unwrap();
+    let kept = keep(old, &child, true).unwrap();
     assert_eq!(kept.keys().copied().collect::<Vec<_>>(), [at(0)]);
     // The others are free again.
     let again = Region::map(at(1), PAGE_SIZE, ANON).unwrap();

@@ -46,18 +46,20 @@ pub struct DumpIpc<'a> {
     pub attached: Option<&'a Attachments>,
 }
 
-/// Writes all images of the namespace of the calling thread, see [`inside`](super::enter::inside).
+/// Writes all images of the namespace of the calling thread, see [`inside`](super::enter::inside). Gives the numbers of
+/// `pagemap-shmem` images that it has written.
 ///
 /// World: Dump. All tasks of the namespace must be frozen, and all other shared memory known.
 ///
 /// # Errors
 /// A segment that cannot be read; owners without a mapping; a queue whose messages cannot be looked at.
-pub fn dump(cx: &DumpIpc<'_>) -> Result<()> {
+pub fn dump(cx: &DumpIpc<'_>) -> Result<BTreeSet<u64>> {
     let dumped = || {
         let vars = var::dump(cx)?;
-        shm::dump(cx, vars.shm_rmid_forced != 0)?;
+        let numbers = shm::dump(cx, vars.shm_rmid_forced != 0)?;
         msg::dump(cx)?;
-        sem::dump(cx)
+        sem::dump(cx)?;
+        Ok::<_, Error>(numbers)
     };
     dumped().during(named)
 }

@@ -5,7 +5,7 @@
 //! That is also how older images have it.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     io::{self, Write},
     os::unix::fs::FileExt,
@@ -45,13 +45,21 @@ fn name(id: u32) -> String {
     format!("System V shared memory {id}")
 }
 
-/// Writes all segments. `forced` says that one without users goes when it is detached.
-pub(super) fn dump(cx: &DumpIpc<'_>, forced: bool) -> Result<()> {
+/// Writes all segments. `forced` says that one without users goes when it is detached. Gives the numbers of those whose
+/// content is in images of its own.
+pub(super) fn dump(cx: &DumpIpc<'_>, forced: bool) -> Result<BTreeSet<u64>> {
     let mut out = cx.images.writer(ImageKind::IpcnsShm, cx.id.into());
-    for id in shm::all()? {
-        segment(cx, id, forced, &mut out).during(|| name(id.cast_unsigned()))?;
+    let (all, mut numbers) = (shm::all()?, BTreeSet::new());
+    // Who leaves a namespace keeps what it has attached there, and the kernel does not tell of where it is.
+    if let Some(id) = cx.attached.iter().flat_map(|attached| attached.keys()).find(|id| !all.contains(id)) {
+        return Err(elsewhere()).during(|| name(id.cast_unsigned()));
     }
-    Ok(out.finish()?)
+    for id in all {
+        segment(cx, id, forced, &mut out).during(|| name(id.cast_unsigned()))?;
+        numbers.extend(Some(u64::from(id.cast_unsigned())).filter(|number| !cx.taken.contains(number)));
+    }
+    out.finish()?;
+    Ok(numbers)
 }
 
 fn segment(cx: &DumpIpc<'_>, id: i32, forced: bool, out: &mut ImageWriter) -> Result<()> {
@@ -60,11 +68,21 @@ fn segment(cx: &DumpIpc<'_>, id: i32, forced: bool, out: &mut ImageWriter) -> Re
     if found.attached > inside {
         let outside = found.attached - inside;
         return Err(Error::unsupported(format!("it is also attached {outside} times outside of the tree"))
-            .remedy("dump the tree that holds all who use it"));
+            .remedy("dump the tree that holds all who use it, each in its ipc namespace"));
+    }
+    if found.attached < inside {
+        return Err(elsewhere());
     }
     let kept = (forced && found.attached == 0).then(var::Unforced::new).transpose()?;
     write(cx, id, &found, out)?;
     kept.map_or(Ok(()), var::Unforced::end)
+}
+
+fn elsewhere() -> Error {
+    Error::unsupported(
+        "a task has one of this number attached that is of another ipc namespace than the task's",
+    )
+    .remedy("detach it before the dump (shmdt), or leave the namespace before attaching")
 }
 
 fn write(cx: &DumpIpc<'_>, id: i32, found: &Segment, out: &mut ImageWriter) -> Result<()> {

@@ -14,8 +14,8 @@ use nix::{
 use rcriu_images::ImageDir;
 
 use super::{
-    flags, paths::below, plain::Plain, prepare::Prepared, sharing, spot::Spot, terminals::Masters,
-    tree::Tree, walk,
+    beside::Beside, flags, paths::below, plain::Plain, prepare::Prepared, sharing, spot::Spot,
+    terminals::Masters, tree::Tree, walk,
 };
 use crate::{
     error::{Error, Result, SysContext},
@@ -33,13 +33,13 @@ use crate::{
 /// What the kernel refuses, with the mount. The namespace is of no use then.
 pub fn build(
     tree: &Tree,
-    prepared: &Prepared,
+    (prepared, beside): (&Prepared, Beside<'_>),
     images: &ImageDir,
     mut made: impl FnMut(usize) -> Result<()>,
 ) -> Result<Masters> {
     // Nothing may reach the host's namespace.
     calls::mount(Mounting { target: b"/", flags: flags::REC | flags::PRIVATE, ..Mounting::default() })?;
-    let mut plain = Plain::make(tree, prepared, images)?;
+    let mut plain = Plain::make(tree, (prepared, beside), images)?;
     plain.set_flags()?;
     if plain.calls.set_group {
         for space in (0..tree.spaces.len()).rev() {

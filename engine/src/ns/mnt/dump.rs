@@ -20,7 +20,7 @@ use nix::{
 use rcriu_images::{ImageDir, ImageKind};
 
 use super::{
-    content, external, flags,
+    beside, content, external, flags,
     fstypes::Again,
     ids::IdMaps,
     mount::{Mount, device},
@@ -288,6 +288,7 @@ fn leave_out(mounts: &mut Vec<Mount>, opts: &CommonOptions) -> Result<()> {
 /// Refuses what the tree alone does not show.
 fn check(tree: &Tree, at: usize, cx: &DumpMounts<'_>) -> Result<()> {
     let mount = tree.at(at)?;
+    beside::check(tree, at, cx.task(tree, at)?)?;
     terminals::check(tree, at)?;
     if let Some(number) = terminals::number(tree, at)
         && !cx.masters.contains(&number)

@@ -57,6 +57,8 @@ const TABLE: &[FsType] = &[
     row("autofs", 18, Again::Never("its requests go to a daemon"), false),
     row("tracefs", 19, Again::Mounted, true),
     row("cgroup2", 23, Again::Mounted, true),
+    // No number of its own: as if asked for by name, which CRIU mounts empty.
+    row("ramfs", AUTO, Again::Content, false),
 ];
 
 /// The type the kernel calls `name`; what follows a dot is a subtype, which does not matter.
@@ -65,9 +67,9 @@ pub fn by_name(name: &[u8]) -> Option<&'static FsType> {
     TABLE.iter().find(|t| t.name.as_bytes() == main)
 }
 
-/// The type with this number in images.
-pub fn by_code(code: u32) -> Option<&'static FsType> {
-    TABLE.iter().find(|t| t.code == code)
+/// The type with this number in images; `name` is what they have beside [`AUTO`].
+pub fn by_code(code: u32, name: &[u8]) -> Option<&'static FsType> {
+    TABLE.iter().find(|t| t.code == code && (code != AUTO || t.name.as_bytes() == name))
 }
 
 #[cfg(test)]
@@ -82,11 +84,12 @@ mod tests {
             assert_eq!(by_name(kind.name.as_bytes()), Some(kind));
             let code = pb::Fstype::try_from(kind.code as i32).unwrap();
             let name = code.as_str_name().to_lowercase().replace("overlayfs", "overlay");
-            assert_eq!(name, kind.name);
+            assert_eq!(name, if kind.name == "ramfs" { "auto" } else { kind.name });
+            assert_eq!(by_code(kind.code, kind.name.as_bytes()), Some(kind));
         }
         assert_eq!(by_name(b"fuse.sshfs").map(|t| t.name), Some("fuse"));
         assert_eq!(by_name(b"ext4"), None);
-        assert_eq!(by_code(0), None);
+        assert_eq!((by_code(0, b""), by_code(AUTO, b"hugetlbfs")), (None, None));
         assert_eq!(AUTO, pb::Fstype::Auto as u32);
     }
 }

@@ -15,6 +15,7 @@
 //! With a user namespace of its own, the new mount namespace may not clone mounts of the host, so those come as
 //! descriptors from [`Tree::prepare`]; file systems must be made inside, to belong to it.
 
+mod beside;
 mod build;
 mod content;
 mod context;
@@ -42,6 +43,7 @@ mod roundtrip;
 #[cfg(test)]
 mod testing;
 
+pub use beside::Beside;
 pub use build::build;
 pub use dump::{DumpMounts, Table, dump, look};
 pub use mount::{Mount, Outside};

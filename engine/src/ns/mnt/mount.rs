@@ -105,6 +105,7 @@ impl Mount {
             Some(root) => (root, true),
             None => (&line.root[..], false),
         };
+        let kind = fstypes::by_name(&line.fs_type);
         Mount {
             id: line.id.cast_unsigned(),
             parent: line.parent.cast_unsigned(),
@@ -114,9 +115,9 @@ impl Mount {
             root: Some(root.to_vec()),
             deleted,
             point: line.point.clone(),
-            kind: fstypes::by_name(&line.fs_type),
+            kind,
             fs_name: line.fs_type.clone(),
-            by_name: false,
+            by_name: kind.is_some_and(|kind| kind.code == fstypes::AUTO),
             source: line.source.clone(),
             options,
             shared: line.shared,
@@ -222,7 +223,7 @@ impl Mount {
             root,
             deleted: entry.deleted.unwrap_or(false),
             point: entry.mountpoint,
-            kind: fstypes::by_code(entry.fstype),
+            kind: fstypes::by_code(entry.fstype, &fs_name),
             fs_name,
             by_name,
             source: entry.source,
@@ -250,6 +251,7 @@ mod tests {
             "37 36 0:45 / /b ro,nosuid unbindable - tmpfs none rw,size=4k",
             "38 36 0:45 /x//deleted /c rw,relatime - tmpfs none rw,size=4k",
             "39 36 0:5 / /proc rw,relatime shared:3 - proc proc rw,hidepid=invisible",
+            "40 36 0:9 / /run/credentials/a ro,nosuid - ramfs ramfs rw,mode=700",
         ] {
             let mount = kernel(line);
             let mut back = Mount::from_entry(mount.entry()).unwrap();

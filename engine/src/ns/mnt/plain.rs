@@ -22,6 +22,7 @@ use nix::{
 use rcriu_images::{ImageDir, ImageKind};
 
 use super::{
+    beside::Beside,
     content, flags,
     fstypes::Again,
     mount::Mount,
@@ -51,6 +52,7 @@ struct Moment(OwnedFd, Vec<u8>, bool);
 pub(super) struct Plain<'a> {
     pub(super) tree: &'a Tree,
     pub(super) calls: Calls,
+    beside: Beside<'a>,
     /// Where the scratch file system is.
     yard: &'static [u8],
     /// By position in the tree, once made.
@@ -65,7 +67,11 @@ pub(super) struct Plain<'a> {
 
 impl<'a> Plain<'a> {
     /// Makes them. In the new namespace, which has copies of the host's mounts.
-    pub(super) fn make(tree: &'a Tree, prepared: &Prepared, images: &ImageDir) -> Result<Plain<'a>> {
+    pub(super) fn make(
+        tree: &'a Tree,
+        (prepared, beside): (&Prepared, Beside<'a>),
+        images: &ImageDir,
+    ) -> Result<Plain<'a>> {
         // Before anything is covered.
         let mut paths = BTreeMap::new();
         for (at, given) in &prepared.given {
@@ -76,6 +82,7 @@ impl<'a> Plain<'a> {
         let mut plain = Plain {
             tree,
             calls: prepared.calls,
+            beside,
             spaces: Spaces::new(tree.spaces.len())?,
             yard: yard()?,
             roots: tree.mounts.iter().map(|_| None).collect(),
@@ -134,6 +141,7 @@ impl<'a> Plain<'a> {
         if !content {
             given |= mount.sb_flags & flags::RDONLY;
         }
+        self.beside.enter(self.tree.space_of(at), mount)?;
         calls::mount(Mounting {
             source: if source.is_empty() { b"none" } else { source },
             target: &path,

@@ -68,7 +68,8 @@ fn check(
         }
         Some(Source::New) => {
             external::source_of(mount, &opts.common)?;
-            let content = mount.kind.is_some_and(|kind| kind.again == Again::Content);
+            // What is mounted by its name has none if CRIU has made the images.
+            let content = mount.kind.is_some_and(|kind| kind.again == Again::Content) && !mount.by_name;
             if content && contents.insert(mount.dev) && content_of(mount, images)?.is_none() {
                 let name = ImageKind::TmpfsDev.file_name(mount.dev.into());
                 return Err(Error::image(format!("{name}, its content, is missing")).during(mount.name()));

@@ -13,7 +13,10 @@ use nix::{
 };
 use rcriu_images::pb;
 
-use super::properties::{self, Known};
+use super::{
+    attributes,
+    properties::{self, Known},
+};
 use crate::error::{Context, Error, Result, SysContext};
 
 const FOLDER: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_RDONLY).union(OFlag::O_CLOEXEC);
@@ -92,10 +95,12 @@ impl Reader<'_> {
         let mut entry = pb::CgroupDirEntry {
             dir_name: name,
             dir_perms: Some(perms(&folder)?),
+            attribute: attributes::read(folder.as_fd())?,
             ..pb::CgroupDirEntry::default()
         };
         for property in self.known.of(self.controllers) {
-            if let Some(property) = properties::read(&folder, property)? {
+            let found = properties::read(&folder, property)?;
+            if let Some(property) = found.filter(|property| !properties::is_usual(property)) {
                 self.threaded |= property.name == "tasks"
                     || property.name == "cgroup.type" && property.value == b"threaded";
                 entry.properties.push(property);

@@ -9,6 +9,7 @@
 //!
 //! Source: Documentation/admin-guide/cgroup-v1 and cgroup-v2.rst of the kernel.
 
+mod attributes;
 mod folders;
 mod properties;
 mod restore;
@@ -19,3 +20,4 @@ mod yard;
 
 pub use restore::{Groups, set_of};
 pub use sets::{OWN, Sets};
+pub use yard::hierarchy;

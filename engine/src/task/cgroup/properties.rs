@@ -32,6 +32,18 @@ const LONGEST: u64 = 1023;
 /// Of every group of version 1.
 const ALL_V1: &[&str] = &["cgroup.clone_children", "notify_on_release", "cgroup.procs", "tasks"];
 
+/// Files of version 2 that a group's owner may write, if it was handed to somebody: only whose they are is kept.
+const HANDED_OVER: &[&str] = &[
+    "cgroup.threads",
+    "cgroup.kill",
+    "cgroup.pressure",
+    "cpu.pressure",
+    "io.pressure",
+    "irq.pressure",
+    "memory.pressure",
+    "memory.reclaim",
+];
+
 /// Of every group of version 2. CRIU 4.2 keeps the first five; it sets whatever an image has.
 const ALL_V2: &[&str] = &[
     "cgroup.subtree_control",
@@ -39,6 +51,7 @@ const ALL_V2: &[&str] = &[
     "cgroup.max.depth",
     "cgroup.freeze",
     "cgroup.type",
+    "cgroup.procs",
     "cpu.weight",
     "cpu.max",
     "cpu.max.burst",
@@ -148,8 +161,11 @@ impl Known {
     /// Those of a hierarchy: `controllers` as in `/proc/PID/cgroup`.
     pub fn of(&self, controllers: &str) -> impl Iterator<Item = &str> {
         let own = controllers.split(',').filter_map(|c| self.0.get(c)).flatten().map(String::as_str);
-        let all = if controllers.is_empty() { ALL_V2 } else { ALL_V1 };
-        own.chain(all.iter().copied())
+        let (all, handed_over) = match controllers.is_empty() {
+            true => (ALL_V2, HANDED_OVER),
+            false => (ALL_V1, &[][..]),
+        };
+        own.chain(all.iter().copied()).chain(handed_over.iter().copied())
     }
 }
 
@@ -205,9 +221,15 @@ impl Words<'_> {
     }
 }
 
-/// Whether only the permissions of the file are kept: its content is who is in the group.
-pub fn lists_members(name: &str) -> bool {
-    matches!(name, "cgroup.procs" | "tasks")
+/// Whether only the permissions of the file are kept: its content is who is in the group, or nothing that can be set.
+pub fn has_only_perms(name: &str) -> bool {
+    matches!(name, "cgroup.procs" | "tasks") || HANDED_OVER.contains(&name)
+}
+
+/// Whether a property is as any group has it. CRIU would write to such files what they do not take.
+pub fn is_usual(property: &pb::CgroupPropEntry) -> bool {
+    let of_root = property.perms.as_ref().is_none_or(|perms| (perms.uid, perms.gid) == (0, 0));
+    HANDED_OVER.contains(&property.name.as_str()) && of_root
 }
 
 /// Reads the property `name` of the group whose folder is open; `None` if it does not have it.
@@ -215,15 +237,16 @@ pub fn lists_members(name: &str) -> bool {
 /// # Errors
 /// A value that cannot be read or is too long for the image.
 pub fn read(folder: &OwnedFd, name: &str) -> Result<Option<pb::CgroupPropEntry>> {
-    let fd = match nix::fcntl::openat(folder.as_fd(), name, OFlag::O_RDONLY | OFlag::O_CLOEXEC, Mode::empty())
-    {
+    // Some of them nobody can read.
+    let how = if has_only_perms(name) { OFlag::O_PATH } else { OFlag::O_RDONLY };
+    let fd = match nix::fcntl::openat(folder.as_fd(), name, how | OFlag::O_CLOEXEC, Mode::empty()) {
         Err(Errno::ENOENT) => return Ok(None),
         other => other.call("openat").during(|| format!("property {name}"))?,
     };
     let stat = fstat(&fd).call("fstat")?;
     let perms = pb::CgroupPerms { mode: stat.st_mode, uid: stat.st_uid, gid: stat.st_gid };
     let mut value = Vec::new();
-    if !lists_members(name) {
+    if !has_only_perms(name) {
         match File::from(fd).take(LONGEST + 1).read_to_end(&mut value) {
             // Files of controllers that the parent has not handed down.
             Err(e) if e.raw_os_error() == Some(libc::EOPNOTSUPP) => return Ok(None),
@@ -279,7 +302,7 @@ mod tests {
         assert_eq!(of("memory")[..2], ["memory.swappiness", "cgroup.clone_children"]);
         assert_eq!(of("pids")[..3], ["pids.max", "a", "b"]);
         assert_eq!(of("new"), ALL_V1);
-        assert_eq!(of(""), ALL_V2);
+        assert_eq!(of(""), [ALL_V2, HANDED_OVER].concat());
         assert_eq!(of("cpu,pids")[5..7], ["pids.max", "a"]);
     }
 
@@ -294,6 +317,17 @@ mod tests {
             let e = known(text).unwrap_err().to_string();
             assert!(e.contains(word), "{text}: {e}");
         }
+    }
+
+    #[test]
+    fn files_of_an_owner_are_kept() {
+        let of = |name: &str, uid, gid| pb::CgroupPropEntry {
+            name: name.into(),
+            value: Vec::new(),
+            perms: Some(pb::CgroupPerms { mode: 0o644, uid, gid }),
+        };
+        assert!(is_usual(&of("cgroup.threads", 0, 0)) && !is_usual(&of("cgroup.procs", 0, 0)));
+        assert!(!is_usual(&of("cgroup.threads", 1000, 0)) && !is_usual(&of("memory.pressure", 0, 1000)));
     }
 
     #[test]

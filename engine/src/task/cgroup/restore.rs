@@ -6,19 +6,19 @@ use std::{
         fd::{AsFd, BorrowedFd, OwnedFd},
         unix::ffi::OsStrExt,
     },
-    time::{Duration, Instant},
 };
 
 use nix::{
     errno::Errno,
     fcntl::AtFlags,
     sys::stat::{FchmodatFlags, Mode, fchmodat, fstatat, mkdirat},
-    unistd::{Gid, Uid, UnlinkatFlags, fchownat, unlinkat},
+    unistd::{Gid, Uid, fchownat},
 };
 use rcriu_images::{ImageDir, ImageKind, pb};
 
+use self::undo::Undo;
 use super::{
-    roots,
+    attributes, roots,
     values::{self, When},
     yard,
 };
@@ -29,9 +29,6 @@ use crate::{
     procfs::ProcDir,
     pstree::RealPid,
 };
-
-/// How long groups that a failed restore has made may stay busy.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// One group of a set.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,17 +46,6 @@ struct Hierarchy {
     threaded: bool,
 }
 
-/// What a failed restore takes back.
-#[derive(Debug)]
-enum Undo {
-    /// A folder was made.
-    Made(Place),
-    /// A folder that was there had these permissions.
-    Perms(Place, pb::CgroupPerms),
-    /// A property had this value.
-    Value(Place, pb::CgroupPropEntry),
-}
-
 /// The groups of the tasks being restored. Dropped before [`Groups::freeze`] they are as they were before.
 #[derive(Debug, Default)]
 pub struct Groups {
@@ -71,6 +57,7 @@ pub struct Groups {
     late: Vec<(Place, pb::CgroupPropEntry)>,
     frozen: Vec<(Place, pb::CgroupPropEntry)>,
     undo: Vec<Undo>,
+    moved: Vec<roots::Moved>,
 }
 
 impl Groups {
@@ -89,7 +76,7 @@ impl Groups {
         if entry.sets.is_empty() {
             return Ok(groups);
         }
-        roots::replace(&mut entry, opts)?;
+        groups.moved = roots::replace(&mut entry, opts)?;
         let me = ProcDir::own()?;
         let me = crate::procfs::cgroup::read(&me)?;
         for controller in &entry.controllers {
@@ -177,6 +164,7 @@ impl Groups {
                 if let Some(perms) = &entry.dir_perms {
                     self.set_perms(place, perms)?;
                 }
+                attributes::set(self.root(place), &place.path, &entry.attribute)?;
                 let (early, rest) =
                     entry.properties.drain(..).partition(|p| values::when(&p.name) == When::Empty);
                 entry.properties = rest;
@@ -337,37 +325,6 @@ impl Groups {
         }
         Ok(())
     }
-
-    fn take_back(&self, undo: Undo) -> Result<()> {
-        match undo {
-            Undo::Made(place) => {
-                let deadline = Instant::now() + PATIENCE;
-                loop {
-                    match unlinkat(self.root(&place), path(&place), UnlinkatFlags::RemoveDir) {
-                        // Whoever was in it is just leaving.
-                        Err(Errno::EBUSY) if Instant::now() < deadline => {
-                            std::thread::sleep(Duration::from_millis(1));
-                        }
-                        other => return other.call("unlinkat").during(|| format!("group /{}", show(&place))),
-                    }
-                }
-            }
-            Undo::Perms(place, old) => self.set_perms(&place, &old),
-            Undo::Value(place, old) => {
-                values::set(&self.hierarchies[place.hierarchy].root, &place.path, &old)
-            }
-        }
-    }
-}
-
-impl Drop for Groups {
-    fn drop(&mut self) {
-        while let Some(undo) = self.undo.pop() {
-            if let Err(e) = self.take_back(undo) {
-                log::error!("A control group was not put back: {e}");
-            }
-        }
-    }
 }
 
 /// `/a//b/` as `a/b`; nothing as `.`.
@@ -395,5 +352,7 @@ pub fn set_of(core: &pb::CoreEntry) -> Option<u32> {
     thread.or(task).filter(|set| *set != 0)
 }
 
+mod programs;
 #[cfg(test)]
 mod tests;
+mod undo;

@@ -7,11 +7,22 @@ use rcriu_images::pb;
 use super::sets::new_root;
 use crate::{error::Result, options::CgroupOptions};
 
+/// A folder that comes back under another name.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Moved {
+    /// As in `/proc/PID/cgroup`.
+    pub controllers: String,
+    /// What paths of groups began with, and what they begin with now; with a slash in front.
+    pub from: Vec<u8>,
+    pub to: Vec<u8>,
+}
+
 /// Replaces the topmost folder of each hierarchy that has a new root, and the beginning of every path below it.
 ///
 /// A set that is in a cgroup namespace (its prefix is in the image) keeps what comes after the prefix; other paths
 /// keep what comes after the topmost folder.
-pub fn replace(entry: &mut pb::CgroupEntry, opts: &CgroupOptions) -> Result<()> {
+pub fn replace(entry: &mut pb::CgroupEntry, opts: &CgroupOptions) -> Result<Vec<Moved>> {
+    let mut moved = Vec::new();
     for controller in &mut entry.controllers {
         let name = controller.cnames.join(",");
         let Some(root) = new_root(opts, &name) else { continue };
@@ -37,11 +48,13 @@ pub fn replace(entry: &mut pb::CgroupEntry, opts: &CgroupOptions) -> Result<()> 
             }
             if let Some(renamed) = renamed {
                 log::info!("rewriting {} to {}", show(&top), show(&renamed));
+                let from = [b"/", top.as_slice()].concat();
+                moved.push(Moved { controllers: name.clone(), from, to: renamed.clone() });
                 folder.dir_name = renamed;
             }
         }
     }
-    Ok(())
+    Ok(moved)
 }
 
 fn show(path: &[u8]) -> String {
@@ -69,7 +82,8 @@ mod tests {
             }],
         };
         let roots = vec![CgroupRoot { controllers: None, path: "/new".into() }];
-        replace(&mut entry, &CgroupOptions { roots, ..CgroupOptions::default() }).unwrap();
+        let moved = replace(&mut entry, &CgroupOptions { roots, ..CgroupOptions::default() }).unwrap();
+        assert_eq!(moved, [Moved { controllers: "cpu".into(), from: b"/old".into(), to: b"/new".into() }]);
         assert_eq!(entry.sets[0].ctls[0].path, b"/new/a");
         assert_eq!(entry.sets[0].ctls[1].path, b"/new");
         assert_eq!(entry.controllers[0].dirs[0].dir_name, b"/new");

@@ -84,6 +84,11 @@ impl Sets {
         Ok(())
     }
 
+    /// Where the tree's own cgroup namespace begins in the hierarchy of these controllers.
+    pub fn beginning(&self, controllers: &str) -> Option<&[u8]> {
+        self.hidden.get(controllers).map(Vec::as_slice)
+    }
+
     /// Number of the set of the task or thread of `dir`.
     pub fn of(&mut self, dir: &ProcDir) -> Result<u32> {
         Ok(self.number(cgroup::read(dir)?))
@@ -145,13 +150,17 @@ impl Sets {
         (rest.is_empty() || rest.first() == Some(&b'/')).then_some(hidden.len() as u32)
     }
 
-    /// Paths of the topmost groups of one hierarchy that the sets use.
+    /// Paths of the topmost groups of one hierarchy that the sets use. All below the beginning of a cgroup namespace
+    /// of the tree's own are the tree's, also those nobody is in.
     fn tops(&self, controllers: &str) -> Vec<&[u8]> {
         let used: BTreeSet<&[u8]> = self.sets[1..]
             .iter()
             .flatten()
             .filter(|m| m.controllers == controllers)
-            .map(|m| m.path.as_slice())
+            .map(|m| match self.hidden_of(m) {
+                Some(hidden) => m.path.get(..hidden as usize).unwrap_or(&m.path),
+                None => m.path.as_slice(),
+            })
             .collect();
         let below = |path: &[u8], top: &[u8]| {
             top != b"/" && path.strip_prefix(top).is_some_and(|rest| rest.first() == Some(&b'/'))
@@ -230,6 +239,17 @@ mod tests {
         }
         assert_eq!(sets.tops("cpu"), [&b"/"[..], b"/a", b"/ab"]);
         assert!(sets.tops("memory").is_empty());
+    }
+
+    #[test]
+    fn all_below_the_beginning_of_a_namespace_is_walked() {
+        let mut sets = sets();
+        sets.hidden.insert("cpu".into(), b"/box".to_vec());
+        for path in ["/own", "/box/init.scope", "/box/a/b", "/boxes"] {
+            sets.number(vec![member("cpu", path), member("pids", path)]);
+        }
+        assert_eq!(sets.tops("cpu"), [&b"/box"[..], b"/boxes"]);
+        assert_eq!(sets.tops("pids"), [&b"/box/a/b"[..], b"/box/init.scope", b"/boxes"]);
     }
 
     #[test]

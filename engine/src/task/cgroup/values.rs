@@ -11,9 +11,9 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::OFlag,
-    sys::stat::{Mode, fchmod},
-    unistd::{Gid, Uid, fchown},
+    fcntl::{AtFlags, OFlag},
+    sys::stat::{FchmodatFlags, Mode, fchmod, fchmodat},
+    unistd::{Gid, Uid, fchown, fchownat},
 };
 use rcriu_images::pb;
 
@@ -66,7 +66,7 @@ pub fn set(root: &OwnedFd, group: &[u8], property: &pb::CgroupPropEntry) -> Resu
         // Older kernels refuse even their default where a group has members.
         ("memory.swappiness", b"60") | ("memory.oom_control", b"0") => Ok(()),
         ("devices.list", _) => devices(root, group, property),
-        (name, _) if properties::lists_members(name) => open(root, group, property).map(drop),
+        (name, _) if properties::has_only_perms(name) => perms(root, group, property),
         ("cgroup.type", other) if other != b"threaded" => open(root, group, property).map(drop),
         ("cgroup.subtree_control", _) => subtree_control(root, group, property),
         ("net_prio.ifpriomap", _) => priorities(root, group, property),
@@ -82,6 +82,22 @@ pub fn set(root: &OwnedFd, group: &[u8], property: &pb::CgroupPropEntry) -> Resu
     };
     result
         .during(|| format!("property {} ({})", property.name, String::from_utf8_lossy(value).escape_debug()))
+}
+
+/// Gives the file its permissions. Opening some of them takes rights of its own.
+fn perms(root: &OwnedFd, group: &[u8], property: &pb::CgroupPropEntry) -> Result<()> {
+    let Some(perms) = &property.perms else { return Ok(()) };
+    let path = below(group, &property.name);
+    let path = std::ffi::OsStr::from_bytes(&path);
+    let (uid, gid) = (Uid::from_raw(perms.uid), Gid::from_raw(perms.gid));
+    match fchownat(root, path, Some(uid), Some(gid), AtFlags::empty()) {
+        Err(Errno::ENOENT) => {
+            log::warn!("{} is not there: whose it is was not set", String::from_utf8_lossy(path.as_bytes()));
+            return Ok(());
+        }
+        other => other.call("fchownat")?,
+    }
+    fchmodat(root, path, Mode::from_bits_truncate(perms.mode), FchmodatFlags::FollowSymlink).call("fchmodat")
 }
 
 /// Opens the file and gives it its permissions.

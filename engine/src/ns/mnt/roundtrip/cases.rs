@@ -201,6 +201,28 @@ fn what_containers_have_comes_back() {
 }
 
 #[test]
+fn memory_that_is_never_swapped_comes_back() {
+    Trip {
+        content: &["/run/credentials/a", "/run/credentials/b"],
+        check: || assert_eq!(text("/run/credentials/a/secret"), "a"),
+        ..Trip::new(name!("memory_that_is_never_swapped_comes_back"), || {
+            proc();
+            mount("tmpfs", "/run", NOSUID | NODEV, "mode=755,size=1m");
+            // As systemd has the credentials of each service.
+            for name in ["a", "b"] {
+                let place = format!("/run/credentials/{name}");
+                fs::create_dir_all(&place).unwrap();
+                mount("ramfs", &place, NOSUID | NODEV | NOEXEC, "mode=0700");
+                fs::write(format!("{place}/secret"), name).unwrap();
+                fs::set_permissions(format!("{place}/secret"), fs::Permissions::from_mode(0o400)).unwrap();
+                change(&place, flags::BIND | flags::REMOUNT | RDONLY | NOSUID | NODEV | NOEXEC);
+            }
+        })
+    }
+    .run();
+}
+
+#[test]
 fn control_groups_and_other_single_file_systems_come_back() {
     Trip::new(name!("control_groups_and_other_single_file_systems_come_back"), || {
         proc();

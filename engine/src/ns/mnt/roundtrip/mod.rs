@@ -293,7 +293,7 @@ impl Trip {
 fn built(tree: &Tree, prepared: &Prepared, images: &ImageDir) -> Result<Vec<Vec<u8>>> {
     let me = folder_of(Path::new("/proc/thread-self"));
     let mut files = Vec::new();
-    super::build(tree, prepared, images, |space| {
+    super::build(tree, (prepared, super::Beside::default()), images, |space| {
         files.push((space, nix::fcntl::openat(&me, "mountinfo", OFlag::O_RDONLY, Mode::empty()).unwrap()));
         Ok(())
     })?;

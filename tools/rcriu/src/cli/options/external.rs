@@ -1,7 +1,7 @@
 //! Options that name what is not in the images.
 
 use super::{Group, Opt, Takes, on};
-use rcriu_engine::options::{External, InheritFd, JoinNs};
+use rcriu_engine::options::{External, InheritFd, JoinNs, LsmProfile};
 
 pub const OPTIONS: &[&Opt] = &[
     &EXTERNAL,
@@ -28,7 +28,11 @@ static EXTERNAL: Opt = Opt {
            file and tty are written in hexadecimal.",
     apply: |raw, v| {
         let text = v.text()?;
+        // liblxc repeats what stands before it, if a network has no name outside.
+        let is_repeated =
+            raw.lsm_profile.as_ref().is_some_and(|p| LsmProfile::parse(text).is_ok_and(|again| again == *p));
         match text.strip_prefix("mnt[]") {
+            _ if is_repeated => {}
             Some(flags) => raw.external_mounts.apply(flags)?,
             None => raw.external.push(External::parse(text)?),
         }
@@ -152,6 +156,14 @@ mod tests {
         let got = externals(&["--external", "mnt[/a]:b", "--external=tty[8805:18]"]);
         assert_eq!(got, ["mnt[/a]:b", "tty[8805:18]"]);
         assert!(refused(&["--external", "nonsense"]).contains("nonsense"));
+    }
+
+    #[test]
+    fn the_profile_again_is_no_resource() {
+        let profile = ["--lsm-profile", "apparmor:unconfined", "--external", "apparmor:unconfined"];
+        assert!(externals(&profile).is_empty());
+        assert!(refused(&["--external", "apparmor:unconfined"]).contains("KIND[KEY]"));
+        assert!(refused(&["--lsm-profile", "apparmor:x", "--external", "apparmor:y"]).contains("KIND[KEY]"));
     }
 
     #[test]

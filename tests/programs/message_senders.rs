@@ -1,0 +1,82 @@
+//! Messages whose receiver asks who has sent them (`SO_PASSCRED`), as it does of its services: of a process that is
+//! still there, as whom it says, and of one that has ended.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, RawFd};
+use std::os::unix::net::UnixDatagram;
+
+use anyhow::{Context, Result, bail};
+use nix::cmsg_space;
+use nix::libc::ucred;
+use nix::sys::socket::{
+    ControlMessage, ControlMessageOwned, MsgFlags, UnixCredentials, recvmsg, sendmsg, setsockopt, sockopt,
+};
+
+use crate::kit::crew::member;
+use crate::kit::{Check, rest, same};
+
+/// The next message, its sender, and how many files are in it.
+fn next(socket: &UnixDatagram) -> Result<(Vec<u8>, [u32; 3], usize)> {
+    let mut data = [0; 100];
+    let mut room = cmsg_space!(UnixCredentials, [RawFd; 4]);
+    let mut parts = [IoSliceMut::new(&mut data)];
+    let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut room), MsgFlags::MSG_DONTWAIT);
+    let message = message.context("recvmsg")?;
+    let (mut sender, mut files) = (None, 0);
+    for control in message.cmsgs().context("control data")? {
+        match control {
+            ControlMessageOwned::ScmCredentials(found) => {
+                sender = Some([found.pid().cast_unsigned(), found.uid(), found.gid()]);
+            }
+            ControlMessageOwned::ScmRights(found) => files += found.len(),
+            other => bail!("{other:?} in a message"),
+        }
+    }
+    let len = message.bytes;
+    let Some(sender) = sender else { bail!("a message without a sender") };
+    Ok((data.get(..len).unwrap_or_default().to_vec(), sender, files))
+}
+
+/// Root sends in the name of another user.
+fn send(socket: &UnixDatagram, text: &[u8], user: u32, group: u32) -> Check {
+    let pid = std::process::id().cast_signed();
+    let sender = UnixCredentials::from(ucred { pid, uid: user, gid: group });
+    let number = [socket.as_raw_fd()];
+    let control = [ControlMessage::ScmRights(&number), ControlMessage::ScmCredentials(&sender)];
+    let sent = sendmsg::<()>(socket.as_raw_fd(), &[IoSlice::new(text)], &control, MsgFlags::empty(), None);
+    sent.context("sendmsg").map(drop)
+}
+
+pub fn run(_: &[String]) -> Check {
+    let (receiver, sender) = UnixDatagram::pair().context("socketpair")?;
+    setsockopt(&receiver, sockopt::PassCred, &true).context("SO_PASSCRED")?;
+    let root = nix::unistd::geteuid().is_root();
+    let (user, group) = match root {
+        true => (1, 2),
+        false => (nix::unistd::geteuid().as_raw(), nix::unistd::getegid().as_raw()),
+    };
+    let child = {
+        let sender = sender.try_clone().context("dup")?;
+        member(move || {
+            send(&sender, b"of a child", user, group)?;
+            rest()
+        })?
+    };
+    let gone = {
+        let sender = sender.try_clone().context("dup")?;
+        member(move || {
+            send(&sender, b"of one who is gone", user, group)?;
+            crate::kit::tell_ready()
+        })?
+    };
+    gone.wait()?;
+    sender.send(b"own").context("send")?;
+    rest()?;
+    let me = [std::process::id(), nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()];
+    let pid = child.pid.as_raw().cast_unsigned();
+    same("first", next(&receiver)?, (b"of a child".to_vec(), [pid, user, group], 1))?;
+    let (text, [_, uid, gid], files) = next(&receiver)?;
+    same("second", (text, uid, gid, files), (b"of one who is gone".to_vec(), user, group, 1))?;
+    same("third", next(&receiver)?, (b"own".to_vec(), me, 0))?;
+    child.verify()
+}
