@@ -14,7 +14,9 @@ use crate::kinds::{Kind, all, kind};
 
 pub const KINDS: &[Kind] = &[
     kind("a profile stays, with no_new_privs and no free descriptor", "confined", &[]).beyond_criu(),
-    kind("threads keep their profiles and stacks of them", "confined-threads", &[]),
+    // CRIU's way into a task is a socket.
+    kind("threads keep their profiles and stacks of them", "confined-threads", &[]).beyond_criu(),
+    kind("threads whose profiles allow sockets keep them", "confined-threads", &["sockets"]),
     kind("a namespace of AppArmor keeps its policy", "confined-namespace", &[]).beyond_criu(),
     kind("SELinux labels of process, threads and sockets stay", "confined-context", &[]).beyond_criu(),
 ];

@@ -52,26 +52,34 @@ fn is_denied() -> Check {
     }
 }
 
-/// Threads under a profile, under another one, under both at once, and under none.
-pub fn profiles(_: &[String]) -> Check {
+/// Threads under a profile, under another one, under both at once, and under none. With `sockets` both allow sockets,
+/// which CRIU needs to enter a task.
+pub fn profiles(args: &[String]) -> Check {
     needs_profiles()?;
     fs::write(DENIED, "x").context(DENIED)?;
-    const LABELS: [&str; 4] = ["rcriu-test", "rcriu-other", "rcriu-other//&rcriu-test", "unconfined"];
-    let set = |i: usize| -> Result<()> {
-        if LABELS[i] != "unconfined" {
-            become_(LABELS[i])?;
-        }
-        same("profile", attribute("current")?.as_str(), LABELS[i])
-    };
-    let check = |i: usize, ()| -> Check {
-        // The kernel orders a stack by itself.
-        same("profile", attribute("current")?.as_str(), LABELS[i])?;
-        match i {
-            0 | 2 => is_denied(),
-            _ => fs::read(DENIED).map(drop).context("what only another profile denies"),
-        }
-    };
-    team::run(LABELS.len() - 1, set, check)
+    match args.first().map(String::as_str) {
+        Some("sockets") => team::run(3, |i| take(&WITH_SOCKETS, i), |i, ()| has(&WITH_SOCKETS, i)),
+        _ => team::run(3, |i| take(&PLAIN, i), |i, ()| has(&PLAIN, i)),
+    }
+}
+
+/// In the order in which the kernel names the parts of a stack.
+const PLAIN: [&str; 4] = ["rcriu-test", "rcriu-other", "rcriu-other//&rcriu-test", "unconfined"];
+const WITH_SOCKETS: [&str; 4] = ["rcriu-third", "rcriu-other", "rcriu-other//&rcriu-third", "unconfined"];
+
+fn take(labels: &[&str; 4], i: usize) -> Check {
+    if labels[i] != "unconfined" {
+        become_(labels[i])?;
+    }
+    same("profile", attribute("current")?.as_str(), labels[i])
+}
+
+fn has(labels: &[&str; 4], i: usize) -> Check {
+    same("profile", attribute("current")?.as_str(), labels[i])?;
+    match i {
+        0 | 2 => is_denied(),
+        _ => fs::read(DENIED).map(drop).context("what only another profile denies"),
+    }
 }
 
 /// `profile NAME`: one thread under one profile, with no_new_privs and without capabilities, and few descriptors.
