@@ -115,6 +115,9 @@ fn load_policy() -> io::Result<()> {
     let selinux = Path::new("/sys/fs/selinux");
     if selinux.exists() {
         mount(Some("selinuxfs"), selinux, Some("selinuxfs"), MsFlags::empty(), None::<&str>)?;
+        // By this libselinux, which CRIU uses, knows that SELinux is in use.
+        fs::create_dir_all("/etc/selinux")?;
+        fs::write("/etc/selinux/config", "")?;
         fs::write(selinux.join("load"), fs::read("/etc/selinux.policy")?)?;
         fs::write(selinux.join("enforce"), "1")?;
     }

@@ -18,7 +18,9 @@ pub const KINDS: &[Kind] = &[
     kind("threads keep their profiles and stacks of them", "confined-threads", &[]).beyond_criu(),
     kind("threads whose profiles allow sockets keep them", "confined-threads", &["sockets"]),
     kind("a namespace of AppArmor keeps its policy", "confined-namespace", &[]).beyond_criu(),
+    // CRIU gives labels back to sockets of the internet only.
     kind("SELinux labels of process, threads and sockets stay", "confined-context", &[]).beyond_criu(),
+    kind("SELinux labels of sockets of the internet stay", "confined-context", &["inet"]),
 ];
 
 const SPACE: &str = "/sys/kernel/security/apparmor/policy/namespaces/rcriu-test-space";
