@@ -110,13 +110,25 @@ fn policies(cache: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(vec![("etc/apparmor.policy".to_owned(), apparmor), ("etc/selinux.policy".to_owned(), selinux)])
 }
 
-/// The binary that CRIU_BIN names, for cases about both, and the libraries it is linked with.
-fn criu() -> Result<Vec<(String, PathBuf)>> {
-    let Some(criu) = std::env::var_os("CRIU_BIN").map(PathBuf::from) else { return Ok(Vec::new()) };
-    let said = output(Command::new("ldd").arg(&criu))?;
-    let libraries = said.split_whitespace().filter(|word| word.starts_with('/'));
-    let mut files = vec![("bin/criu".to_owned(), criu)];
-    files.extend(libraries.map(|path| (path.trim_start_matches('/').to_owned(), PathBuf::from(path))));
+/// Programs that rcriu or its tests run, packed where this machine has them.
+const PROGRAMS: &[&str] = &["ip", "nft", "unshare"];
+
+/// [`PROGRAMS`] and the binary that CRIU_BIN names, for cases about both, with the libraries they are linked with.
+fn programs() -> Result<Vec<(String, PathBuf)>> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let find =
+        |name: &str| std::env::split_paths(&path).map(|folder| folder.join(name)).find(|p| p.is_file());
+    let programs = PROGRAMS.iter().filter_map(|name| Some((format!("usr/bin/{name}"), find(name)?)));
+    let criu = std::env::var_os("CRIU_BIN").map(|criu| ("bin/criu".to_owned(), PathBuf::from(criu)));
+    let mut files: Vec<_> = programs.chain(criu).collect();
+    let mut libraries = BTreeSet::new();
+    for (_, program) in &files {
+        let said = output(Command::new("ldd").arg(program))?;
+        libraries.extend(said.split_whitespace().filter(|word| word.starts_with('/')).map(str::to_owned));
+    }
+    files.extend(
+        libraries.into_iter().map(|path| (path.trim_start_matches('/').to_owned(), PathBuf::from(path))),
+    );
     Ok(files)
 }
 
@@ -154,7 +166,7 @@ pub(crate) fn initrd(cache: &Path, with_tests: bool) -> Result<PathBuf> {
         }
     }
     files.extend(policies(cache)?);
-    files.extend(criu()?);
+    files.extend(programs()?);
     let path = cache.join("initrd.cpio");
     let mut folders: BTreeSet<&Path> =
         ["bin", "usr/bin", "tests", "modules", "proc", "sys", "dev", "tmp", "etc", "root"]
