@@ -6,9 +6,13 @@
 
 use std::{fs, io, path::Path, process::Command};
 
+use nix::kmod::ModuleInitFlags;
 use nix::mount::{MsFlags, mount};
 use nix::sys::reboot::{RebootMode, reboot};
-use rcriu_engine::kernel::Kernel;
+use rcriu_engine::{
+    kernel::Kernel,
+    task::lsm::{Host, Module},
+};
 
 fn main() {
     let verdict = match run() {
@@ -34,6 +38,7 @@ fn run() -> io::Result<bool> {
         ("tmpfs", "/dev/shm", "tmpfs", None),
         ("tmpfs", "/tmp", "tmpfs", None),
         ("cgroup2", "/sys/fs/cgroup", "cgroup2", None),
+        ("securityfs", "/sys/kernel/security", "securityfs", None),
     ] {
         fs::create_dir_all(at)?;
         mount(Some(what), at, Some(kind), MsFlags::empty(), data)?;
@@ -47,26 +52,67 @@ fn run() -> io::Result<bool> {
     }
     nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o022));
 
+    load_modules()?;
     let kernel = Kernel::probe().map_err(|e| io::Error::other(e.to_string()))?;
     for (name, on) in kernel.facts() {
         println!("FACT {name} {}", if on { "on" } else { "off" });
     }
 
+    load_policy()?;
+    let module = Host::look().module;
+    for (name, on) in [("apparmor", Some(Module::AppArmor)), ("selinux", Some(Module::SeLinux))] {
+        println!("FACT {name} {}", if module == on { "on" } else { "off" });
+    }
+
+    let line = fs::read_to_string("/proc/cmdline")?;
+    let words: Vec<_> = line.split_whitespace().filter_map(|word| word.strip_prefix("rcriu.test=")).collect();
     let mut tests: Vec<_> = fs::read_dir("/tests")?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
     tests.sort();
     let mut good = true;
+    let criu = Path::new("/bin/criu").exists();
     for test in tests {
         let name = test.file_name().unwrap_or_default().to_string_lossy().into_owned();
         println!("RUN {name}");
         let status = Command::new(&test)
             .arg("--test-threads=1")
+            .args(&words)
             .env("PATH", "/bin:/usr/bin")
             .env("HOME", "/tmp")
             .env("RCRIU_BIN", "/bin/rcriu")
             .env("RCRIU_TEST_PROGRAM", "/bin/rcriu-test-program")
+            .envs(criu.then_some(("CRIU_BIN", "/bin/criu")))
             .status()?;
         println!("RESULT {name} {status}");
         good &= status.success();
     }
     Ok(good)
+}
+
+/// Loads what was packed for this kernel. One that is there in another form is not needed.
+fn load_modules() -> io::Result<()> {
+    let mut modules: Vec<_> =
+        fs::read_dir("/modules")?.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>()?;
+    modules.sort();
+    for path in modules {
+        if let Err(e) = nix::kmod::finit_module(fs::File::open(&path)?, c"", ModuleInitFlags::empty()) {
+            println!("kernel-matrix: {}: {e}", path.display());
+        }
+    }
+    Ok(())
+}
+
+/// Gives the security module that the kernel was booted with its policy, if it is one of those that need some.
+fn load_policy() -> io::Result<()> {
+    let apparmor = Path::new("/sys/kernel/security/apparmor");
+    if apparmor.exists() {
+        fs::write(apparmor.join(".load"), fs::read("/etc/apparmor.policy")?)?;
+    }
+    // There to mount on only where SELinux is on.
+    let selinux = Path::new("/sys/fs/selinux");
+    if selinux.exists() {
+        mount(Some("selinuxfs"), selinux, Some("selinuxfs"), MsFlags::empty(), None::<&str>)?;
+        fs::write(selinux.join("load"), fs::read("/etc/selinux.policy")?)?;
+        fs::write(selinux.join("enforce"), "1")?;
+    }
+    Ok(())
 }

@@ -1,7 +1,8 @@
 //! One guest: what is packed for it, how it is booted, and what its console says.
 
+use std::collections::BTreeSet;
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Cursor};
+use std::io::{BufRead, BufReader, BufWriter, Cursor, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
@@ -11,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use cpio::newc::{self, Builder};
 
 use crate::Kernel;
-use crate::package::run;
+use crate::package::{output, run};
 
 /// What a guest said on its console.
 #[derive(Default)]
@@ -54,9 +55,9 @@ impl Report {
                 }
             }
             Some("VERDICT") => self.good = words.next() == Some("pass"),
-            // The summary line of the test runner and its lines for single tests.
-            Some("test") if line.ends_with("FAILED") => self.failures.push(line.to_owned()),
-            Some("test") if line.starts_with("test result:") => {
+            // Summary lines of both test runners and their lines for single tests.
+            Some(_) if line.ends_with(" ... FAILED") => self.failures.push(line.to_owned()),
+            Some("test" | "cases:") if line.contains(" passed; ") => {
                 let number = |what: &str| {
                     line.split(';')
                         .find_map(|part| {
@@ -66,12 +67,56 @@ impl Report {
                 };
                 self.passed += number(" passed");
                 self.failed += number(" failed");
+                self.skipped += number(" skipped");
             }
-            Some("SKIP" | "SKIPPED") => self.skipped += 1,
             _ if line.contains("Kernel panic") => self.failures.push(line.to_owned()),
             _ => {}
         }
     }
+}
+
+/// The kernel's command line: `more` of the row, and words of which tests must have one.
+pub(crate) fn cmdline(more: &str, tests: &[String]) -> Result<String> {
+    let mut line = "console=ttyS0 rdinit=/init panic=-1 quiet loglevel=1".to_owned();
+    if !more.is_empty() {
+        line = format!("{line} {more}");
+    }
+    for word in tests {
+        // The guest reads words between spaces.
+        if word.is_empty() || word.contains(char::is_whitespace) {
+            bail!("{word:?} is no word of a test's name");
+        }
+        line = format!("{line} rcriu.test={word}");
+    }
+    Ok(line)
+}
+
+/// Policy for the security modules of guests, compiled from the texts in `policy/`: name in the guest, and content.
+fn policies(cache: &Path) -> Result<Vec<(String, PathBuf)>> {
+    let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("policy");
+    let (apparmor, selinux) = (cache.join("apparmor.policy"), cache.join("selinux.policy"));
+    run(Command::new("apparmor_parser")
+        .args(["--skip-kernel-load", "--skip-cache", "--kernel-features=/etc/apparmor.d/abi/3.0", "--ofile"])
+        .arg(&apparmor)
+        .arg(texts.join("apparmor")))
+    .context("install it: package apparmor")?;
+    // The format's version is one that the oldest kernel reads.
+    run(Command::new("secilc")
+        .args(["-M", "true", "-c", "31", "-f", "/dev/null", "-o"])
+        .arg(&selinux)
+        .arg(texts.join("selinux.cil")))
+    .context("install it: package secilc")?;
+    Ok(vec![("etc/apparmor.policy".to_owned(), apparmor), ("etc/selinux.policy".to_owned(), selinux)])
+}
+
+/// The binary that CRIU_BIN names, for cases about both, and the libraries it is linked with.
+fn criu() -> Result<Vec<(String, PathBuf)>> {
+    let Some(criu) = std::env::var_os("CRIU_BIN").map(PathBuf::from) else { return Ok(Vec::new()) };
+    let said = output(Command::new("ldd").arg(&criu))?;
+    let libraries = said.split_whitespace().filter(|word| word.starts_with('/'));
+    let mut files = vec![("bin/criu".to_owned(), criu)];
+    files.extend(libraries.map(|path| (path.trim_start_matches('/').to_owned(), PathBuf::from(path))));
+    Ok(files)
 }
 
 /// Builds the guest's binaries and packs them; returns the initial RAM disk.
@@ -107,25 +152,62 @@ pub(crate) fn initrd(cache: &Path, with_tests: bool) -> Result<PathBuf> {
             files.push((format!("tests/{name}"), path));
         }
     }
+    files.extend(policies(cache)?);
+    files.extend(criu()?);
     let path = cache.join("initrd.cpio");
-    let mut out = BufWriter::new(File::create(&path)?);
+    let mut folders: BTreeSet<&Path> =
+        ["bin", "usr/bin", "tests", "modules", "proc", "sys", "dev", "tmp", "etc", "root"]
+            .map(Path::new)
+            .into();
+    folders.extend(files.iter().filter_map(|(name, _)| Path::new(name).parent()));
+    // Those above come first.
+    let folders: BTreeSet<&Path> = folders.iter().flat_map(|folder| folder.ancestors()).collect();
+    let folders: Vec<&str> =
+        folders.iter().filter_map(|f| f.to_str()).filter(|name| !name.is_empty()).collect();
+    pack(&path, &folders, &files)?;
+    Ok(path)
+}
+
+/// The initial RAM disk `plain` with the modules of a kernel.
+pub(crate) fn with_modules(plain: &Path, modules: &[PathBuf], cache: &Path) -> Result<PathBuf> {
+    let name = |path: &PathBuf| {
+        let name = path.file_name().context("a module without a name")?;
+        Ok((format!("modules/{}", name.to_string_lossy()), path.clone()))
+    };
+    let files = modules.iter().map(name).collect::<Result<Vec<_>>>()?;
+    let (path, whole) = (cache.join("modules.cpio"), cache.join("initrd-with-modules.cpio"));
+    pack(&path, &[], &files)?;
+    // The kernel takes one archive after the other.
+    let mut out = BufWriter::new(File::create(&whole)?);
+    for part in [plain, &path] {
+        std::io::copy(&mut File::open(part)?, &mut out)?;
+    }
+    Ok(whole)
+}
+
+/// An archive of folders and files, all of which may be executed.
+fn pack(path: &Path, folders: &[&str], files: &[(String, PathBuf)]) -> Result<()> {
+    let mut out = BufWriter::new(File::create(path)?);
     let mut inode = 0;
     let mut entry = |name: &str, mode: u32| {
         inode += 1;
         Builder::new(name).ino(inode).mode(mode).nlink(1)
     };
-    for dir in ["bin", "usr", "usr/bin", "tests", "proc", "sys", "dev", "tmp", "etc", "root"] {
+    for dir in folders {
         entry(dir, 0o040_755).write(&mut out, 0).finish()?;
     }
-    for (name, source) in &files {
+    for (name, source) in files {
         let data = std::fs::read(source).with_context(|| format!("{}", source.display()))?;
-        let size = u32::try_from(data.len()).context("a binary over 4 GiB")?;
+        let size = u32::try_from(data.len()).context("a file over 4 GiB")?;
         let mut writer = entry(name, 0o100_755).write(&mut out, size);
         std::io::copy(&mut Cursor::new(data), &mut writer)?;
         writer.finish()?;
     }
-    newc::trailer(out)?;
-    Ok(path)
+    // What follows must begin at a multiple of four bytes.
+    let mut out = newc::trailer(out)?;
+    let len = out.seek(SeekFrom::End(0))?;
+    out.write_all(&[0; 4][..(len.next_multiple_of(4) - len) as usize])?;
+    Ok(out.flush()?)
 }
 
 /// Ends the emulator whatever happens to the runner's error handling.
@@ -139,7 +221,13 @@ impl Drop for Emulator {
 }
 
 /// Boots `kernel` with `initrd` and reads its console until it powers off.
-pub(crate) fn boot(kernel: &Path, initrd: &Path, timeout: Duration, verbose: bool) -> Result<Report> {
+pub(crate) fn boot(
+    kernel: &Path,
+    initrd: &Path,
+    cmdline: &str,
+    timeout: Duration,
+    verbose: bool,
+) -> Result<Report> {
     let mut emulator = Emulator(
         Command::new("qemu-system-x86_64")
             .args(["-accel", "tcg,thread=multi", "-cpu", "max", "-smp", "2", "-m", "3G"])
@@ -148,7 +236,7 @@ pub(crate) fn boot(kernel: &Path, initrd: &Path, timeout: Duration, verbose: boo
             .arg(kernel)
             .arg("-initrd")
             .arg(initrd)
-            .args(["-append", "console=ttyS0 rdinit=/init panic=-1 quiet loglevel=1"])
+            .args(["-append", cmdline])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .spawn()

@@ -23,6 +23,9 @@ struct Args {
     /// Where kernels and statically linked binaries are kept between runs.
     #[arg(long, default_value = "target/kernel-matrix")]
     cache: PathBuf,
+    /// Only tests with this word in their names; may be given more than once.
+    #[arg(long)]
+    test: Vec<String>,
     /// Seconds after which a guest is given up.
     #[arg(long, default_value_t = 1800)]
     timeout: u64,
@@ -47,6 +50,12 @@ pub(crate) struct Kernel {
     pub on: Vec<String>,
     /// Features it must not have.
     pub off: Vec<String>,
+    /// What is added to its command line.
+    #[serde(default)]
+    pub cmdline: String,
+    /// Only tests with one of these words in their names; all if there are none.
+    #[serde(default)]
+    pub tests: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -66,14 +75,21 @@ fn main() -> Result<()> {
     std::fs::create_dir_all(&cache)?;
     let initrd = guest::initrd(&cache, !args.facts_only)?;
     let mut failed = Vec::new();
-    println!("{:<8} {:<28} {:<8} {:>6} {:>6} {:>6}", "kernel", "release", "features", "pass", "fail", "skip");
+    println!(
+        "{:<14} {:<28} {:<8} {:>6} {:>6} {:>6}",
+        "kernel", "release", "features", "pass", "fail", "skip"
+    );
     for kernel in table.kernel.iter().filter(|k| args.kernel.is_empty() || args.kernel.contains(&k.name)) {
         let image = package::fetch(kernel, &cache).with_context(|| format!("kernel {}", kernel.name))?;
-        let report = guest::boot(&image.path, &initrd, Duration::from_secs(args.timeout), args.verbose)
+        let tests = if args.test.is_empty() { &kernel.tests } else { &args.test };
+        let cmdline = guest::cmdline(&kernel.cmdline, tests)?;
+        let limit = Duration::from_secs(args.timeout);
+        let initrd = guest::with_modules(&initrd, &image.modules, &cache)?;
+        let report = guest::boot(&image.path, &initrd, &cmdline, limit, args.verbose)
             .with_context(|| format!("kernel {}", kernel.name))?;
         let wrong = report.compare(kernel);
         println!(
-            "{:<8} {:<28} {:<8} {:>6} {:>6} {:>6}",
+            "{:<14} {:<28} {:<8} {:>6} {:>6} {:>6}",
             kernel.name,
             image.release,
             if wrong.is_empty() { "as said" } else { "differ" },
@@ -82,7 +98,7 @@ fn main() -> Result<()> {
             report.skipped
         );
         for line in wrong.iter().chain(&report.failures) {
-            println!("         {line}");
+            println!("               {line}");
         }
         if !report.good || !wrong.is_empty() {
             failed.push(kernel.name.clone());

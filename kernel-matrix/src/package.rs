@@ -1,5 +1,5 @@
 //! Kernels from Debian packages: found in a suite's index on the archive this machine's own package
-//! sources name, fetched with curl, unpacked with dpkg-deb.
+//! sources name, fetched with curl, unpacked with dpkg-deb, some of their modules with them.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -14,11 +14,44 @@ pub(crate) struct Image {
     pub path: PathBuf,
     /// Its release, as in the package's name.
     pub release: String,
+    /// Modules that the guest loads, in the order of their names.
+    pub modules: Vec<PathBuf>,
 }
+
+/// What tests need of the kernel that distributions build as modules; names that are built in are none.
+const MODULES: &[&str] = &[
+    "unix_diag",
+    "inet_diag",
+    "tcp_diag",
+    "udp_diag",
+    "raw_diag",
+    "netlink_diag",
+    "af_packet",
+    "af_packet_diag",
+    "tun",
+    "veth",
+    "dummy",
+    "bridge",
+    "macvlan",
+    "nf_tables",
+    "nft_ct",
+    "nft_counter",
+    "nft_compat",
+    "ip_tables",
+    "iptable_filter",
+    "ip_set",
+    "xt_mark",
+    "xt_CONNMARK",
+    "sch_fq_codel",
+    "overlay",
+    "fuse",
+    "autofs4",
+];
 
 /// Fetches the kernel of a row, once; later calls find it in `cache`.
 pub(crate) fn fetch(kernel: &Kernel, cache: &Path) -> Result<Image> {
-    let dir = cache.join(format!("linux-{}", kernel.name));
+    // Rows may share a kernel.
+    let dir = cache.join(format!("linux-{}-{}", kernel.suite, kernel.version.trim_end_matches('.')));
     if let Some(image) = find(&dir)? {
         return Ok(image);
     }
@@ -36,7 +69,8 @@ pub(crate) fn fetch(kernel: &Kernel, cache: &Path) -> Result<Image> {
     run(Command::new("curl").args(["-sSfL", "-o"]).arg(&deb).arg(format!("{archive}/{path}")))?;
     let tree = scratch.path().join("tree");
     run(Command::new("dpkg-deb").arg("-x").arg(&deb).arg(&tree))?;
-    std::fs::create_dir_all(&dir)?;
+    let _ = std::fs::remove_dir_all(&dir);
+    std::fs::create_dir_all(dir.join("modules"))?;
     // boot/vmlinuz-RELEASE up to 6.x, usr/lib/modules/RELEASE/vmlinuz since.
     for entry in std::fs::read_dir(tree.join("boot")).into_iter().flatten() {
         let entry = entry?;
@@ -44,22 +78,66 @@ pub(crate) fn fetch(kernel: &Kernel, cache: &Path) -> Result<Image> {
             std::fs::copy(entry.path(), dir.join(entry.file_name()))?;
         }
     }
-    for entry in std::fs::read_dir(tree.join("usr/lib/modules")).into_iter().flatten() {
-        let entry = entry?;
-        let kernel = entry.path().join("vmlinuz");
-        if kernel.exists() {
-            std::fs::copy(kernel, dir.join(format!("vmlinuz-{}", entry.file_name().display())))?;
+    for base in [tree.clone(), tree.join("usr")] {
+        for entry in std::fs::read_dir(base.join("lib/modules")).into_iter().flatten() {
+            let entry = entry?;
+            let release = entry.file_name().to_string_lossy().into_owned();
+            let kernel = entry.path().join("vmlinuz");
+            if kernel.exists() {
+                std::fs::copy(kernel, dir.join(format!("vmlinuz-{release}")))?;
+            }
+            modules(&base, &release, &dir.join("modules"))?;
         }
     }
     find(&dir)?.context("the package has no vmlinuz")
 }
 
+/// Puts [`MODULES`] and what they need into `to`, named so that each comes after what it needs.
+fn modules(base: &Path, release: &str, to: &Path) -> Result<()> {
+    run(Command::new("depmod").arg("-b").arg(base).arg(release)).context("install it: package kmod")?;
+    let folder = base.join("lib/modules").join(release);
+    let needs = std::fs::read_to_string(folder.join("modules.dep")).context("modules.dep")?;
+    for (at, path) in in_order(&needs, MODULES).iter().enumerate() {
+        let name = path.rsplit('/').next().unwrap_or(path);
+        let packed = name.ends_with(".xz");
+        let to = to.join(format!("{at:03}-{}", name.trim_end_matches(".xz")));
+        let from = folder.join(path);
+        match packed {
+            true => run(Command::new("xz").arg("-dc").arg(from).stdout(std::fs::File::create(to)?))?,
+            false => drop(std::fs::copy(from, to)?),
+        }
+    }
+    Ok(())
+}
+
+/// Paths of the modules `wanted` and of all that they need, from the lines of modules.dep: the last of a line is needed
+/// by all others.
+fn in_order<'a>(needs: &'a str, wanted: &[&str]) -> Vec<&'a str> {
+    let mut order: Vec<&str> = Vec::new();
+    for name in wanted {
+        let is_it =
+            |path: &str| path.rsplit('/').next().and_then(|file| file.split('.').next()) == Some(name);
+        let Some((path, others)) = needs.lines().filter_map(|l| l.split_once(':')).find(|l| is_it(l.0))
+        else {
+            continue;
+        };
+        for path in others.split_whitespace().rev().chain([path]) {
+            if !order.contains(&path) {
+                order.push(path);
+            }
+        }
+    }
+    order
+}
+
 fn find(dir: &Path) -> Result<Option<Image>> {
-    let Ok(entries) = std::fs::read_dir(dir) else { return Ok(None) };
-    for entry in entries {
+    let Ok(modules) = std::fs::read_dir(dir.join("modules")) else { return Ok(None) };
+    let mut modules = modules.map(|entry| Ok(entry?.path())).collect::<Result<Vec<_>>>()?;
+    modules.sort();
+    for entry in std::fs::read_dir(dir)? {
         let entry = entry?;
         if let Some(release) = entry.file_name().to_string_lossy().strip_prefix("vmlinuz-") {
-            return Ok(Some(Image { path: entry.path(), release: release.to_owned() }));
+            return Ok(Some(Image { path: entry.path(), release: release.to_owned(), modules }));
         }
     }
     Ok(None)
@@ -127,7 +205,7 @@ pub(crate) fn output(command: &mut Command) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::newest;
+    use super::{in_order, newest};
 
     #[test]
     fn the_newest_signed_cloud_kernel_of_a_version_is_taken() {
@@ -140,5 +218,16 @@ mod tests {
         assert_eq!(newest(index, "6.1.").as_deref(), Some("b"));
         assert_eq!(newest(index, "7.3.").as_deref(), Some("f"));
         assert_eq!(newest(index, "5.10."), None);
+    }
+
+    #[test]
+    fn modules_come_after_what_they_need() {
+        let needs = "kernel/a/tcp_diag.ko.xz: kernel/b/inet_diag.ko.xz\nkernel/b/inet_diag.ko.xz:\n\
+                     kernel/c/x.ko: kernel/b/y.ko kernel/b/inet_diag.ko.xz\n";
+        let order = in_order(needs, &["x", "tcp_diag", "built_in"]);
+        assert_eq!(
+            order,
+            ["kernel/b/inet_diag.ko.xz", "kernel/b/y.ko", "kernel/c/x.ko", "kernel/a/tcp_diag.ko.xz"]
+        );
     }
 }

@@ -18,7 +18,7 @@ mod thread;
 
 pub use memory::{MmMap, Move, Span, VdsoPart};
 pub use table::Table;
-pub use thread::{Creds, Filter, RseqArea, Segment, Setting, ThreadArgs};
+pub use thread::{Creds, Filter, RseqArea, Segment, Setting, ThreadArgs, module};
 
 /// Marks a number that is not there (an index, a mode).
 pub const NONE: u32 = u32::MAX;
@@ -125,6 +125,11 @@ pub struct TaskArgs {
     pub flags: u32,
     /// userfaultfd of this address space, or [`NONE`]; in one of the ranges of [`TaskArgs::close`].
     pub uffd: u32,
+    /// Descriptor of a /proc that knows the task, for what is written there last, or [`NONE`]; in none of the
+    /// ranges of [`TaskArgs::close`].
+    pub proc: u32,
+    /// Number of this task's [`crate::TaskSlot`].
+    pub slot: u32,
     /// Padding.
     pub pad: u32,
     /// Mappings that it serves.
@@ -180,6 +185,6 @@ const _: () = {
     assert!(size_of::<Limit>() == 24);
     assert!(size_of::<Late>() == 48);
     assert!(size_of::<Siginfo>() == 128);
-    assert!(size_of::<TaskArgs>() == 496);
+    assert!(size_of::<TaskArgs>() == 504);
     assert!(align_of::<TaskArgs>() == 8);
 };

@@ -12,6 +12,8 @@ mod creds;
 #[cfg(blob)]
 mod fail;
 #[cfg(blob)]
+mod label;
+#[cfg(blob)]
 mod leave;
 #[cfg(blob)]
 mod memory;
@@ -35,6 +37,7 @@ mod image {
     use crate::{
         creds,
         fail::{Failed, end, fail},
+        label::{self, Label},
         leave, memory, process, seccomp, settings, signals, threads, timers,
     };
 
@@ -80,6 +83,7 @@ mod image {
         memory::describe(task)?;
         process::attributes(task)?;
         threads::own_state(task, leader)?;
+        label::of_process(task, leader)?;
         threads::make_others(task)
     }
 
@@ -118,15 +122,18 @@ mod image {
         }
         signals::queue_for_thread(task, me)?;
         pass(task, Stage::RestoreSigchld, Stage::RestoreCreds);
+        // Limits may leave no room for one more descriptor.
+        let label = Label::open(task, me)?;
         // The engine has attached to every thread and suspended seccomp. Filters need the rights that
         // the credentials below may take away.
         settings::apply(task, me.settings)?;
         threads::schedule(me)?;
         if leader {
+            label::all_open(task)?;
             process::limits(task)?;
         }
         seccomp::restore(task, me)?;
-        creds::restore(task, me)?;
+        creds::restore(task, me, label)?;
         // Changing credentials resets both.
         process::dumpable(task)?;
         threads::parent_death_signal(me)?;
@@ -135,6 +142,9 @@ mod image {
             settings::apply(task, task.args.last)?;
         }
         pass(task, Stage::RestoreCreds, Stage::Complete);
+        if leader {
+            label::close(task);
+        }
         Ok(())
     }
 

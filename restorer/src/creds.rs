@@ -16,6 +16,7 @@ use restorer::{
 use crate::{
     fail::{Failed, On},
     image::Task,
+    label::Label,
     memory::prctl,
 };
 
@@ -31,11 +32,13 @@ const SECBIT_NO_SETUID_FIXUP: usize = 1 << 2;
 const CAPABILITY_VERSION_3: u32 = 0x2008_0522;
 
 /// Gives the calling thread the credentials of `me`.
-pub fn restore(task: &Task, me: &ThreadArgs) -> Result<(), Failed> {
+pub fn restore(task: &Task, me: &ThreadArgs, label: Label) -> Result<(), Failed> {
     let c = task.row(task.args.creds, me.creds)?;
     if c.change != 0 {
         change(task, c)?;
     }
+    // A profile may deny all of the above, and with no_new_privs there may be no way to it.
+    label.write(task, c)?;
     if c.no_new_privs != 0 {
         prctl(PR_SET_NO_NEW_PRIVS, 1, Object::Creds)?;
     }

@@ -20,12 +20,18 @@ pub struct Failed {
     errno: i32,
     a: u64,
     b: u64,
+    text: &'static [u8],
 }
 
 impl Failed {
     /// A failure with the numbers that [`Object`] says.
     pub fn new(call: Call, object: Object, errno: i32, a: u64, b: u64) -> Failed {
-        Failed { call, object, errno, a, b }
+        Failed { call, object, errno, a, b, text: &[] }
+    }
+
+    /// The same on something that has a name.
+    pub fn named(self, text: &'static [u8]) -> Failed {
+        Failed { text, ..self }
     }
 }
 
@@ -53,6 +59,7 @@ pub fn fail(task: &Task, tid: i32, failed: Failed) -> ! {
         slot.object.store(failed.object as u32, Relaxed);
         slot.a.store(failed.a, Relaxed);
         slot.b.store(failed.b, Relaxed);
+        slot.set_text(failed.text);
         slot.publish();
     }
     task.shared.open(Stage::Fail);

@@ -77,6 +77,8 @@ codes! {
         Cap = "the capability",
         /// The number wanted.
         Creds = "the credentials",
+        /// Nothing: the text says which.
+        Label = "the security label",
         /// Index of the filter from the oldest.
         Filter = "the seccomp filter",
         /// Address.

@@ -173,6 +173,10 @@ pub struct TaskSlot {
     pub hole_len: AtomicU64,
     /// Address of a `syscall` instruction inside the hole, for the remote call that unmaps it.
     pub gadget: AtomicU64,
+    /// Threads that have opened what they will write their security label to. A futex word.
+    pub labels: AtomicU32,
+    /// Padding.
+    pub reserved: AtomicU32,
 }
 
 /// Head of the shared area.
@@ -195,7 +199,7 @@ pub struct Shared {
 }
 
 const _: () = {
-    assert!(size_of::<TaskSlot>() == 32);
+    assert!(size_of::<TaskSlot>() == 40);
     assert!(size_of::<ErrorSlot>() == 56 + ERROR_TEXT);
     assert!(size_of::<Shared>() == 48 + size_of::<ErrorSlot>());
     assert!(align_of::<Shared>() == 8 && align_of::<TaskSlot>() == 8);
@@ -382,6 +386,6 @@ mod tests {
             Shared::slot(shared, 2).unwrap().hole.store(7, Ordering::Relaxed);
             assert!(Shared::slot(shared, 3).is_none());
         }
-        assert_eq!(words[(size_of::<Shared>() + 2 * 32 + 8) / 8], 7);
+        assert_eq!(words[(size_of::<Shared>() + 2 * 40 + 8) / 8], 7);
     }
 }

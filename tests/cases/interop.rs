@@ -7,7 +7,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use rcriu_tests::{Case, Cycle, Engine, Images, Program, skip};
 
-use crate::{files, memory, real_programs, sockets, tasks};
+use crate::{confined, files, memory, real_programs, sockets, tasks};
 
 /// Reads each image named with the library that crit stands on, and says which ones it cannot.
 const READER: &str = r#"
@@ -61,7 +61,7 @@ pub fn crit_reads(images: &Images) -> Result<()> {
 }
 
 pub fn cases() -> Vec<Case> {
-    let kinds = [tasks::KINDS, memory::KINDS, files::KINDS, sockets::KINDS].concat();
+    let kinds = [tasks::KINDS, confined::KINDS, memory::KINDS, files::KINDS, sockets::KINDS].concat();
     let mut cases: Vec<Case> = kinds.iter().filter(|k| k.in_criu).flat_map(|k| k.interchange()).collect();
     cases.extend(real_programs::interchange());
     cases.extend(sockets::interchange());

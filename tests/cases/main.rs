@@ -7,6 +7,7 @@ mod cgroups;
 mod chain;
 mod clocks;
 mod compressed;
+mod confined;
 mod containers;
 mod damage;
 mod entered;
@@ -41,6 +42,7 @@ fn main() -> ExitCode {
         tasks::cases,
         clocks::cases,
         unprivileged::cases,
+        confined::cases,
         vdso::cases,
         memory::cases,
         page_path::cases,

@@ -18,6 +18,7 @@ use anyhow::{Context, Result};
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 
+use crate::kit::net::{Netlink, attribute, link};
 use crate::kit::{Check, rest, same, sys};
 
 /// Where a tmpfs is mounted.
@@ -229,59 +230,20 @@ impl Objects {
 
 /// `first0`, one end of a pair, with an address, a route through it, and a setting of its own.
 fn device() -> Check {
-    use std::os::fd::AsRawFd;
-    let socket = |family, protocol| {
-        // SAFETY: numbers only; a non-negative result is a new descriptor.
-        let fd =
-            sys("socket", unsafe { libc::socket(family, libc::SOCK_RAW | libc::SOCK_CLOEXEC, protocol) })?;
-        // SAFETY: as above.
-        Ok::<_, anyhow::Error>(unsafe { <std::os::fd::OwnedFd as std::os::fd::FromRawFd>::from_raw_fd(fd) })
-    };
-    let netlink = socket(libc::AF_NETLINK, libc::NETLINK_ROUTE)?;
-    let attribute = |kind: u16, value: &[u8]| {
-        let mut bytes = [(4 + value.len() as u16).to_ne_bytes(), kind.to_ne_bytes()].concat();
-        bytes.extend(value);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
-        bytes
-    };
-    let ask = |kind: u16, body: &[u8]| -> Check {
-        let flags = (libc::NLM_F_REQUEST | libc::NLM_F_ACK | libc::NLM_F_CREATE | libc::NLM_F_EXCL) as u16;
-        let mut message = (16 + body.len() as u32).to_ne_bytes().to_vec();
-        message.extend([kind.to_ne_bytes(), flags.to_ne_bytes()].concat());
-        message.extend([0; 8]);
-        message.extend(body);
-        let fd = netlink.as_raw_fd();
-        // SAFETY: the message outlives the call.
-        sys("send", unsafe { libc::send(fd, message.as_ptr().cast(), message.len(), 0) })?;
-        let mut answer = [0u8; 256];
-        // SAFETY: there is room for as many bytes.
-        sys("recv", unsafe { libc::recv(fd, answer.as_mut_ptr().cast(), answer.len(), 0) })?;
-        let error = i32::from_ne_bytes(answer[16..20].try_into()?);
-        anyhow::ensure!(error == 0, "netlink {kind}: {}", nix::errno::Errno::from_raw(-error));
-        Ok(())
-    };
-    let link = |index: u32, flags: u32| {
-        let mut body = vec![0; 4];
-        body.extend([index, flags, flags].map(u32::to_ne_bytes).concat());
-        body
-    };
+    let netlink = Netlink::open()?;
     let info = attribute(libc::IFLA_LINKINFO, &attribute(1, b"veth\0"));
     let mut new = link(0, 0);
     new.extend(
         [attribute(libc::IFLA_IFNAME, b"first0\0"), info, attribute(libc::IFLA_MTU, &1400u32.to_ne_bytes())]
             .concat(),
     );
-    if let Err(e) = ask(libc::RTM_NEWLINK, &new) {
+    if let Err(e) = netlink.ask(libc::RTM_NEWLINK, &new) {
         return Err(crate::kit::skip(format!("a pair of devices (veth): {e:#}")));
     }
     // SAFETY: a text that outlives the call.
     let index = unsafe { libc::if_nametoindex(c"first0".as_ptr()) };
-    ask(libc::RTM_SETLINK, &link(index, libc::IFF_UP as u32)).context("up")?;
-    let here = [10, 9, 8, 7];
-    let mut address = vec![libc::AF_INET as u8, 24, 0, 0];
-    address.extend(index.to_ne_bytes());
-    address.extend([attribute(libc::IFA_LOCAL, &here), attribute(libc::IFA_ADDRESS, &here)].concat());
-    ask(libc::RTM_NEWADDR, &address).context("address")?;
+    netlink.up(index)?;
+    netlink.address(index, [10, 9, 8, 7])?;
     let mut route =
         vec![libc::AF_INET as u8, 16, 0, 0, libc::RT_TABLE_MAIN, libc::RTPROT_STATIC, 0, libc::RTN_UNICAST];
     route.extend(0u32.to_ne_bytes());
@@ -291,7 +253,7 @@ fn device() -> Check {
         attribute(libc::RTA_OIF, &index.to_ne_bytes()),
     ];
     route.extend(parts.concat());
-    ask(libc::RTM_NEWROUTE, &route).context("route")?;
+    netlink.ask(libc::RTM_NEWROUTE, &route).context("route")?;
     fs::write("/proc/sys/net/ipv4/conf/first0/accept_redirects", "0").context("a setting of the device")?;
     fs::write("/proc/sys/net/ipv4/conf/lo/forwarding", "1").context("a setting")
 }

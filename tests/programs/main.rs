@@ -15,6 +15,7 @@ mod bpf_program;
 mod changeling;
 mod changing;
 mod clock;
+mod confined;
 mod cow;
 mod credentials;
 mod devices;
@@ -37,6 +38,7 @@ mod mount_namespaces;
 mod movers;
 mod namespace_files;
 mod nested;
+mod network_namespaces;
 mod other_sockets;
 mod outside;
 mod page_path;
@@ -52,6 +54,7 @@ mod sharing;
 mod sigactions;
 mod signalfd;
 mod signals;
+mod socket_options;
 mod socketpair;
 mod special_memory;
 mod stack;
@@ -95,6 +98,10 @@ const KINDS: &[(&str, Kind)] = &[
     ("changing-memory", changing::run),
     ("changing-program", changing::executes),
     ("clock", clock::run),
+    ("confined", confined::profile),
+    ("confined-context", confined::context),
+    ("confined-namespace", confined::namespace),
+    ("confined-threads", confined::profiles),
     ("cow", cow::run),
     ("credentials", credentials::run),
     ("devices", devices::run),
@@ -151,6 +158,8 @@ const KINDS: &[(&str, Kind)] = &[
     ("nested", nested::run),
     ("netlink", other_sockets::netlink),
     ("namespace-files", namespace_files::run),
+    ("network-namespaces", network_namespaces::run),
+    ("network-elsewhere", network_namespaces::elsewhere),
     ("outside-socket", outside::run),
     ("packet-sockets", other_sockets::packet),
     ("packet-ring", other_sockets::ring),
@@ -181,6 +190,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("bpf-maps", bpf_maps::run),
     ("signalfd", signalfd::run),
     ("sleeper", sleeper),
+    ("socket-options", socket_options::run),
     ("socketpair", socketpair::run),
     ("guard-pages", special_memory::guards),
     ("droppable-memory", special_memory::droppable),

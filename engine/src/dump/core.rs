@@ -23,7 +23,7 @@ use crate::{
         sched::Attr,
     },
     task::{
-        creds, misc, rlimits, rseq, sched,
+        creds, lsm, misc, rlimits, rseq, sched,
         seccomp::{Mode, ThreadSeccomp},
         stop::News,
     },
@@ -46,6 +46,7 @@ struct ThreadState<'a> {
     group: u32,
     ids: &'a Ids,
     info: &'a ThreadInfo,
+    label: lsm::Seen,
     /// Descriptors for thread-local storage, if one is set.
     tls: Option<Vec<UserDesc>>,
     pending: &'a pb::SignalQueueEntry,
@@ -68,6 +69,7 @@ pub(super) fn dump(
         .map(|(thread, status)| Ok((thread.tid(), Mode::from_status(status.seccomp)?)))
         .collect::<Result<Vec<_>>>()?;
     let seccomp = cx.seccomp.task(&modes)?;
+    let labels = cx.labels.of(stopped.threads().iter().map(StoppedThread::tid))?;
     let ids = cx.ids.clone();
     let mut tc = Some(task_core(task, &asked, signals.shared, signals.stop, &ids)?);
     if let Some(status) = task.leader_gone {
@@ -78,8 +80,8 @@ pub(super) fn dump(
     // A leader that has ended is not among those that stand still.
     let virts = task.threads.iter().skip(usize::from(task.leader_gone.is_some()));
     let states: Vec<ThreadState<'_>> = (0..)
-        .zip(stopped.threads().iter().zip(virts))
-        .map(|(at, (thread, (virt, _))): (usize, _)| {
+        .zip(stopped.threads().iter().zip(virts).zip(labels))
+        .map(|(at, ((thread, (virt, _)), label)): (usize, _)| {
             let info = &asked.threads[at];
             let any = info.tls != 0;
             Ok(ThreadState {
@@ -90,6 +92,7 @@ pub(super) fn dump(
                 group: groups[at],
                 ids: &ids,
                 info,
+                label,
                 // The tracer's thread alone may ask.
                 tls: any.then(|| TLS_ENTRIES.map(|n| tls(thread.tid(), n)).collect()).transpose()?,
                 pending: &signals.private[at],
@@ -142,7 +145,8 @@ fn task_core(
 }
 
 fn thread_core(state: &ThreadState<'_>, layout: &Layout) -> Result<pb::CoreEntry> {
-    let ThreadState { thread, status, attributes, group, ids, info, tls, pending, seccomp, .. } = state;
+    let ThreadState { thread, status, attributes, group, ids, info, label, tls, pending, seccomp, .. } =
+        state;
     let tid = thread.tid();
     let (regs, call) = thread.image_regs()?;
     if call == Interrupted::Unknown {
@@ -159,6 +163,8 @@ fn thread_core(state: &ThreadState<'_>, layout: &Layout) -> Result<pb::CoreEntry
         other => other?,
     };
     let scheduling = sched::dump(tid, attributes)?;
+    let mut creds = creds::dump(status, u32::try_from(info.securebits).unwrap_or(0), ids)?;
+    label.clone().into_entry(&mut creds);
     if info.clear_tid == u64::MAX {
         log::warn!("This kernel does not tell the clear_child_tid address of {tid}");
     }
@@ -184,7 +190,7 @@ fn thread_core(state: &ThreadState<'_>, layout: &Layout) -> Result<pb::CoreEntry
             }),
             pdeath_sig: u32::try_from(info.pdeath_sig).ok().filter(|signal| *signal != 0),
             signals_p: Some((*pending).clone()),
-            creds: Some(creds::dump(status, u32::try_from(info.securebits).unwrap_or(0), ids)?),
+            creds: Some(creds),
             seccomp_mode: seccomp.mode,
             seccomp_filter: seccomp.filter,
             comm: Some(info.name.iter().copied().take_while(|c| *c != 0).collect()),
@@ -212,7 +218,10 @@ fn ended_leader(
     let regs = regs.for_syscall(syscall, libc::SYS_exit.cast_unsigned(), [code, 0, 0, 0, 0, 0]);
     // Any valid state will do.
     let (fpregs, _) = other.xsave().to_image(cx.layout)?;
-    let creds = creds::dump(&Status::read(&dir)?, 0, &cx.ids)?;
+    let mut creds = creds::dump(&Status::read(&dir)?, 0, &cx.ids)?;
+    // One that has ended tells its label no more.
+    let labels = cx.labels.of([other.tid()])?;
+    labels.into_iter().for_each(|label| label.into_entry(&mut creds));
     Ok(pb::CoreEntry {
         mtype: pb::core_entry::March::X8664 as i32,
         thread_info: Some(pb::ThreadInfoX86 {

@@ -15,7 +15,11 @@ use crate::{
     options::{DumpOptions, NetworkLock},
     procfs::{ProcDir, timens},
     pstree::{RealPid, TaskState},
-    task::{cgroup, more::MoreOut},
+    task::{
+        cgroup,
+        lsm::{Module, policy},
+        more::MoreOut,
+    },
 };
 
 /// `inventory_entry.img_version` of sets with ids and namespaces by number.
@@ -82,9 +86,10 @@ pub fn whole_tree(mut cx: DumpCx<'_>, tree: &Pstree, stays: bool) -> Result<Read
     let mut connections = cx.files.finish(stays)?;
     one(cx.images, ImageKind::Seccomp, 0, cx.seccomp.entry())?;
     cx.cgroups.write(cx.images, &cx.opts.common.cgroup)?;
+    policy::dump(&cx.labels, cx.images)?;
     clocks(tree, cx.images)?;
     cx.track.write(cx.images)?;
-    let mut inventory = inventory(cx.opts, tree.own);
+    let mut inventory = inventory(cx.opts, tree.own, cx.labels.host().module);
     cx.track.sign(&mut inventory)?;
     connections.sign(&mut inventory);
     Ok(Ready { track: cx.track, connections, more: cx.more, inventory })
@@ -145,15 +150,11 @@ fn clocks(tree: &Pstree, images: &ImageDir) -> Result<()> {
 /// Nanoseconds of a second.
 const NANOS: i64 = 1_000_000_000;
 
-pub(super) fn inventory(opts: &DumpOptions, own: pb::TaskKobjIdsEntry) -> pb::InventoryEntry {
-    let lsm = |name: &str| std::path::Path::new(name).exists();
-    let lsmtype = if lsm("/sys/kernel/security/apparmor") {
-        pb::Lsmtype::Apparmor
-    } else if lsm("/sys/fs/selinux/enforce") {
-        pb::Lsmtype::Selinux
-    } else {
-        pb::Lsmtype::NoLsm
-    };
+pub(super) fn inventory(
+    opts: &DumpOptions,
+    own: pb::TaskKobjIdsEntry,
+    module: Option<Module>,
+) -> pb::InventoryEntry {
     let network_lock = match opts.network_lock {
         NetworkLock::Iptables => 0,
         NetworkLock::Nftables => 1,
@@ -165,7 +166,7 @@ pub(super) fn inventory(opts: &DumpOptions, own: pb::TaskKobjIdsEntry) -> pb::In
         root_ids: Some(own),
         ns_per_id: Some(true),
         root_cg_set: Some(cgroup::OWN),
-        lsmtype: Some(lsmtype as i32),
+        lsmtype: Some(Module::to_image(module)),
         tcp_close: opts.common.tcp.close.then_some(true),
         network_lock_method: Some(network_lock),
         plugins_entry: Some(pb::PluginsEntry::default()),

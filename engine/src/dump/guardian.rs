@@ -1,5 +1,6 @@
 //! A process that outlives a dump that is killed, and takes away what the dump would have taken away itself: the
-//! parasite, and the frozen state of a control group.
+//! parasite, the frozen state of a control group, and the locks of networks that are not tables of the dump's own, which the
+//! kernel removes.
 //!
 //! Nobody can catch SIGKILL, and the kernel only lets go of what was traced. So before anything is changed the
 //! dump forks a guardian that waits for its end, with all that has to be undone in memory that both share. A dump
@@ -8,9 +9,12 @@
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::PathBuf;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use nix::errno::Errno;
+use nix::fcntl::OFlag;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::CloneFlags;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -18,6 +22,10 @@ use super::freezer::Freezer;
 use crate::error::Result;
 use crate::infect::{self, Ledger};
 use crate::kernel::Kernel;
+use crate::netlock::{Method, unlock_all};
+use crate::ns::enter::here;
+use crate::options::NetworkLock;
+use crate::procfs::ProcDir;
 use crate::pstree::RealPid;
 use crate::restore::fork;
 use crate::sys::clone3::{Side, fork_alone};
@@ -26,6 +34,9 @@ use crate::sys::{pidfd, wait};
 
 /// Its name in /proc.
 pub const NAME: &std::ffi::CStr = c"rcriu-guardian";
+
+/// How long a program that the dump had started may go on after it.
+const LATE: Duration = Duration::from_millis(300);
 
 /// What is to become of the control group, in the shared word.
 const LEAVE: u32 = 0;
@@ -102,13 +113,31 @@ impl Guardian {
         if let Some(freezer) = freezer.as_mut().filter(|_| group == THAW || !guests.is_empty()) {
             told("its control group", freezer.force(false));
         }
+        let locked = self.ledger.locked_networks();
+        for pid in &locked {
+            told("the lock of its network", unlock(*pid));
+        }
         for guest in guests {
             told("its parasite", infect::cure_leftover(&guest, kernel));
         }
         if let Some(freezer) = freezer.as_mut().filter(|_| group == FREEZE) {
             told("its control group", freezer.force(true));
         }
+        if !locked.is_empty() {
+            // A program that was still setting rules has done so by then.
+            std::thread::sleep(LATE);
+            for pid in locked {
+                told("the lock of its network", unlock(pid));
+            }
+        }
     }
+}
+
+/// Takes the rules of iptables away that keep packets from the network namespace of a task.
+fn unlock(pid: RealPid) -> Result<()> {
+    let namespace = ProcDir::open(pid)?.file("ns/net", OFlag::O_RDONLY)?;
+    let method = Method::of_dump(NetworkLock::Iptables);
+    here(namespace.as_fd(), CloneFlags::CLONE_NEWNET, || unlock_all(&method))
 }
 
 impl Drop for Guardian {

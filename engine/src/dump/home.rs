@@ -1,9 +1,6 @@
 //! Namespaces that the tree has for itself: where its files are found while it is dumped, and their images.
 
-use std::{
-    collections::HashMap,
-    os::fd::{AsFd, OwnedFd},
-};
+use std::{collections::HashMap, os::fd::OwnedFd};
 
 use nix::{
     fcntl::OFlag,
@@ -16,6 +13,7 @@ use super::{DumpCx, collect::Pstree, refuse};
 use crate::{
     error::{Context, Error, Result, SysContext},
     files::{Place, Root, Roots, Space, Spaces},
+    infect::Ledger,
     netlock::{Method, Whole, lock_all},
     ns::{
         enter::{here, inside},
@@ -135,22 +133,28 @@ pub(super) fn check_first(dir: &ProcDir, root: VirtPid, opts: &DumpOptions) -> R
     }
 }
 
-/// The tree's own network namespace, without packets.
+/// The tree's own network namespaces.
+pub(super) fn networks(tree: &Pstree) -> Result<net::Networks> {
+    net::Networks::of(&tree.spaces(CloneFlags::CLONE_NEWNET)).during(|| "network namespaces".into())
+}
+
+/// The tree's own network namespaces, without packets.
 ///
 /// Dropped, scripts are told that it is about to be unlocked; the lock itself is with the connections of the dump.
 /// Scripts run in our own namespaces, so nobody may be [`Inside`] then.
 pub(super) struct Network<'a>(Option<(&'a DumpOptions, RealPid)>);
 
 impl<'a> Network<'a> {
-    /// Locks it, if the tree has one.
+    /// Locks them, if the tree has any.
     ///
     /// Precondition: the tree is frozen.
     pub(super) fn lock(
-        tree: &Pstree,
+        (tree, networks): (&Pstree, &net::Networks),
         opts: &'a DumpOptions,
         run: &str,
-    ) -> Result<(Network<'a>, Option<(Method, Whole)>)> {
-        if !tree.namespaces.contains(CloneFlags::CLONE_NEWNET) {
+        ledger: &Ledger,
+    ) -> Result<(Network<'a>, Option<(Method, Vec<(u32, Whole)>)>)> {
+        if networks.is_empty() {
             return Ok((Network(None), None));
         }
         log::info!("Lock network");
@@ -161,9 +165,17 @@ impl<'a> Network<'a> {
         let mut method = Method::of_dump(opts.network_lock);
         method.find_program();
         method.name(run);
-        let namespace = dir.file("ns/net", OFlag::O_RDONLY)?;
-        let whole = here(namespace.as_fd(), CloneFlags::CLONE_NEWNET, || lock_all(&method));
-        Ok((network, Some((method, whole.during(|| "network namespace".into())?))))
+        let mut wholes = Vec::new();
+        if method.stays() {
+            for (pid, _) in tree.spaces(CloneFlags::CLONE_NEWNET) {
+                ledger.locks_network(pid)?;
+            }
+        }
+        for (id, namespace) in networks.each() {
+            let whole = here(namespace, CloneFlags::CLONE_NEWNET, || lock_all(&method));
+            wholes.push((id, whole.during(|| format!("network namespace {id}"))?));
+        }
+        Ok((network, Some((method, wholes))))
     }
 
     /// The tree is gone: it stays without packets.
@@ -188,9 +200,7 @@ impl Drop for Network<'_> {
 /// Precondition: all files are dumped: what had to be made for them lies on mounts.
 pub(super) fn dump(tree: &Pstree, cx: &DumpCx<'_>) -> Result<()> {
     let Some(root) = tree.tasks.first() else { return Ok(()) };
-    let (real, ids) = (root.dir.pid(), &root.ids);
-    let wanted = |flag, id: Option<u32>| id.filter(|_| tree.namespaces.contains(flag));
-    if let (Some(id), Some(name)) = (ids.pid_ns_id, external(&root.dir, "pid", cx.opts)?) {
+    if let (Some(id), Some(name)) = (root.ids.pid_ns_id, external(&root.dir, "pid", cx.opts)?) {
         pid::dump(cx.images, id, &name)?;
     }
     for (real, id) in tree.spaces(CloneFlags::CLONE_NEWUTS) {
@@ -210,20 +220,8 @@ pub(super) fn dump(tree: &Pstree, cx: &DumpCx<'_>) -> Result<()> {
         let numbers = within(real, CloneFlags::CLONE_NEWIPC, "ipc", || ipc::dump(&ipc))?;
         taken.extend(numbers);
     }
-    if let Some(id) = wanted(CloneFlags::CLONE_NEWNET, ids.net_ns_id) {
-        let (uids, gids) = cx.ids.namespace().map(UserNs::ranges).unwrap_or_default();
-        let (uids, gids) = (net::IdMap(uids), net::IdMap(gids));
-        let external = external(&root.dir, "net", cx.opts)?;
-        let net = net::DumpNet {
-            uids,
-            gids,
-            external: external.as_deref(),
-            inode: Some(inode(&root.dir, "net")?),
-            tuns: cx.files.tuns(),
-            lock: cx.files.network_lock(),
-            ..net::DumpNet::new(id, cx.opts, cx.images)
-        };
-        within(real, CloneFlags::CLONE_NEWNET, "network", || net::dump(&net))?;
+    for (real, id) in tree.spaces(CloneFlags::CLONE_NEWNET) {
+        network(real, id, cx)?;
     }
     let spaces = tree.spaces(CloneFlags::CLONE_NEWNS);
     if !spaces.is_empty() {
@@ -241,6 +239,27 @@ fn within<T: Send>(
     dump: impl FnOnce() -> Result<T> + Send,
 ) -> Result<T> {
     inside(pid, flag, dump).during(|| format!("{what} namespace"))
+}
+
+/// Writes the images of network namespace `id`, in which task `real` is.
+fn network(real: RealPid, id: u32, cx: &DumpCx<'_>) -> Result<()> {
+    let (uids, gids) = cx.ids.namespace().map(UserNs::ranges).unwrap_or_default();
+    let dir = ProcDir::open(real)?;
+    let external = external(&dir, "net", cx.opts)?;
+    let networks = cx.files.networks();
+    let others: Vec<_> = networks.each().filter(|(other, _)| *other != id).collect();
+    let tuns = cx.files.tuns(id);
+    let net = net::DumpNet {
+        uids: net::IdMap(uids),
+        gids: net::IdMap(gids),
+        external: external.as_deref(),
+        inode: Some(inode(&dir, "net")?),
+        others: &others,
+        tuns: &tuns,
+        lock: cx.files.network_lock(id),
+        ..net::DumpNet::new(id, cx.opts, cx.images)
+    };
+    within(real, CloneFlags::CLONE_NEWNET, "network", || net::dump(&net))
 }
 
 /// What no restore could make again in namespaces of the tree's own.

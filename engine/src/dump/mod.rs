@@ -57,14 +57,15 @@ use crate::{
         xfer::{Frozen, Link},
     },
     netlock::{Method, Whole},
-    ns::user::Ids,
+    ns::{net::Networks, user::Ids},
     options::{Afterwards, CpuCap, DumpOptions},
     pstree::{Numbering, RealPid},
     scripts::Stage,
     spread,
     stats::DumpStats,
     task::{
-        cgroup::Sets, keys::Keys, landlock::Landlock, more::MoreOut, refused::Refusals, seccomp::Filters,
+        cgroup::Sets, keys::Keys, landlock::Landlock, lsm::LabelsOut, more::MoreOut, refused::Refusals,
+        seccomp::Filters,
     },
 };
 
@@ -86,6 +87,8 @@ pub struct DumpCx<'a> {
     /// State that would be lost: looked for, to be refused.
     pub keys: Keys,
     pub landlock: Landlock,
+    /// What security modules say.
+    pub labels: LabelsOut,
     pub refusals: Refusals,
     pub stats: DumpStats,
     /// Where this processor keeps its state.
@@ -116,7 +119,7 @@ impl<'a> DumpCx<'a> {
         (pages, track): (PageStore, Tracker),
         protected: Vec<Protected>,
         without_undo: RealPid,
-        (tree, lock): (&collect::Pstree, Option<(Method, Whole)>),
+        (tree, networks, lock): (&collect::Pstree, Networks, Option<(Method, Vec<(u32, Whole)>)>),
     ) -> Result<Self> {
         let shmem_dev = shmem_dev()?;
         let numbering = tree.numbering();
@@ -135,6 +138,7 @@ impl<'a> DumpCx<'a> {
                     ids: ids.clone(),
                     roots: home::roots(tree)?,
                     own: tree.namespaces,
+                    networks,
                     spaces: home::spaces(tree)?,
                     lock,
                 },
@@ -143,6 +147,7 @@ impl<'a> DumpCx<'a> {
             landlock: Landlock::ask(tree, ids.clone())?,
             ids,
             pages,
+            labels: LabelsOut::ask(),
             seccomp: Filters::default(),
             cgroups: Sets::new(&opts.common.cgroup)?,
             more: MoreOut::new(images),
@@ -207,12 +212,14 @@ pub fn dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     let plain = frozen.guardian().unwrap_or(RealPid(std::process::id().cast_signed()));
     home::check(&tree)?;
     // Needs: nobody runs who could send. Dropped before the tree is let go.
-    let (network, lock) = home::Network::lock(&tree, opts, track.run())?;
+    let networks = home::networks(&tree)?;
+    let (network, lock) = home::Network::lock((&tree, &networks), opts, track.run(), frozen.ledger())?;
     // Only now that nothing changes any more can the client tell what is to stay outside.
     let opts = &opts.with_external(opts.common.notifier.query_external()?);
     home::check_first(&tree.tasks[0].dir, tree.tasks[0].virt, opts)?;
     let inside = home::Inside::enter(&tree)?;
-    let mut cx = DumpCx::new(opts, kernel, &images, (pages, track), protected, plain, (&tree, lock))?;
+    let mut cx =
+        DumpCx::new(opts, kernel, &images, (pages, track), protected, plain, (&tree, networks, lock))?;
     cx.stats = stats;
     if let Some((folder, frozen)) = frozen.group() {
         cx.cgroups.set_freezer(folder, frozen)?;

@@ -31,6 +31,7 @@ use crate::{
     procfs::{ProcDir, maps, stat::Stat},
     pstree::{FileId, RealPid, VirtPid},
     stats::DumpStats,
+    task::lsm,
 };
 
 /// A task whose memory is to be written, as it was when it was frozen.
@@ -79,7 +80,7 @@ pub fn pre_dump(opts: &DumpOptions, kernel: &Kernel) -> Result<()> {
     }
     // Needs: all tasks known to be fit for it, and none has run since its pages were looked at.
     track.mark();
-    let mut inventory = finish::inventory(opts, collect::own(kernel)?);
+    let mut inventory = finish::inventory(opts, collect::own(kernel)?, lsm::Host::look().module);
     inventory.pre_dump_mode = Some(match opts.pre_dump_mode {
         PreDumpMode::Splice => 0,
         PreDumpMode::Read => 1,

@@ -23,7 +23,7 @@ use nix::{
 use super::{freezer::Freezer, guardian::Guardian, refuse};
 use crate::{
     error::{Context, Error, Kind, Result, SysContext},
-    infect::StoppedTask,
+    infect::{Ledger, StoppedTask},
     interrupt,
     kernel::Kernel,
     ns::home::{self, Apart, Home},
@@ -137,6 +137,11 @@ impl Frozen {
     /// The control group that was frozen for the dump, and whether it had been frozen before.
     pub fn group(&self) -> Option<(&Path, bool)> {
         self.freezer.as_ref().map(|f| (f.folder(), f.was_frozen()))
+    }
+
+    /// What a guardian is to take away if this process is killed.
+    pub fn ledger(&self) -> &Ledger {
+        self.guardian.ledger()
     }
 
     /// The guardian's process, where there is one: a child of ours that never had a second thread.

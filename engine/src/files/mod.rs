@@ -158,6 +158,11 @@ pub trait RestoredFile: fmt::Debug + Send + Sync {
         None
     }
 
+    /// Number of the network namespace it belongs to, of sockets and the like: `open` and `revive` are called there.
+    fn network(&self) -> Option<u32> {
+        None
+    }
+
     /// Makes it in the engine, before the first fork, if that is the only place where it can be made: then
     /// `open` finds it as `FilesTask::revived`. `close` says that connections come back closed.
     fn revive(&self, _close: bool, _images: &ImageDir) -> Result<Option<Revived>> {

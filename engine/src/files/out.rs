@@ -40,6 +40,7 @@ use crate::{
         self,
         kcmp::{self, What},
     },
+    task::lsm::sockets::SocketLabels,
 };
 
 /// What a file that is no descriptor serves for.
@@ -87,6 +88,7 @@ pub struct FilesOut<'a> {
     pub(super) pipes: PipesOut,
     pub(super) ttys: TtysOut,
     pub(super) sockets: SocketsOut,
+    labels: SocketLabels,
     pub(super) memfds: MemfdsOut,
     pub(super) bpfmaps: BpfmapsOut,
     pub(super) inodes: Inodes,
@@ -95,8 +97,10 @@ pub struct FilesOut<'a> {
     /// Numbers of what the task being dumped shares.
     pub(super) namespaces: Option<pb::TaskKobjIdsEntry>,
     own: CloneFlags,
-    /// Devices tun and tap that are open.
-    tuns: Vec<net::Tun>,
+    /// The tree's own network namespaces.
+    pub(super) networks: net::Networks,
+    /// Devices tun and tap that are open, with the numbers of their namespaces.
+    tuns: Vec<(u32, net::Tun)>,
     /// Control groups that BPF programs are attached to.
     pub(super) programs: bpf::Attached,
     /// Where paths of tasks begin.
@@ -165,7 +169,7 @@ impl<'a> FilesOut<'a> {
         kernel: &'a Kernel,
         images: &'a ImageDir,
         (pages, shmem_dev): (PageStore, u64),
-        Where { numbering, ids: users, roots, own, spaces, lock }: Where,
+        Where { numbering, ids: users, roots, own, spaces, networks, lock }: Where,
     ) -> Self {
         FilesOut {
             opts,
@@ -198,7 +202,9 @@ impl<'a> FilesOut<'a> {
             ttys: TtysOut::default(),
             more: images.writer(ImageKind::RcriuFiles, 0),
             sockets: SocketsOut::new(images, opts, lock),
+            labels: SocketLabels::ask(),
             own,
+            networks,
             tuns: Vec::new(),
             programs: bpf::Attached::default(),
         }

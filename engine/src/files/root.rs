@@ -21,7 +21,7 @@ use super::Spaces;
 use crate::{
     error::{Context, Error, Result, SysContext},
     netlock::{Method, Whole},
-    ns::{mnt::paths as mounts, user::Ids},
+    ns::{mnt::paths as mounts, net, user::Ids},
     procfs::mountinfo::{self, Mount},
     pstree::Numbering,
 };
@@ -39,14 +39,16 @@ pub struct Where {
     pub own: CloneFlags,
     /// Namespaces of which it has several of a kind.
     pub spaces: Spaces,
-    /// The lock of its own network namespace, and how it was made.
-    pub(crate) lock: Option<(Method, Whole)>,
+    /// Its own network namespaces.
+    pub networks: net::Networks,
+    /// The locks of those, with their numbers, and how they were made.
+    pub(crate) lock: Option<(Method, Vec<(u32, Whole)>)>,
 }
 
 impl Default for Where {
     fn default() -> Self {
-        let (numbering, ids, roots, spaces) = Default::default();
-        Where { numbering, ids, roots, own: CloneFlags::empty(), spaces, lock: None }
+        let (numbering, ids, roots, spaces, networks) = Default::default();
+        Where { numbering, ids, roots, own: CloneFlags::empty(), spaces, networks, lock: None }
     }
 }
 

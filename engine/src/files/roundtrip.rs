@@ -178,7 +178,7 @@ impl Trip {
         let opts = std::mem::ManuallyDrop::new(opts);
         let shared = FilesShared::prepare(&plan, zone, &images, &opts, &kernel)?;
         shared.make(&plan, &images, &opts, Roots::default(), Default::default())?;
-        let mut files = FilesTask::new(&plan, &shared, &images, &opts, &kernel, task)?;
+        let mut files = FilesTask::new(&plan, &shared, &images, &opts, &kernel, (task, None))?;
         files.restore()?;
         // What the restorer would do.
         files.into_late().iter().try_for_each(crate::sys::flock::late)?;

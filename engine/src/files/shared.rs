@@ -6,6 +6,7 @@ use std::{
     os::fd::{AsFd, OwnedFd, RawFd},
 };
 
+use nix::sched::CloneFlags;
 use rcriu_images::ImageDir;
 
 use super::{
@@ -18,6 +19,7 @@ use super::{
 use crate::{
     error::{Context, Error, Result, SysContext},
     kernel::Kernel,
+    ns::enter::here,
     options::{CgroupOptions, RestoreOptions},
     pstree::FileId,
     sys::{fd, shared::SharedWords},
@@ -84,8 +86,8 @@ impl FilesShared {
         let outside = opts.inherit_fds.len() + plan.ttys.descriptors();
         let given = plan.nodes.values().iter().filter(|node| node.file.is_given(opts)).count();
         let early = early + plan.connections().len() + given;
-        // And the folder that a task opens files from.
-        let room = plan.most_kept() + passing + early + lost + outside + namespaces + 1;
+        // And the folder that a task opens files from, and /proc.
+        let room = plan.most_kept() + passing + early + lost + outside + namespaces + 2;
         let room = i32::try_from(room).unwrap_or(i32::MAX);
         plan.zone(limit, room.saturating_add(ENGINE_ROOM))
     }
@@ -165,7 +167,11 @@ impl FilesShared {
         }
         let mut revived = HashMap::new();
         for (id, node) in plan.nodes.iter() {
-            let made = node.file.revive(opts.common.tcp.close, images);
+            let _making = plan.making(id)?;
+            let revive = || node.file.revive(opts.common.tcp.close, images);
+            // Connections of the namespace this is in need no other.
+            let space = node.file.network().and_then(|id| self.spaces().get(CloneFlags::CLONE_NEWNET, id));
+            let made = space.map_or_else(revive, |space| here(space, CloneFlags::CLONE_NEWNET, revive));
             if let Some(made) = made.during(|| format!("file {id} {}", node.file.name()))? {
                 revived.insert(id, made.keep(zone)?);
             }

@@ -4,6 +4,8 @@
 //! taken over from outside) lives in the [`Zone`], which no image claims; everything else that is open when a
 //! table's turn comes is closed.
 
+mod space;
+
 use std::{
     collections::HashMap,
     os::fd::{AsFd, AsRawFd, BorrowedFd, IntoRawFd, OwnedFd, RawFd},
@@ -18,7 +20,7 @@ use rcriu_images::{ImageDir, ImageKind};
 use restorer::args::Late;
 
 use super::{
-    GroupKey, OpenHow, Path, Roots, Spaces,
+    GroupKey, OpenHow, Path, Roots,
     fdpass::{self, Passer},
     lock,
     plan::{FilesPlan, Node, Place, Step, TableIx, TablePlan},
@@ -51,6 +53,8 @@ pub struct FilesTask<'a> {
     pub kernel: &'a Kernel,
     /// The task.
     pub task: VirtPid,
+    /// Number of the network namespace it is in.
+    network: Option<u32>,
     plan: &'a FilesPlan,
     shared: &'a FilesShared,
     made: &'a Made,
@@ -71,14 +75,14 @@ pub struct FilesTask<'a> {
 }
 
 impl<'a> FilesTask<'a> {
-    /// For `task`, which must have a table in the plan.
+    /// For `task`, which must have a table in the plan and is in network namespace `network`.
     pub fn new(
         plan: &'a FilesPlan,
         shared: &'a FilesShared,
         images: &'a ImageDir,
         opts: &'a RestoreOptions,
         kernel: &'a Kernel,
-        task: VirtPid,
+        (task, network): (VirtPid, Option<u32>),
     ) -> Result<FilesTask<'a>> {
         let table = plan.by_task.get(&task);
         let table = *table.ok_or_else(|| Error::bug(format!("no descriptor table for task {task}")))?;
@@ -88,6 +92,7 @@ impl<'a> FilesTask<'a> {
             opts,
             kernel,
             task,
+            network,
             plan,
             made: shared.made()?,
             shared,
@@ -191,11 +196,6 @@ impl<'a> FilesTask<'a> {
             return Ok(None);
         }
         find_inherited(self.opts, &self.shared.inherited, &name())
-    }
-
-    /// Namespaces of which there are several of a kind.
-    pub(super) fn spaces(&self) -> &'a Spaces {
-        self.shared.spaces()
     }
 
     /// A file from outside that the engine opened.
@@ -325,7 +325,9 @@ impl<'a> FilesTask<'a> {
             self.group_key = node.group;
         }
         self.opened_cloexec = None;
-        let file = node.file.open(self)?;
+        let making = self.plan.making(id)?;
+        let file = self.in_network(node.file.network(), |me| node.file.open(me))?;
+        drop(making);
         if let Some(fown) = node.file.fown() {
             super::fd::restore_fown(file.as_fd(), fown)?;
         }

@@ -7,11 +7,11 @@
 
 use std::{
     collections::{HashMap, HashSet},
-    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    os::fd::{AsFd, OwnedFd},
     sync::Arc,
 };
 
-use nix::sys::stat::{SFlag, fstat, major, minor, stat};
+use nix::sys::stat::{SFlag, major, minor};
 use rcriu_images::{ImageKind, pb};
 
 use super::{
@@ -19,11 +19,11 @@ use super::{
     reg::{self, RegFile},
 };
 use crate::{
-    error::{Error, Result, SysContext},
+    error::{Error, Result},
     ns::net,
     options::External,
     pstree::FileId,
-    sys::{sockopt, tun},
+    sys::tun,
 };
 
 /// Number of `/dev/net/tun`.
@@ -49,16 +49,16 @@ impl FileKind for Tun {
     }
 
     fn dump(&self, fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<pb::FileEntry> {
-        let mut tunf = pb::TunfileEntry { id: id.0, ns_id: out.own_network(), ..Default::default() };
-        let attached = match fd.probe.info.flags.cast_signed() & libc::O_PATH {
-            0 => net::Tun::of_file(fd.file.as_fd())?,
-            _ => None,
-        };
+        // Nothing is behind a path.
+        let path_only = fd.probe.info.flags.cast_signed() & libc::O_PATH != 0;
+        let ns_id = if path_only { out.networks.first() } else { out.network_of(fd.file.as_fd())? };
+        let mut tunf = pb::TunfileEntry { id: id.0, ns_id, ..Default::default() };
+        let attached = if path_only { None } else { net::Tun::of_file(fd.file.as_fd())? };
         if let Some((device, detached)) = attached {
-            refuse_elsewhere(fd.file.as_fd(), &device.name, out)?;
+            let network = check_place(&device.name, ns_id, out)?;
             tunf.netdev = Some(device.name.clone());
             tunf.detached = detached.then_some(true);
-            out.tun(device);
+            out.tun(network, device);
         }
         let path = reg::dump_path(fd, id, out)?;
         out.write(path)?;
@@ -78,56 +78,43 @@ impl FileKind for Tun {
             None => None,
             Some(name) => Some(device(name, tunf.ns_id, plan)?),
         };
-        Ok(Box::new(TunFile { path, device, detached: tunf.detached.unwrap_or(false) }))
+        let detached = tunf.detached.unwrap_or(false);
+        Ok(Box::new(TunFile { path, device, detached, network: tunf.ns_id }))
     }
 }
 
-/// Refuses a device that a restore would not find: one of another namespace, or whose namespace is not dumped.
-fn refuse_elsewhere(file: BorrowedFd<'_>, name: &str, out: &FilesOut<'_>) -> Result<()> {
+/// Refuses a device that a restore would not find, as its namespace is not dumped; gives the number of that.
+fn check_place(name: &str, network: Option<u32>, out: &FilesOut<'_>) -> Result<u32> {
     let refused = |why: &str, remedy: &str| {
         Err(Error::unsupported(format!("an open file of network device {name}: {why}"))
             .remedy(remedy.to_owned()))
     };
-    if out.own_network().is_none() {
+    let Some(network) = network else {
         return refused(
             "the network namespace, which is not the tree's own, is not dumped with it",
             "close it before the dump, or start the program in a network namespace of its own",
         );
-    }
-    let theirs = match sockopt::network(file) {
-        // Before Linux 5.1, and for who may not ask.
-        Err(e) if matches!(e.errno(), Some(libc::EPERM | libc::ENOTTY | libc::EINVAL)) => None,
-        other => Some(fstat(other?).call("fstat")?.st_ino),
     };
-    let ours = "/proc/thread-self/ns/net";
-    let ours = stat(ours).call(format!("stat({ours})"))?.st_ino;
-    if theirs.is_some_and(|theirs| theirs != ours) {
-        return refused("it is in another network namespace than the task", "close it before the dump");
-    }
+    let inode = out.networks.inode(network).map(|inode| inode.to_string());
     let common = &out.opts.common;
     let moved = |e: &External| matches!(e, External::Netdev { name: moved, .. } if moved == name);
-    let kept = |e: &External| matches!(e, External::Net { key, .. } if *key == ours.to_string());
+    let kept = |e: &External| matches!(e, External::Net { key, .. } if Some(key) == inode.as_ref());
     if common.empty_net_ns || common.external.iter().any(|e| moved(e) || kept(e)) {
         return refused(
             "the device itself was to be left out",
             "close it before the dump, or leave out --empty-ns, --external net[] or netdev[]",
         );
     }
-    Ok(())
+    Ok(network)
 }
 
-/// The device called `name` of the network namespace that is made for the tree.
+/// The device called `name` of a network namespace that is made for the tree; without a number, of the root task's.
 fn device(name: &str, namespace: Option<u32>, plan: &PlanFiles<'_>) -> Result<Device> {
-    let Some(network) = plan.network else {
+    let network = namespace.or(plan.networks.first().copied());
+    let Some(network) = network.filter(|id| plan.devices && plan.networks.contains(id)) else {
         return Err(Error::unsupported(format!("an open file of network device {name}, which is not made"))
             .remedy("restore without --join-ns net and --empty-ns net"));
     };
-    if namespace.is_some_and(|id| id != network) {
-        return Err(Error::unsupported(format!(
-            "network device {name} is in another namespace than the root task's"
-        ))
-        .remedy("restore these images with CRIU"));
-    }
     let entries = plan.images.read_all::<pb::NetDeviceEntry>(ImageKind::Netdev, network.into())?;
     let entry = entries.into_iter().find(|e| e.name == name).and_then(|e| e.tun);
     let entry =
@@ -167,6 +154,8 @@ struct TunFile {
     device: Option<Device>,
     /// Its queue is not in use.
     detached: bool,
+    /// Number of its network namespace.
+    network: Option<u32>,
 }
 
 impl RestoredFile for TunFile {
@@ -194,6 +183,10 @@ impl RestoredFile for TunFile {
             }
         }
         Ok(file)
+    }
+
+    fn network(&self) -> Option<u32> {
+        self.network
     }
 
     fn has_finish(&self) -> bool {

@@ -1,5 +1,5 @@
-//! Which processes have the parasite in them just now, in memory that a guardian shares: it can take away what
-//! an engine that was killed has left.
+//! Which processes have the parasite in them just now, and whose networks are locked by rules that stay, in memory that a
+//! guardian shares: it can take away what an engine that was killed has left.
 
 use std::sync::{
     Arc,
@@ -17,6 +17,11 @@ use crate::{
 const ENTRIES: usize = 16;
 /// Words of an entry: state, pid, start time, address and length (two words each).
 const WORDS: usize = 8;
+
+/// Networks that may be locked at a time; further ones go unwatched.
+const NETWORKS: usize = 128;
+/// Words of one of them, behind the entries: pid, start time (two words).
+const NETWORK_WORDS: usize = 3;
 
 const FREE: u32 = 0;
 const BEING_WRITTEN: u32 = 1;
@@ -52,7 +57,35 @@ impl Ledger {
     /// # Errors
     /// ENOMEM.
     pub fn new() -> Result<Ledger> {
-        Ok(Ledger(Arc::new(SharedWords::new(ENTRIES * WORDS)?)))
+        Ok(Ledger(Arc::new(SharedWords::new(ENTRIES * WORDS + NETWORKS * NETWORK_WORDS)?)))
+    }
+
+    /// Notes that the network namespace of a task is about to be locked by what stays when this process ends.
+    pub fn locks_network(&self, pid: RealPid) -> Result<()> {
+        let start_time = Stat::read(&ProcDir::open(pid)?)?.start_time;
+        if let Some(at) = Self::networks().find(|at| self.0[*at].load(Ordering::Acquire) == FREE) {
+            self.put(at + 1, start_time);
+            self.0[at].store(pid.0.cast_unsigned(), Ordering::Release);
+        }
+        Ok(())
+    }
+
+    /// The tasks whose network namespaces were noted, as far as they still live.
+    pub fn locked_networks(&self) -> Vec<RealPid> {
+        let noted = Self::networks().filter_map(|at| {
+            let pid = self.0[at].load(Ordering::Acquire);
+            (pid != FREE).then(|| (RealPid(pid.cast_signed()), self.get(at + 1)))
+        });
+        let lives = |(pid, start_time): &(RealPid, u64)| {
+            let stat = ProcDir::open(*pid).and_then(|dir| Stat::read(&dir));
+            stat.is_ok_and(|stat| stat.start_time == *start_time)
+        };
+        noted.filter(lives).map(|(pid, _)| pid).collect()
+    }
+
+    /// Where they are.
+    fn networks() -> impl Iterator<Item = usize> {
+        (0..NETWORKS).map(|i| ENTRIES * WORDS + i * NETWORK_WORDS)
     }
 
     /// Enters a process that is about to get a mapping of `len` bytes. `None`: the list is full.
@@ -126,6 +159,22 @@ mod tests {
         drop(entry);
         assert_eq!(ledger.guests().len(), ENTRIES - 1);
         drop(more);
+        assert_eq!(ledger.guests(), []);
+    }
+
+    #[test]
+    fn networks_are_those_of_tasks_that_live() {
+        let me = RealPid(std::process::id() as i32);
+        let ledger = Ledger::new().unwrap();
+        assert_eq!(ledger.locked_networks(), []);
+        let mut child = std::process::Command::new("sleep").arg("1000").spawn().unwrap();
+        let pid = RealPid(child.id().cast_signed());
+        ledger.locks_network(me).unwrap();
+        ledger.locks_network(pid).unwrap();
+        assert_eq!(ledger.locked_networks(), [me, pid]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(ledger.locked_networks(), [me]);
         assert_eq!(ledger.guests(), []);
     }
 }

@@ -79,6 +79,11 @@ impl Method {
         }
     }
 
+    /// Whether the lock of a whole namespace stays when the process that sets it is killed.
+    pub(crate) fn stays(&self) -> bool {
+        self.how == NetworkLock::Iptables
+    }
+
     /// Of the dump that wrote `inventory`; `root` is its root task.
     pub(crate) fn of_images(inventory: &pb::InventoryEntry, root: i32) -> Self {
         let how = match inventory.network_lock_method {

@@ -70,6 +70,8 @@ impl Default for CpuCap {
 /// Which security module a profile is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LsmKind {
+    /// None: whatever the restoring command has itself.
+    None,
     /// AppArmor profile.
     AppArmor,
     /// SELinux label.
@@ -86,21 +88,41 @@ pub struct LsmProfile {
 }
 
 impl LsmProfile {
-    /// Parses `apparmor:NAME` or `selinux:LABEL`. Both remain text until the kernel is asked.
+    /// Parses `apparmor:NAME`, `selinux:LABEL`, `none:` or `unconfined`, which is AppArmor's word for no profile.
+    /// Names remain text until the kernel is asked.
     pub fn parse(text: &str) -> Result<LsmProfile, BadOption> {
-        let bad = || BadOption::new("LSM profile", text, "give apparmor:NAME or selinux:LABEL");
-        let (kind, name) = text.split_once(':').ok_or_else(bad)?;
+        let bad = || BadOption::new("LSM profile", text, "give apparmor:NAME, selinux:LABEL or unconfined");
+        let (kind, name) = match text {
+            "unconfined" => ("apparmor", text),
+            _ => text.split_once(':').ok_or_else(bad)?,
+        };
         let kind = match kind {
             "apparmor" => LsmKind::AppArmor,
             "selinux" => LsmKind::SeLinux,
+            "none" => return Ok(LsmProfile { kind: LsmKind::None, name: String::new() }),
             _ => return Err(bad()),
         };
+        // Either would end what the kernel is told.
+        if name.is_empty() || name.contains(['\0', '\n']) {
+            return Err(bad());
+        }
         Ok(LsmProfile { kind, name: name.to_owned() })
     }
 
     /// True for AppArmor's `unconfined`, which is also what a kernel without AppArmor gives.
     pub fn is_unconfined(&self) -> bool {
         self.kind == LsmKind::AppArmor && self.name == "unconfined"
+    }
+}
+
+impl std::fmt::Display for LsmProfile {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let kind = match self.kind {
+            LsmKind::None => "none",
+            LsmKind::AppArmor => "apparmor",
+            LsmKind::SeLinux => "selinux",
+        };
+        write!(f, "{kind}:{}", self.name)
     }
 }
 
@@ -125,7 +147,13 @@ mod tests {
         let p = LsmProfile::parse("apparmor:unconfined").unwrap();
         assert!(p.is_unconfined());
         assert_eq!(LsmProfile::parse("selinux:a:b:c").unwrap().name, "a:b:c");
-        assert!(LsmProfile::parse("smack:x").is_err());
-        assert!(LsmProfile::parse("plain").is_err());
+        assert!(LsmProfile::parse("unconfined").unwrap().is_unconfined());
+        assert_eq!(LsmProfile::parse("none:").unwrap().kind, LsmKind::None);
+        for text in ["selinux:a:b:c", "apparmor:x//&:ns:y", "none:"] {
+            assert_eq!(LsmProfile::parse(text).unwrap().to_string(), text);
+        }
+        for text in ["smack:x", "plain", "apparmor:", "selinux:", "apparmor:a\nb", ""] {
+            assert!(LsmProfile::parse(text).is_err(), "{text:?}");
+        }
     }
 }

@@ -6,6 +6,8 @@
 //! engine             has descriptors of all, for what only it may do
 //! ```
 
+use std::os::fd::OwnedFd;
+
 use nix::{
     fcntl::OFlag,
     sched::{CloneFlags, setns, unshare},
@@ -34,11 +36,6 @@ impl<T> Several<T> {
         Ok(Several(ids.into_iter().map(|id| Ok((id, read(id)?))).collect::<Result<_>>()?))
     }
 
-    /// That of the root task.
-    pub(super) fn first(&self) -> Option<&T> {
-        self.0.first().map(|(_, first)| first)
-    }
-
     /// All of them.
     pub(super) fn each(&self) -> impl Iterator<Item = (u32, &T)> {
         self.0.iter().map(|(id, of)| (*id, of))
@@ -49,17 +46,29 @@ impl<T> Several<T> {
         if self.0.len() > 1 { self.0.len() } else { 0 }
     }
 
-    /// Makes all but the first, in which this process is, also on return. Adds descriptors of all to `made` if there are
-    /// several.
+    /// Makes all but the first, in which this process is, also on return, and those that are `given` from outside. Adds
+    /// descriptors of all to `made` if there are several.
     ///
     /// World: Task, the root of the tree.
-    pub(super) fn make(&self, kind: CloneFlags, files: &FilesShared, made: &mut Vec<Space>) -> Result<()> {
+    pub(super) fn make(
+        &self,
+        kind: CloneFlags,
+        files: &FilesShared,
+        made: &mut Vec<Space>,
+        given: impl Fn(u32) -> Result<Option<OwnedFd>>,
+    ) -> Result<()> {
         if self.0.len() < 2 {
             return Ok(());
         }
         let (name, begin) = (name(kind), made.len());
         let me = ProcDir::own()?;
         for (at, (id, _)) in self.0.iter().enumerate() {
+            if at > 0
+                && let Some(file) = given(*id)?
+            {
+                made.push(Space { kind, id: *id, file: files.keep(file)? });
+                continue;
+            }
             if at > 0 {
                 unshare(kind).call("unshare").during(|| format!("{name} namespace {id}"))?;
             }

@@ -4,8 +4,9 @@
 //! ```text
 //! engine                                root task
 //! fork with CLONE_NEW*  --------------> waits
-//! maps of ids, what connects the
-//! network with ours     -- go --------> host name, ipc, network
+//! maps of ids           -- go --------> makes the others of kinds of which there are several
+//! what connects their
+//! networks with ours    <-- made, go -> host name, ipc, network
 //!                                       builder: a child that makes the mounts and ends
 //!                                       files without a name, terminals, connections
 //! takes them over       <-- made ------ goes on: memory, children
@@ -17,7 +18,6 @@
 use std::{
     cell::OnceCell,
     os::fd::{AsFd, OwnedFd},
-    time::Duration,
 };
 
 use nix::{
@@ -32,14 +32,13 @@ use super::{
     apart::Several,
     builder::{self, Built},
     entered::{Entered, Opened},
-    mapped,
+    mapped, networks,
     passing::Channel,
     stages::Area,
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
     files::{FilesPlan, FilesShared, OpenMasters, Revived, Root, Roots, Space, Spaces, spaces},
-    interrupt,
     ns::{
         enter::{here, inside},
         home, ipc, mnt, net, user, uts,
@@ -48,9 +47,6 @@ use crate::{
     procfs::ProcDir,
     pstree::{FileId, RealPid},
 };
-
-/// How often the engine looks whether the root task still lives while it waits for it.
-const LOOK: Duration = Duration::from_millis(100);
 
 /// What the root tells the engine.
 const MADE: u8 = 0;
@@ -67,7 +63,8 @@ pub struct Home {
     kinds: Kinds,
     uts: Several<uts::Uts>,
     ipc: Several<ipc::Ipc>,
-    net: Several<net::Net>,
+    net: Several<()>,
+    nets: Option<net::Nets>,
     user: Option<user::UserNs>,
     mnt: Option<mnt::Tree>,
     entered: Entered,
@@ -95,8 +92,11 @@ impl Home {
             )
             .remedy("restore without --join-ns user, or join those of all other kinds as well"));
         }
+        // Others may be made beside the one that stayed outside.
+        let net = CloneFlags::CLONE_NEWNET;
+        let beside = entered.is_external(net) && spaces(net).len() > 1;
         for (flag, name, what) in home::KINDS.iter().filter(|(flag, ..)| home::SEVERAL.contains(*flag)) {
-            if entered.has(*flag) && spaces(*flag).len() > 1 {
+            if entered.has(*flag) && spaces(*flag).len() > 1 && !(beside && *flag == net) {
                 return Err(Error::unsupported(format!(
                     "tasks that were in several {what} namespaces cannot all be in the one that is joined"
                 ))
@@ -104,12 +104,16 @@ impl Home {
             }
         }
         let wanted = |flag, id: Option<u32>| id.filter(|_| kinds.has(flag));
-        let several = |kind| if kinds.has(kind) { spaces(kind) } else { Vec::new() };
+        let several = |kind| match kinds.has(kind) || beside && kind == net {
+            true => spaces(kind),
+            false => Vec::new(),
+        };
         Ok(Home {
             kinds,
             uts: Several::read(several(CloneFlags::CLONE_NEWUTS), |id| uts::read(images, id))?,
             ipc: Several::read(several(CloneFlags::CLONE_NEWIPC), |id| ipc::read(images, id))?,
-            net: Several::read(several(CloneFlags::CLONE_NEWNET), |id| net::read(images, id, opts))?,
+            nets: networks::read(images, &several(net), kinds, opts)?,
+            net: Several::read(several(net), |_| Ok(()))?,
             user: wanted(CloneFlags::CLONE_NEWUSER, ids.user_ns_id)
                 .map(|id| user::read(images, id))
                 .transpose()?,
@@ -125,6 +129,11 @@ impl Home {
     pub fn descriptors(&self) -> usize {
         let mounts = self.mnt.as_ref().map_or(0, |tree| 3 * tree.ids().count());
         mounts + self.uts.descriptors() + self.ipc.descriptors() + self.net.descriptors()
+    }
+
+    /// Numbers of its network namespaces in images, the root task's first; none if none is made.
+    pub fn networks(&self) -> Vec<u32> {
+        self.nets.iter().flat_map(net::Nets::ids).collect()
     }
 
     /// Kinds that are made for the tree.
@@ -172,11 +181,9 @@ impl Home {
 
     /// The root task fills its namespaces. On return files can be opened.
     pub fn settle(&self, cx: &TaskCx<'_>, prepared: &Prepared) -> Result<()> {
-        while !prepared.root.is_ready(LOOK)? {
-            cx.area.goes_on()?;
+        if let Some(folder) = prepared.root.await_engine(cx.area)? {
+            mapped::take(&folder, &cx.snapshot.dir)?;
         }
-        let (_, _, folder) = prepared.root.receive()?.ok_or_else(gone)?;
-        folder.map_or(Ok(()), |folder| mapped::take(&folder, &cx.snapshot.dir))?;
         prepared.entered.enter()?;
         if self.user.is_some() {
             user::UserNs::become_root()?;
@@ -207,19 +214,39 @@ impl Home {
         prepared.root.send(MADE, 0, None)
     }
 
+    /// The name of a network namespace that comes from outside.
+    fn external(&self, id: u32) -> Option<&str> {
+        self.nets.as_ref()?.external(id)
+    }
+
+    /// Whether there are several namespaces of a kind.
+    fn is_several(&self) -> bool {
+        self.uts.descriptors() + self.ipc.descriptors() + self.net.descriptors() > 0
+    }
+
     /// Makes all namespaces of which there are several, and fills them.
     fn fill(&self, cx: &TaskCx<'_>, prepared: &Prepared) -> Result<()> {
         let (uts, ipc, net) = (CloneFlags::CLONE_NEWUTS, CloneFlags::CLONE_NEWIPC, CloneFlags::CLONE_NEWNET);
         let mut made = Vec::new();
-        self.uts.make(uts, cx.files, &mut made)?;
-        self.ipc.make(ipc, cx.files, &mut made)?;
-        self.net.make(net, cx.files, &mut made)?;
-        self.uts.fill(uts, &made, |uts| uts.restore().during(|| "uts namespace".into()))?;
-        self.ipc.fill(ipc, &made, |ipc| ipc.restore(&cx.snapshot.dir).map_err(user::unreadable))?;
-        self.net.fill(net, &made, |net| net::restore(net).during(|| "network namespace".into()))?;
+        let none = |_| Ok(None);
+        self.uts.make(uts, cx.files, &mut made, none)?;
+        self.ipc.make(ipc, cx.files, &mut made, none)?;
+        self.net.make(net, cx.files, &mut made, |id| match self.external(id) {
+            Some(name) => cx.files.given(cx.opts, name),
+            None => Ok(None),
+        })?;
         for Space { kind, id, file } in &made {
             let at = spaces::KINDS.iter().position(|(known, _)| known == kind).unwrap_or_default();
             prepared.root.send(SPACE + at as u8, *id, Some(file.as_fd()))?;
+        }
+        if self.is_several() {
+            prepared.root.send(MADE, 0, None)?;
+            prepared.root.await_engine(cx.area)?;
+        }
+        self.uts.fill(uts, &made, |uts| uts.restore().during(|| "uts namespace".into()))?;
+        self.ipc.fill(ipc, &made, |ipc| ipc.restore(&cx.snapshot.dir).map_err(user::unreadable))?;
+        if let Some(nets) = &self.nets {
+            net::restore(nets, &networks::files(&made)).during(|| "network namespace".into())?;
         }
         cx.files.set_spaces(Spaces::new(made))
     }
@@ -288,12 +315,15 @@ impl Prepared {
     }
 
     /// In the engine, when the root task `root` is forked: gives it what only we can give, and lets it fill its
-    /// namespaces, which others may look at `empty` before.
+    /// namespaces, which others may look at `empty` before. All networks but the first are to be locked by `lock`, which is
+    /// told whether they come from outside.
     pub fn let_go(
         &self,
         home: &Home,
         (root, images): (RealPid, &ImageDir),
         empty: impl FnOnce() -> Result<()>,
+        (files, area, watch): (&FilesShared, &Area, &dyn Fn() -> Result<()>),
+        lock: impl FnMut(OwnedFd, bool) -> Result<()>,
     ) -> Result<Option<net::Undo>> {
         let mut folder = None;
         if let Some(user) = &home.user {
@@ -301,10 +331,23 @@ impl Prepared {
             folder = mapped::for_users_of(root, images);
         }
         empty()?;
-        let outside = match home.net.first() {
-            Some(net) => Some(net::restore_outside(net, network_of(root)?.as_fd())?),
-            None => None,
-        };
+        let mut made = Vec::new();
+        if home.is_several() {
+            self.engine.send(MADE, 0, folder.take().as_ref().map(AsFd::as_fd))?;
+            loop {
+                match self.engine.next(area, watch)? {
+                    (MADE, ..) => break,
+                    (kind, id, Some(fd)) => {
+                        let kind = space(kind).ok_or_else(|| Error::bug("a message of no kind"))?;
+                        made.push(Space { kind, id, file: files.keep(fd)? });
+                    }
+                    _ => return Err(Error::bug("a message of no kind")),
+                }
+            }
+        }
+        let nets = home.nets.as_ref();
+        let outside = nets.map(|nets| networks::connect(nets, root, &made, lock)).transpose()?;
+        files.set_spaces(Spaces::new(made))?;
         self.engine.send(MADE, 0, folder.as_ref().map(AsFd::as_fd))?;
         Ok(outside)
     }
@@ -318,40 +361,17 @@ impl Prepared {
         watch: impl Fn() -> Result<()>,
     ) -> Result<()> {
         let (mut roots, mut revived, mut orphans) = (Vec::new(), Vec::new(), Vec::new());
-        let mut made = Vec::new();
         loop {
-            interrupt::check()?;
-            if area.failed() {
-                return Err(area.failure());
-            }
-            if !self.engine.is_ready(LOOK)? {
-                // It tells why it ends, if it can.
-                watch().map_err(|e| if area.failed() { area.failure() } else { e })?;
-                continue;
-            }
-            match self.engine.receive()? {
-                Some((MADE, ..)) => break,
-                Some((ROOT, _, Some(fd))) => roots.push(Root::of(files.keep(fd)?, b"")?),
-                Some((kind @ (CONNECTION | REUSING), id, Some(fd))) => {
+            match self.engine.next(area, &watch)? {
+                (MADE, ..) => break,
+                (ROOT, _, Some(fd)) => roots.push(Root::of(files.keep(fd)?, b"")?),
+                (kind @ (CONNECTION | REUSING), id, Some(fd)) => {
                     revived.push((FileId(id), Revived::new(fd, kind == REUSING)));
                 }
-                Some((MASTER, _, Some(fd))) => orphans.push(fd),
-                Some((kind @ SPACE.., id, Some(fd))) if space(kind).is_some() => {
-                    let kind = space(kind).ok_or_else(|| Error::bug("a message of no kind"))?;
-                    made.push(Space { kind, id, file: files.keep(fd)? });
-                }
-                Some(_) => return Err(Error::bug("a message of no kind")),
-                None => {
-                    let ended = watch();
-                    return Err(if area.failed() {
-                        area.failure()
-                    } else {
-                        ended.err().unwrap_or_else(gone)
-                    });
-                }
+                (MASTER, _, Some(fd)) => orphans.push(fd),
+                _ => return Err(Error::bug("a message of no kind")),
             }
         }
-        files.set_spaces(Spaces::new(made))?;
         let roots = match &home.mnt {
             Some(tree) => Roots::new(tree.ids().zip(roots).collect(), tree.places()),
             None => roots.pop().map_or_else(Roots::default, Roots::of),
@@ -368,9 +388,4 @@ fn space(message: u8) -> Option<CloneFlags> {
 /// The network namespace of a task.
 pub(super) fn network_of(root: RealPid) -> Result<OwnedFd> {
     ProcDir::open(root)?.file("ns/net", OFlag::O_RDONLY)
-}
-
-fn gone() -> Error {
-    Error::host("the root task and this process lost each other while its namespaces were being filled")
-        .remedy("one of the two was killed: restore again")
 }

@@ -16,6 +16,7 @@ pub mod home;
 mod kinds;
 mod mapped;
 mod network;
+mod networks;
 pub(crate) mod passing;
 mod pidfile;
 pub mod plan;
@@ -30,7 +31,7 @@ pub mod task;
 pub mod tree;
 
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 use nix::sched::CloneFlags;
 use rcriu_images::ImageDir;
@@ -63,7 +64,7 @@ use network::Network;
 use pidfile::Pidfile;
 use plan::Plan;
 use preflight::Preflight;
-use prepare::{give_away, late_memory, prepare_files};
+use prepare::{give_away, late_memory, prepare_files, whole_proc};
 use stages::Area;
 use tree::Role;
 
@@ -151,6 +152,9 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         crate::mm::dedup::begin(&snapshot.dir)?;
         crate::mm::dedup::shared(&snapshot.dir)?;
     }
+    // Needs: nothing of the tree in them. What was made is removed on failure, once nobody is left there.
+    let policies = plan.policies.load(plan.labels.host())?;
+    let proc = plan.labels.any(&snapshot).then(|| files.keep(whole_proc()?)).transpose()?;
     fork::check_single_threaded()?;
     // Lives longer than the tasks: groups can only be taken back when nobody is in them.
     let mut groups = Groups::prepare(&snapshot.dir, root::groups(&snapshot), &opts.common.cgroup)?;
@@ -167,6 +171,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         giver: giver.as_ref(),
         groups: &groups,
         home: home.as_ref(),
+        proc: proc.as_ref().map(AsRawFd::as_raw_fd),
         task: TaskIx::ROOT,
     };
     if plan.tree.len() >= MANY
@@ -192,7 +197,15 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
                 false => Ok(()),
             };
             let empty = || tell(Moment::SetupNamespaces);
-            let outside = home.let_go(&plan.home, (root, &snapshot.dir), empty).map_err(|e| area.why(e))?;
+            let outside = home
+                .let_go(
+                    &plan.home,
+                    (root, &snapshot.dir),
+                    empty,
+                    (&files, &area, &watch),
+                    |namespace, external| network.one_more(namespace, external),
+                )
+                .map_err(|e| area.why(e))?;
             home.await_root(&plan.home, (&files, &plan.files), &area, watch)?;
             if away(CloneFlags::CLONE_NEWUSER) && own_groups {
                 groups.put_from_top(root, set_of_root(&snapshot))?;
@@ -267,6 +280,7 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
         outside.keep();
     }
     segments.keep();
+    policies.keep();
     pidfile.keep();
     files.finished();
     log::info!("Restore finished successfully. Tasks resumed.");

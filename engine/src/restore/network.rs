@@ -22,10 +22,10 @@ use crate::{
 #[derive(Debug)]
 pub(super) struct Network {
     /// Dropped, packets pass.
-    lock: Option<Lock>,
-    whole: Option<Whole>,
-    /// The namespace, where it is not ours.
-    namespace: Option<OwnedFd>,
+    locks: Vec<Lock>,
+    wholes: Vec<Whole>,
+    /// The namespaces that are not ours, the root task's first.
+    namespaces: Vec<OwnedFd>,
     /// What the dump left.
     method: Method,
     connections: Vec<Connection>,
@@ -41,15 +41,17 @@ impl Network {
         let namespace = home.and_then(|home| home.entered().get(net));
         let namespace = namespace.map(|fd| fd.try_clone_to_owned().call("dup")).transpose()?;
         let mut network = Network {
-            lock: None,
-            whole: None,
-            namespace,
+            locks: Vec::new(),
+            wholes: Vec::new(),
+            namespaces: namespace.into_iter().collect(),
             method: Method::of_images(&snapshot.inventory, plan.node(TaskIx::ROOT).pid.0),
             connections: plan.files.connections(),
             own: snapshot.namespaces.has(net),
         };
         if !plan.home.kinds().has(net) {
-            network.lock = Some(network.there(|| Lock::new(&network.method, &network.connections))?);
+            let lock = || Lock::new(&network.method, &network.connections);
+            let locked = there(network.namespaces.first(), lock)?;
+            network.locks.push(locked);
         }
         Ok(network)
     }
@@ -59,9 +61,21 @@ impl Network {
         if !plan.home.kinds().has(CloneFlags::CLONE_NEWNET) {
             return Ok(());
         }
-        self.namespace = Some(home::network_of(root)?);
-        match self.there(|| netlock::guard_all(&self.method)) {
-            Ok(whole) => self.whole = Some(whole),
+        self.one_more(home::network_of(root)?, false)
+    }
+
+    /// Locks another namespace that was made for the tree; only its connections if others are in it.
+    pub(super) fn one_more(&mut self, namespace: OwnedFd, external: bool) -> Result<()> {
+        if external {
+            let lock = there(Some(&namespace), || Lock::new(&self.method, &self.connections))?;
+            self.locks.push(lock);
+            self.namespaces.push(namespace);
+            return Ok(());
+        }
+        let locked = there(Some(&namespace), || netlock::guard_all(&self.method));
+        self.namespaces.push(namespace);
+        match locked {
+            Ok(whole) => self.wholes.push(whole),
             Err(e) if self.connections.is_empty() => log::warn!("The network is not locked: {e}"),
             Err(e) => return Err(e.during("network namespace")),
         }
@@ -78,21 +92,26 @@ impl Network {
         if self.own {
             log::info!("Unlock network");
             complain(opts.common.notifier.notify(Stage::NetworkUnlock, Some(root)));
-            complain(self.there(|| netlock::unlock_all(&self.method)));
+            if self.namespaces.is_empty() {
+                complain(netlock::unlock_all(&self.method));
+            }
+            for namespace in &self.namespaces {
+                complain(there(Some(namespace), || netlock::unlock_all(&self.method)));
+            }
         }
         // A tree that was in our namespace left its lock here, wherever it lives now.
         complain(self.method.unlock(&self.connections));
-        complain(self.there(|| self.method.unlock(&self.connections)));
-        drop((self.lock.take(), self.whole.take()));
+        complain(there(self.namespaces.first(), || self.method.unlock(&self.connections)));
+        drop((std::mem::take(&mut self.locks), std::mem::take(&mut self.wholes)));
     }
+}
 
-    /// Acts in the namespace.
-    fn there<T>(&self, act: impl FnOnce() -> Result<T>) -> Result<T> {
-        match &self.namespace {
-            Some(namespace) => {
-                here(namespace.as_fd(), CloneFlags::CLONE_NEWNET, act).during(|| "network namespace".into())
-            }
-            None => act(),
+/// Acts in a namespace; in ours if it is none.
+fn there<T>(namespace: Option<&OwnedFd>, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    match namespace {
+        Some(namespace) => {
+            here(namespace.as_fd(), CloneFlags::CLONE_NEWNET, act).during(|| "network namespace".into())
         }
+        None => act(),
     }
 }

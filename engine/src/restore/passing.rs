@@ -16,13 +16,21 @@ use nix::{
     },
 };
 
+use super::stages::Area;
 use crate::{
     error::{Error, Result, SysContext},
+    interrupt,
     sys::fd::take,
 };
 
 /// Bytes of a message: its kind and a number.
 const LEN: usize = 5;
+
+/// How often one side looks whether the other still lives while it waits for it.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// Kind, number, and what comes along.
+pub type Message = (u8, u32, Option<OwnedFd>);
 
 /// One end.
 #[derive(Debug)]
@@ -58,7 +66,7 @@ impl Channel {
     }
 
     /// Waits for a message; `None` when the other end is closed.
-    pub fn receive(&self) -> Result<Option<(u8, u32, Option<OwnedFd>)>> {
+    pub fn receive(&self) -> Result<Option<Message>> {
         let mut bytes = [0; LEN];
         let mut room = cmsg_space!([RawFd; 1]);
         let (len, fd) = loop {
@@ -89,6 +97,37 @@ impl Channel {
         }
     }
 
+    /// The next message for the engine; `watch` looks whether the other side lives.
+    ///
+    /// # Errors
+    /// What ended the other side, as far as that is known.
+    pub(super) fn next(&self, area: &Area, watch: &dyn Fn() -> Result<()>) -> Result<Message> {
+        loop {
+            interrupt::check()?;
+            if area.failed() {
+                return Err(area.failure());
+            }
+            if !self.is_ready(LOOK)? {
+                // It tells why it ends, if it can.
+                watch().map_err(|e| if area.failed() { area.failure() } else { e })?;
+                continue;
+            }
+            if let Some(message) = self.receive()? {
+                return Ok(message);
+            }
+            let ended = watch();
+            return Err(if area.failed() { area.failure() } else { ended.err().unwrap_or_else(gone) });
+        }
+    }
+
+    /// In a task: waits for a word of the engine, and for what it hands over.
+    pub(super) fn await_engine(&self, area: &Area) -> Result<Option<OwnedFd>> {
+        while !self.is_ready(LOOK)? {
+            area.goes_on()?;
+        }
+        self.receive()?.ok_or_else(gone).map(|(_, _, fd)| fd)
+    }
+
     /// Whether a message, or the end, has come before `timeout` is over.
     pub fn is_ready(&self, timeout: Duration) -> Result<bool> {
         let mut wait = [PollFd::new(self.0.as_fd(), PollFlags::POLLIN)];
@@ -98,6 +137,11 @@ impl Channel {
             other => Ok(other.call("poll")? > 0),
         }
     }
+}
+
+fn gone() -> Error {
+    Error::host("the root task and this process lost each other while its namespaces were being filled")
+        .remedy("one of the two was killed: restore again")
 }
 
 #[cfg(test)]

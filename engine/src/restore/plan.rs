@@ -16,6 +16,7 @@ use crate::restore::home::Home;
 use crate::restore::preflight;
 use crate::restore::read::{Snapshot, TaskImage, TaskIx};
 use crate::restore::tree::{Member, Node, Outside, Role, Tree};
+use crate::task::lsm::{Labels, policy::Policies, sockets};
 
 /// The whole restore, immutable.
 #[derive(Debug)]
@@ -26,6 +27,10 @@ pub struct Plan {
     pub files: FilesPlan,
     /// Namespaces of its own.
     pub home: Home,
+    /// By what security modules confine it.
+    pub labels: Labels,
+    /// Policy that it had loaded for itself.
+    pub policies: Policies,
 }
 
 impl Plan {
@@ -44,8 +49,8 @@ impl Plan {
         let is_free = |pid| apart || preflight::is_free(pid);
         let tree = Tree::build(&Member::of(snapshot), outside(opts, apart)?, &is_free)?;
         let mut cx = PlanFiles::new(&snapshot.dir, opts, kernel, &snapshot.files)?;
-        let has_devices = home.kinds().has(CloneFlags::CLONE_NEWNET) && !opts.common.empty_net_ns;
-        cx.network = root.ids.net_ns_id.filter(|_| has_devices);
+        cx.networks = home.networks();
+        cx.devices = !opts.common.empty_net_ns;
         if home.is_away(CloneFlags::CLONE_NEWNS)
             && let Some(make) = tree.nodes.iter().flat_map(|node| &node.makes).find(|make| make.share_fs)
         {
@@ -56,7 +61,12 @@ impl Plan {
             ))
             .remedy("dump the tree when they no longer share it"));
         }
-        let plan = Plan { tree, files: FilesPlan::build(cx, &tables(snapshot))?, home };
+        let given = opts.common.lsm_profile.as_ref();
+        let labels = Labels::new(&snapshot.inventory, given);
+        let policies = Policies::read(&snapshot.dir, given, Labels::dumped(snapshot))?;
+        let mut files = FilesPlan::build(cx, &tables(snapshot))?;
+        files.label(sockets::wanted(&labels, snapshot));
+        let plan = Plan { tree, files, home, labels, policies };
         plan.log();
         Ok(plan)
     }

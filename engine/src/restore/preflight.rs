@@ -46,6 +46,8 @@ pub enum Area {
     Limit,
     /// Shared memory is in use.
     Memory,
+    /// A security module, profile or label is not there.
+    Security,
 }
 
 /// One reason why the restore would fail.
@@ -131,6 +133,8 @@ impl Preflight {
         check_kernel(&mut found, plan, kernel);
         check_limits(&mut found, snapshot, plan)?;
         found.add(Area::Limit, hugetlb::check(snapshot));
+        found.add(Area::Security, plan.policies.check(plan.labels.host()));
+        found.add(Area::Security, plan.labels.check(snapshot, &plan.policies));
         // In one that is joined it is found out when it is made there.
         if !away(CloneFlags::CLONE_NEWIPC) {
             found.add(Area::Memory, sysv::check(snapshot));

@@ -1,5 +1,7 @@
 //! What is made ready before the first fork.
 
+use nix::{fcntl::OFlag, sys::stat::Mode};
+
 use super::*;
 
 /// Hands masters of terminals to whoever they belong to from now on.
@@ -55,4 +57,10 @@ pub(super) fn prepare_files(
         log.set(keep(log.get())?.into_raw_fd());
     }
     FilesShared::prepare(&plan.files, zone, &snapshot.dir, opts, kernel)
+}
+
+/// /proc as this process sees it: tasks find themselves there wherever they are.
+pub(super) fn whole_proc() -> Result<OwnedFd> {
+    let flags = OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC;
+    nix::fcntl::open("/proc", flags, Mode::empty()).call("open(/proc)")
 }

@@ -18,6 +18,7 @@ mod close;
 mod zombie;
 
 use std::convert::Infallible;
+use std::os::fd::RawFd;
 use std::sync::atomic::Ordering;
 
 use nix::sched::{CloneFlags, unshare};
@@ -70,6 +71,8 @@ pub struct TaskCx<'a> {
     pub groups: &'a Groups,
     /// What namespaces of the tree's own are made of, if it has any.
     pub home: Option<&'a home::Prepared>,
+    /// A folder /proc that knows all tasks, if they need one to the end; under the same number in all of them.
+    pub proc: Option<RawFd>,
     /// Which task this is.
     pub task: TaskIx,
 }
@@ -93,7 +96,7 @@ impl<'a> TaskCx<'a> {
             &self.snapshot.dir,
             self.opts,
             self.kernel,
-            self.node().pid,
+            (self.node().pid, self.image().ok().and_then(|image| image.ids.net_ns_id)),
         )
     }
 

@@ -41,6 +41,16 @@ pub(crate) fn bytes<const N: usize>(fd: BorrowedFd<'_>, opt: Opt) -> Result<([u8
     if r < 0 { Err(failed("getsockopt", opt)) } else { Ok((value, (len as usize).min(N))) }
 }
 
+/// An option that is asked for with words that say what: `value` is both.
+pub(crate) fn exchange(fd: BorrowedFd<'_>, opt: Opt, value: &mut [u8]) -> Result<()> {
+    let mut len = value.len() as libc::socklen_t;
+    // SAFETY: a buffer as long as `len` says.
+    let r = unsafe {
+        libc::getsockopt(fd.as_raw_fd(), opt.level, opt.number, value.as_mut_ptr().cast(), &raw mut len)
+    };
+    if r < 0 { Err(failed("getsockopt", opt)) } else { Ok(()) }
+}
+
 /// An option that is an int (flags are too).
 pub(crate) fn int(fd: BorrowedFd<'_>, opt: Opt) -> Result<i32> {
     let (value, len) = bytes::<4>(fd, opt)?;
@@ -146,6 +156,26 @@ pub(crate) fn socket(family: i32, kind: i32, protocol: i32) -> Result<OwnedFd> {
     }
     // SAFETY: a new descriptor of ours.
     Ok(unsafe { OwnedFd::from_raw_fd(r) })
+}
+
+/// Number of the device called `name` in the network namespace of a socket.
+///
+/// # Errors
+/// ENODEV if there is none.
+pub(crate) fn device_index(fd: BorrowedFd<'_>, name: &str) -> Result<u32> {
+    // SAFETY: plain bytes and numbers, for which zero is a value.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    if name.len() >= request.ifr_name.len() {
+        return Err(Error::image(format!("no device can be called {name:?}")));
+    }
+    request.ifr_name.iter_mut().zip(name.bytes()).for_each(|(to, from)| *to = from as libc::c_char);
+    // SAFETY: a request of ours that lives through the call.
+    let r = unsafe { libc::ioctl(fd.as_raw_fd(), libc::SIOCGIFINDEX as libc::Ioctl, &raw mut request) };
+    if r < 0 {
+        return Err(Error::io("ioctl(SIOCGIFINDEX)", &std::io::Error::last_os_error()));
+    }
+    // SAFETY: the kernel has written this member.
+    Ok(unsafe { request.ifr_ifru.ifru_ifindex }.cast_unsigned())
 }
 
 /// `SIOCPROTOPRIVATE`: of a unix socket, the file it is bound to.

@@ -1,11 +1,14 @@
 //! Extended attributes of a file named by path, the file itself where that is a symbolic link: `llistxattr(2)` and
-//! relatives.
+//! relatives. And of an open one.
 //!
 //! # Safety
 //! Paths and names are C strings that outlive their call; buffers are local and as long as the kernel is told.
 #![allow(unsafe_code)]
 
-use std::ffi::{CStr, CString};
+use std::{
+    ffi::{CStr, CString},
+    os::fd::{AsRawFd, BorrowedFd},
+};
 
 use crate::{
     error::{Error, Result},
@@ -50,6 +53,12 @@ pub(crate) fn get(path: &[u8], name: &CStr) -> Result<Vec<u8>> {
     let path = text(path)?;
     // SAFETY: as above.
     whole("lgetxattr", |to, len| unsafe { libc::lgetxattr(path.as_ptr(), name.as_ptr(), to, len) })
+}
+
+/// Value of attribute `name` of an open file.
+pub(crate) fn of_open(file: BorrowedFd<'_>, name: &CStr) -> Result<Vec<u8>> {
+    // SAFETY: as above.
+    whole("fgetxattr", |to, len| unsafe { libc::fgetxattr(file.as_raw_fd(), name.as_ptr(), to, len) })
 }
 
 /// Sets attribute `name`.

@@ -9,7 +9,8 @@ use crate::{
     procfs::status::Status,
 };
 
-/// The entry of a thread with `status`; `securebits` come from prctl(2) inside it.
+/// The entry of a thread with `status`; `securebits` come from prctl(2) inside it. What security modules say is added
+/// by the caller.
 pub fn dump(status: &Status, securebits: u32, ids: &Ids) -> Result<pb::CredsEntry> {
     let [uid, euid, suid, fsuid] = status.uid.map(|uid| ids.user(uid));
     let [gid, egid, sgid, fsgid] = status.gid.map(|gid| ids.group(gid));
@@ -47,19 +48,12 @@ fn mask(halves: &[u32]) -> u64 {
     halves.iter().take(2).enumerate().fold(0, |mask, (i, half)| mask | u64::from(*half) << (32 * i))
 }
 
-/// What the restorer does to give a thread these credentials, starting from our own. The groups are left to
-/// the caller, who knows where the list lies.
+/// What the restorer does to give a thread these credentials, starting from our own. The groups and labels are left to
+/// the caller, who knows where the texts lie.
 ///
 /// # Errors
 /// Capabilities that we do not have ourselves.
 pub fn restore(entry: &pb::CredsEntry, own: &Status, own_securebits: u32) -> Result<args::Creds> {
-    if let Some(profile) = &entry.lsm_profile
-        && !matches!(profile.trim_end(), "" | "unconfined")
-        && std::fs::read_to_string("/proc/self/attr/current")
-            .is_ok_and(|own| own.trim_end() != profile.trim_end())
-    {
-        return Err(Error::unsupported(format!("the security profile {profile:?} cannot be restored")));
-    }
     let wanted = args::Creds {
         uid: [entry.uid, entry.euid, entry.suid, entry.fsuid],
         gid: [entry.gid, entry.egid, entry.sgid, entry.fsgid],

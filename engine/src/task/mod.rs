@@ -11,6 +11,7 @@ pub mod fs;
 pub mod ioprio;
 pub mod keys;
 pub mod landlock;
+pub mod lsm;
 pub mod misc;
 pub mod more;
 pub mod numa;

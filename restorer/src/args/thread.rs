@@ -38,10 +38,22 @@ pub struct Creds {
     pub no_new_privs: u32,
     /// 0 if the engine's own are the same but perhaps for `no_new_privs`.
     pub change: u32,
-    /// Padding.
-    pub pad: u32,
+    /// Which security module [`Creds::profile`] is for, one of [`module`]; says when it is written.
+    pub module: u32,
     /// Supplementary groups, `u32` each.
     pub groups: Table<u32>,
+    /// What is written to `attr/current`, as the module takes it; empty for nothing.
+    pub profile: Table<u8>,
+    /// The same for `attr/sockcreate`.
+    pub sockcreate: Table<u8>,
+}
+
+/// Values of [`Creds::module`].
+pub mod module {
+    /// Each thread writes its own once it has its other rights.
+    pub const APPARMOR: u32 = 1;
+    /// A process may only do so while it has one thread: that of the leader is all threads'.
+    pub const SELINUX: u32 = 2;
 }
 
 /// A seccomp filter.
@@ -138,7 +150,7 @@ impl Setting {
 
 const _: () = {
     assert!(size_of::<RseqArea>() == 16);
-    assert!(size_of::<Creds>() == 104);
+    assert!(size_of::<Creds>() == 136);
     assert!(size_of::<Filter>() == 24);
     assert!(size_of::<Setting>() == 48);
     assert!(size_of::<ThreadArgs>() == 192);

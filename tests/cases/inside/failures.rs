@@ -196,7 +196,7 @@ fn truncate(images: &Images, name: &str) -> Result<()> {
 }
 
 /// A dump that must be refused in one line, and changes nothing.
-fn refused(program: &Program, pid: i32, words: &[&str]) -> Result<()> {
+pub(super) fn refused(program: &Program, pid: i32, words: &[&str]) -> Result<()> {
     let (images, before, host) = (Images::new()?, program.state()?, Host::now()?);
     let finished = Cycle::new()?.at_home(program).try_dump(pid, &images, &[])?.refused()?;
     finished.says(words)?;
@@ -222,7 +222,7 @@ fn without_root() -> Result<()> {
 
 /// Failures at named points, signals, and images that are spoilt: those without which there is no restore, and those
 /// whose every byte counts.
-fn failing(
+pub(super) fn failing(
     cases: &mut Vec<Case>,
     which: &str,
     with_users: Start,

@@ -3,10 +3,11 @@
 mod failures;
 mod host;
 mod kinds;
+mod networks;
 mod own;
 
 use rcriu_tests::Case;
 
 pub fn cases() -> Vec<Case> {
-    [kinds::cases(), own::cases(), failures::cases()].into_iter().flatten().collect()
+    [kinds::cases(), own::cases(), networks::cases(), failures::cases()].into_iter().flatten().collect()
 }

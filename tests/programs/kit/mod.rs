@@ -2,6 +2,7 @@
 
 pub mod crew;
 pub mod mem;
+pub mod net;
 pub mod team;
 
 use std::fs;

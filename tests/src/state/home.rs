@@ -11,7 +11,7 @@ use crate::home::inside;
 
 type Facts = Vec<(String, String)>;
 
-/// Of the namespaces of process `pid`, and of the mount namespaces of all `pids` of its tree.
+/// Of the namespaces of process `pid`, and of the mount and network namespaces of all `pids` of its tree.
 pub(super) fn of(pid: i32, pids: &[i32]) -> Result<Facts> {
     let link = |of: &str, name: &str| fs::read_link(format!("/proc/{of}/ns/{name}")).ok();
     let own = |name: &str| link("self", name) != link(&pid.to_string(), name);
@@ -31,7 +31,7 @@ pub(super) fn of(pid: i32, pids: &[i32]) -> Result<Facts> {
         facts.extend(inside(pid, &["ipc"], ipc)?);
     }
     if own("net") {
-        facts.extend(inside(pid, &["net"], network)?);
+        facts.extend(all_networks(pid, pids)?);
     }
     if own("cgroup") {
         facts.push(("groups".into(), fs::read_to_string(format!("/proc/{pid}/cgroup")).context("cgroup")?));
@@ -111,6 +111,24 @@ fn network() -> Result<Facts> {
     for family in ["ipv4", "ipv6"] {
         for of in ["all", "default", "lo"] {
             facts.extend(all_settings(&format!("/proc/sys/net/{family}/conf/{of}"))?);
+        }
+    }
+    Ok(facts)
+}
+
+/// The same of every network namespace that one of `pids` is in.
+fn all_networks(root: i32, pids: &[i32]) -> Result<Facts> {
+    let (mut seen, mut facts) = (HashSet::new(), Facts::new());
+    for pid in pids {
+        // Zombies are in none.
+        let Ok(namespace) = fs::read_link(format!("/proc/{pid}/ns/net")) else { continue };
+        if seen.insert(namespace) {
+            let number = seen.len();
+            let found = inside(*pid, &["net"], network)?.into_iter();
+            facts.extend(found.map(|(what, value)| match *pid == root {
+                true => (what, value),
+                false => (format!("{what} of namespace {number}"), value),
+            }));
         }
     }
     Ok(facts)

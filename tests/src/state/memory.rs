@@ -14,9 +14,12 @@ pub(super) fn lines(smaps: &str) -> String {
     let mut areas: Vec<Area> = Vec::new();
     for line in smaps.lines() {
         if let Some(flags) = line.strip_prefix("VmFlags:") {
-            // sd: soft-dirty, and ac: accounted, say what was written when, not what is mapped.
-            let flags =
-                flags.split_whitespace().filter(|f| !["sd", "ac"].contains(f)).collect::<Vec<_>>().join(" ");
+            // sd: soft-dirty, and ac: accounted, say what was written when, not what is mapped; dw: that exec mapped it.
+            let flags = flags
+                .split_whitespace()
+                .filter(|f| !["sd", "ac", "dw"].contains(f))
+                .collect::<Vec<_>>()
+                .join(" ");
             if let Some(area) = areas.last_mut() {
                 area.flags = flags;
             }

@@ -10,7 +10,7 @@
 //! them but what belongs to the descriptor itself: whether exec closes it, and locks of the child.
 
 use std::{
-    os::fd::{BorrowedFd, OwnedFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
     sync::Arc,
 };
 
@@ -205,6 +205,9 @@ impl<'a> FilesOut<'a> {
             Looked::Taken(drained) => {
                 let (cloexec, socket) = (drained.probe.cloexec, drained.probe.socket.is_some());
                 let number = self.number(&drained)?;
+                if socket {
+                    self.labels.met(number.0, drained.file.as_fd())?;
+                }
                 let virt = self.numbering.of(task);
                 self.locks.dump(&drained, (number, virt), files_id, self.opts.common.file_locks)?;
                 let (id, fd_type) = self.open_file(*drained, number)?;
@@ -217,7 +220,7 @@ impl<'a> FilesOut<'a> {
             flags: if cloexec { libc::FD_CLOEXEC.cast_unsigned() } else { 0 },
             r#type: slot.fd_type as i32,
             fd: fd.cast_unsigned(),
-            xattr_security_selinux: None,
+            xattr_security_selinux: self.labels.of(slot.id),
         })?;
         Ok(slot)
     }

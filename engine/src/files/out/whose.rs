@@ -1,29 +1,62 @@
 //! What belongs to namespaces of the tree's own.
 
+use std::os::fd::BorrowedFd;
+
+use nix::sys::stat::{fstat, stat};
+
 use super::*;
+use crate::sys::sockopt;
 
 impl FilesOut<'_> {
-    /// Notes a device tun or tap that a task has open.
-    pub(in crate::files) fn tun(&mut self, device: net::Tun) {
-        if !self.tuns.contains(&device) {
-            self.tuns.push(device);
+    /// Notes a device tun or tap of network namespace `id` that a task has open.
+    pub(in crate::files) fn tun(&mut self, id: u32, device: net::Tun) {
+        if !self.tuns.contains(&(id, device.clone())) {
+            self.tuns.push((id, device));
         }
     }
 
-    /// Devices tun and tap that tasks have open.
-    pub fn tuns(&self) -> &[net::Tun] {
-        &self.tuns
+    /// Devices tun and tap of network namespace `id` that tasks have open.
+    pub fn tuns(&self, id: u32) -> Vec<net::Tun> {
+        self.tuns.iter().filter(|(of, _)| *of == id).map(|(_, device)| device.clone()).collect()
     }
 
-    /// The lock of the tree's own network namespace.
-    pub(crate) fn network_lock(&self) -> Option<&Whole> {
-        self.sockets.lock()
+    /// The tree's own network namespaces.
+    pub fn networks(&self) -> &net::Networks {
+        &self.networks
     }
 
-    /// Number of the tree's own network namespace, for sockets.
-    pub(in crate::files) fn own_network(&self) -> Option<u32> {
-        let ids = self.namespaces.as_ref().filter(|_| self.own.contains(CloneFlags::CLONE_NEWNET))?;
-        ids.net_ns_id
+    /// The lock of network namespace `id` of the tree's own.
+    pub(crate) fn network_lock(&self, id: u32) -> Option<&Whole> {
+        self.sockets.lock(id)
+    }
+
+    /// Number of the network namespace that a socket or an open file of tun belongs to, which stays the one it was made
+    /// in, wherever its task goes; none if the tree has no network namespace of its own.
+    ///
+    /// # Errors
+    /// A namespace that no task of the tree is in.
+    pub(in crate::files) fn network_of(&self, file: BorrowedFd<'_>) -> Result<Option<u32>> {
+        let theirs = match sockopt::network(file) {
+            // Only who may do so can tell, and not before Linux 5.1 of tun.
+            Err(e)
+                if matches!(e.errno(), Some(libc::EPERM | libc::ENOTTY | libc::EINVAL))
+                    && !self.networks.is_several() =>
+            {
+                return Ok(self.networks.first());
+            }
+            other => fstat(other?).call("fstat")?,
+        };
+        if self.networks.is_empty() {
+            let ours = stat("/proc/thread-self/ns/net").call("stat(/proc/thread-self/ns/net)")?;
+            if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino) {
+                return Ok(None);
+            }
+        } else if let Some(number) = self.networks.number_of(&theirs) {
+            return Ok(Some(number));
+        }
+        let ino = theirs.st_ino;
+        Err(Error::unsupported(format!("it is of another network namespace (net:[{ino}])"))
+            .remedy("close it before the dump, or have a task of the tree be in that namespace"))
     }
 
     /// Numbers of pairs whose master a task has open.

@@ -192,6 +192,7 @@ pub(super) fn plan(
         nodes.map(node).collect()
     });
     Ok(FilesPlan {
+        labels: HashMap::new(),
         nodes,
         tables: plans,
         by_task,

@@ -22,6 +22,8 @@ use std::{
 
 use rcriu_images::{ImageKind, pb};
 
+use crate::task::lsm::sockets::Making;
+
 pub use self::sources::PlanFiles;
 use super::{
     ById, FdType, GroupKey, KINDS, Preflight, RestoredFile,
@@ -172,6 +174,8 @@ pub struct FilesPlan {
     pub(super) locks: Locks,
     /// Locks of files that no task has open.
     pub(super) flying: Flying,
+    /// Security labels of sockets.
+    labels: HashMap<FileId, String>,
 }
 
 /// Descriptor numbers that no table uses: what must survive while tables are restored lives there.
@@ -207,6 +211,16 @@ impl Zone {
 }
 
 impl FilesPlan {
+    /// Gives sockets security labels.
+    pub fn label(&mut self, labels: HashMap<FileId, String>) {
+        self.labels = labels;
+    }
+
+    /// To be held while file `id` is made.
+    pub(super) fn making(&self, id: FileId) -> Result<Option<Making>> {
+        self.labels.get(&id).map(|label| Making::with(label)).transpose()
+    }
+
     /// Collects every file and plans.
     ///
     /// # Errors
@@ -219,6 +233,7 @@ impl FilesPlan {
             let kind = KINDS.iter().find(|k| k.fd_type() as i32 == entry.r#type);
             if let Some(kind) = kind {
                 let file = kind.collect(entry, &mut cx).during(|| format!("file {id}"))?;
+                cx.check_network(file.network()).during(|| format!("file {id} {}", file.name()))?;
                 ids.push(id);
                 files.push(file);
             }

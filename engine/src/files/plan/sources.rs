@@ -29,8 +29,10 @@ pub struct PlanFiles<'a> {
     pub kernel: &'a Kernel,
     /// All entries of files.img (and of the images older sets had instead).
     pub entries: &'a ById<Arc<pb::FileEntry>>,
-    /// Number of the network namespace whose devices are made for the tree.
-    pub network: Option<u32>,
+    /// Numbers of the network namespaces that are made for the tree, the root task's first.
+    pub networks: Vec<u32>,
+    /// Whether they get devices.
+    pub devices: bool,
     pub(in crate::files) remaps: Remaps,
     pipe_data: HashMap<ImageKind, HashMap<u32, PipeData>>,
     pub(super) ttys: Option<Ttys>,
@@ -61,7 +63,8 @@ impl<'a> PlanFiles<'a> {
             opts,
             kernel,
             entries,
-            network: None,
+            networks: Vec::new(),
+            devices: false,
             remaps,
             pipe_data: HashMap::new(),
             ttys: None,
@@ -73,6 +76,14 @@ impl<'a> PlanFiles<'a> {
             more,
             unix: None,
         })
+    }
+
+    /// Refuses what belongs to a network namespace that no task is in.
+    pub(in crate::files) fn check_network(&self, id: Option<u32>) -> Result<()> {
+        match id.filter(|id| !self.networks.is_empty() && !self.networks.contains(id)) {
+            None => Ok(()),
+            Some(id) => Err(Error::image(format!("it is of network namespace {id}, in which no task is"))),
+        }
     }
 
     /// The map of BPF that an entry is a descriptor of.

@@ -1,7 +1,7 @@
 //! Sockets: what all families share, and a file or folder for each family.
 //!
-//! What a socket is comes from the socket itself (options), what it is tied to from the kernel's table of its
-//! network namespace, asked for once.
+//! What a socket is comes from the socket itself (options), what it is tied to from the kernel's tables of the
+//! network namespaces of the tree, asked for once.
 
 use std::{
     cmp::Reverse,
@@ -9,15 +9,12 @@ use std::{
     os::fd::{AsFd, BorrowedFd},
 };
 
-use nix::sys::{
-    stat::{fstat, stat},
-    statfs::FsType,
-};
+use nix::sys::statfs::FsType;
 use rcriu_images::ImageDir;
 
 use super::{FdProbe, FilesOut};
 use crate::{
-    error::{Context, Error, Result, SysContext},
+    error::{Context, Result},
     netlock::{Method, Whole},
     options::DumpOptions,
     pstree::{FileId, RealPid},
@@ -29,6 +26,8 @@ use crate::{
 
 mod credentials;
 mod inet;
+mod joined;
+mod kept;
 mod netlink;
 mod opts;
 mod packet;
@@ -88,6 +87,9 @@ pub(super) struct SocketsOut {
     waiting: Vec<queue::Queue>,
     unix: unix::UnixOut,
     inet: inet::InetOut,
+    /// By the numbers of their network namespaces, as the groups.
+    fresh: HashMap<Option<u32>, kept::Fresh>,
+    groups: HashMap<Option<u32>, joined::Groups>,
     /// The lowest pid among the tasks that have the socket.
     lowest: HashMap<FileId, RealPid>,
     tcp: tcp::Waiting,
@@ -99,12 +101,18 @@ pub(super) struct SocketsOut {
 }
 
 impl SocketsOut {
-    pub(super) fn new(images: &ImageDir, opts: &DumpOptions, lock: Option<(Method, Whole)>) -> Self {
+    pub(super) fn new(
+        images: &ImageDir,
+        opts: &DumpOptions,
+        lock: Option<(Method, Vec<(u32, Whole)>)>,
+    ) -> Self {
         SocketsOut {
             queues: queue::QueuesOut::new(images),
             waiting: Vec::new(),
             unix: unix::UnixOut::default(),
             inet: inet::InetOut::default(),
+            fresh: HashMap::new(),
+            groups: HashMap::new(),
             lowest: HashMap::new(),
             tcp: tcp::Waiting::default(),
             connections: Connections::new(opts.network_lock, lock),
@@ -114,9 +122,9 @@ impl SocketsOut {
         }
     }
 
-    /// The lock of the tree's own network namespace.
-    pub(super) fn lock(&self) -> Option<&Whole> {
-        self.connections.whole()
+    /// The lock of network namespace `id` of the tree's own.
+    pub(super) fn lock(&self, id: u32) -> Option<&Whole> {
+        self.connections.whole(id)
     }
 
     /// The packet socket with this inode, if a task had it open so far.
@@ -157,21 +165,6 @@ pub(super) fn dump_rest(out: &mut FilesOut<'_>) -> Result<()> {
 /// How messages call a socket: `socket:[4711]`, which is what /proc and --inherit-fd call it.
 fn socket_name(ino: u32) -> String {
     format!("socket:[{ino}]")
-}
-
-/// A socket keeps the network namespace it was made in, wherever its task goes.
-fn refuse_elsewhere(socket: BorrowedFd<'_>) -> Result<()> {
-    let theirs = match sockopt::network(socket) {
-        // Only who may do so can tell.
-        Err(e) if matches!(e.errno(), Some(libc::EPERM | libc::ENOTTY)) => return Ok(()),
-        other => fstat(other?).call("fstat")?,
-    };
-    let ours = stat("/proc/thread-self/ns/net").call("stat(/proc/thread-self/ns/net)")?;
-    if (theirs.st_dev, theirs.st_ino) == (ours.st_dev, ours.st_ino) {
-        return Ok(());
-    }
-    Err(Error::unsupported(format!("a socket of another network namespace (net:[{}])", theirs.st_ino))
-        .remedy("close it before the dump"))
 }
 
 /// shutdown(2) as images have it: 1 for reading, 2 for writing, 3 for both.

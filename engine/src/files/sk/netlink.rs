@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rcriu_images::pb;
 
-use super::{is_family, opts, refuse_elsewhere, socket_name};
+use super::{is_family, opts, socket_name};
 use crate::{
     error::{Context, Error, Result, SysContext},
     files::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, PlanFiles, RestoredFile, pipe},
@@ -54,11 +54,11 @@ impl FileKind for Netlink {
     fn dump(&self, fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<pb::FileEntry> {
         let socket = fd.file.as_fd();
         let what = fd.probe.socket.ok_or_else(|| Error::bug("no socket"))?;
-        refuse_elsewhere(socket)?;
+        let ns_id = out.network_of(socket)?;
         let ino = fd.probe.stat.st_ino as u32;
         let all = match &mut out.sockets.netlink {
             Some(all) => all,
-            none => none.insert(sock_diag::netlink_sockets()?),
+            none => none.insert(out.networks.listed(sock_diag::netlink_sockets)?),
         };
         // Sockets without a port are not listed: nothing is known of them, and nothing is to be known.
         let known = all.get(&ino).cloned().unwrap_or_default();
@@ -103,7 +103,7 @@ impl FileKind for Netlink {
             dst_group: known.dst_group,
             fown: fd.fown,
             opts: opts::dump(socket, what.family)?,
-            ns_id: out.own_network(),
+            ns_id,
         };
         Ok(pb::FileEntry {
             r#type: FdType::Netlinksk as i32,
@@ -166,6 +166,10 @@ impl NetlinkFile {
 impl RestoredFile for NetlinkFile {
     fn name(&self) -> String {
         socket_name(self.entry.ino)
+    }
+
+    fn network(&self) -> Option<u32> {
+        self.entry.ns_id
     }
 
     fn fown(&self) -> Option<&pb::FownEntry> {

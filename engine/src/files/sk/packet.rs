@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rcriu_images::pb;
 
-use super::{is_family, opts, refuse_elsewhere, socket_name};
+use super::{is_family, opts, socket_name};
 use crate::{
     error::{Context, Error, Result, SysContext},
     files::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, PlanFiles, RestoredFile, pipe},
@@ -59,12 +59,12 @@ impl FileKind for Packet {
 
     fn dump(&self, fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<pb::FileEntry> {
         let socket = fd.file.as_fd();
-        refuse_elsewhere(socket)?;
+        let ns_id = out.network_of(socket)?;
         let ino = fd.probe.stat.st_ino as u32;
         out.sockets.packet_ids.insert(fd.probe.stat.st_ino, id);
         let all = match &mut out.sockets.packet {
             Some(all) => all,
-            none => none.insert(sock_diag::packet_sockets()?),
+            none => none.insert(out.networks.listed(sock_diag::packet_sockets)?),
         };
         let known =
             all.get(&ino).ok_or_else(|| Error::host("a packet socket that the kernel does not list"))?;
@@ -106,7 +106,7 @@ impl FileKind for Packet {
             fanout: known.fanout,
             rx_ring: known.rings[0].as_ref().map(ring),
             tx_ring: known.rings[1].as_ref().map(ring),
-            ns_id: out.own_network(),
+            ns_id,
         };
         log::debug!("{} is a packet socket", socket_name(ino));
         Ok(pb::FileEntry {
@@ -212,6 +212,10 @@ impl PacketFile {
 impl RestoredFile for PacketFile {
     fn name(&self) -> String {
         format!("packet socket {:#x}", self.0.id)
+    }
+
+    fn network(&self) -> Option<u32> {
+        self.0.ns_id
     }
 
     fn fown(&self) -> Option<&pb::FownEntry> {

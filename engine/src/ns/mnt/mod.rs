@@ -18,6 +18,7 @@
 mod beside;
 mod build;
 mod content;
+mod context;
 mod dump;
 mod external;
 pub(crate) mod flags;

@@ -5,6 +5,7 @@ use std::{collections::HashSet, path::PathBuf};
 use rcriu_images::{ImageDir, ImageKind, pb};
 
 use super::{
+    context::Contexts,
     external, flags,
     fstypes::Again,
     mount::Mount,
@@ -33,14 +34,17 @@ pub fn read(images: &ImageDir, ids: &[u32], opts: &RestoreOptions) -> Result<Tre
     let tables = ids.iter().map(|id| table(*id).during(|| image(*id))).collect::<Result<Vec<_>>>()?;
     let all = || ids.iter().map(|id| image(*id)).collect::<Vec<_>>().join(", ");
     let mut tree = Tree::new(tables).during(all)?;
-    if let Some(context) = &opts.common.lsm_mount_context {
-        for mount in &mut tree.mounts {
-            mount.options = with_context(&mount.options, context);
-        }
-    }
+    let contexts = Contexts::new(&opts.common);
     let mut names = HashSet::new();
     for at in 0..tree.mounts.len() {
-        let checked = check(&tree, at, images, opts, &mut names);
+        let is_made = matches!(tree.sources.get(at), Some(Source::New));
+        let checked = match tree.mounts.get_mut(at).filter(|_| is_made) {
+            Some(mount) => {
+                contexts.settle(&mount.options).during(|| mount.name()).map(|new| mount.options = new)
+            }
+            None => Ok(()),
+        };
+        let checked = checked.and_then(|()| check(&tree, at, images, opts, &mut names));
         checked
             .during(|| tree.spaces.get(tree.space_of(at)).map(|space| image(space.id)).unwrap_or_default())?;
     }
@@ -101,30 +105,4 @@ pub(super) fn root_of(opts: &RestoreOptions) -> Result<PathBuf> {
         return Err(Error::usage(format!("--root {}: it is no folder", path.display())));
     }
     std::path::absolute(&path).map_err(|e| Error::io("getcwd", &e))
-}
-
-/// Options with another SELinux context.
-fn with_context(options: &[u8], context: &str) -> Vec<u8> {
-    // The value may be in quotes, and have commas then.
-    let Some(start) = options.windows(8).position(|w| w == b"context=") else { return options.to_vec() };
-    let value = options.get(start + 8..).unwrap_or_default();
-    let len = match value.strip_prefix(b"\"").map(|rest| rest.iter().position(|c| *c == b'"')) {
-        Some(Some(end)) => end + 2,
-        _ => value.iter().position(|c| *c == b',').unwrap_or(value.len()),
-    };
-    let (before, after) = (options.get(..start), value.get(len..));
-    [before.unwrap_or_default(), b"context=\"", context.as_bytes(), b"\"", after.unwrap_or_default()].concat()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_context_of_a_mount_is_replaced() {
-        let old = b"rw,context=\"a:b:c:s0:c1,c2\",inode64";
-        assert_eq!(with_context(old, "x:y"), b"rw,context=\"x:y\",inode64");
-        assert_eq!(with_context(b"context=a,size=1", "x"), b"context=\"x\",size=1");
-        assert_eq!(with_context(b"size=1", "x"), b"size=1");
-    }
 }

@@ -198,13 +198,13 @@ fn both_ways(criu: &Path) {
     // Theirs, restored here.
     let images = ImageDir::open(theirs).unwrap();
     let mut options = RestoreOptions::new(Dir::open("/").unwrap());
-    assert!(read(&images, id, &options).unwrap_err().to_string().contains("--external veth[o0]"));
+    assert!(read(&images, &[id], &options).unwrap_err().to_string().contains("--external veth[o0]"));
     options.common.external.push(External::veth("o0", "o2"));
-    let net = read(&images, id, &options).unwrap();
+    let net = read(&images, &[id], &options).unwrap();
     let empty = Holder::new("true").unwrap();
     let namespace = std::fs::File::open(format!("/proc/{}/ns/net", empty.pid())).unwrap();
-    let undo = restore_outside(&net, namespace.as_fd()).unwrap();
-    inside(RealPid(empty.pid()), CloneFlags::CLONE_NEWNET, || restore(&net)).unwrap();
+    let undo = restore_outside(&net, &[(id, namespace.as_fd())]).unwrap();
+    inside(RealPid(empty.pid()), CloneFlags::CLONE_NEWNET, || restore(&net, &[])).unwrap();
     undo.keep();
     ours(empty.pid(), id, again, None);
     compare(theirs, again, id, true);

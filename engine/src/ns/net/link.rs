@@ -21,6 +21,7 @@ pub(super) const RTM_DELLINK: u16 = 17;
 const RTM_GETLINK: u16 = 18;
 pub(super) const RTM_SETLINK: u16 = 19;
 const RTM_GETQDISC: u16 = 38;
+const RTM_NEWNSID: u16 = 88;
 const RTM_GETNSID: u16 = 90;
 pub(super) const RTM_NEWLINKPROP: u16 = 108;
 /// Bytes of `struct ifinfomsg`.
@@ -160,6 +161,12 @@ fn namespaces(cx: &DumpNet<'_>, netlink: &mut Netlink) -> Result<Vec<pb::NetnsId
     Ok(ids)
 }
 
+/// Gives the namespace of descriptor `other` this number, in that of the netlink socket.
+pub(super) fn set_number(netlink: &mut Netlink, other: u32, number: i32) -> Result<()> {
+    let body = Body::new(&[0; 4]).word(NETNSA_NSID, number.cast_unsigned()).word(NETNSA_FD, other);
+    netlink.request("RTM_NEWNSID", RTM_NEWNSID, 0, &body.0)
+}
+
 /// Refuses what somebody has set up with tc(8).
 fn traffic(netlink: &mut Netlink, links: &[Message]) -> Result<()> {
     // struct tcmsg { family, pad[3], ifindex, handle, parent, info }: what the kernel sets up has no handle.
@@ -219,13 +226,13 @@ fn entry(cx: &DumpNet<'_>, told: Told<'_>, ids: &[pb::NetnsId]) -> Result<Option
     }
     let lower = told.attributes.word(IFLA_LINK);
     let number = told.attributes.word(IFLA_LINK_NETNSID).map(u32::cast_signed);
-    if kind == Nd::Extlink && !external && number.is_some() {
-        return Err(unsupported(cx, format!("the device below this {} is outside", told.kind())));
-    }
     let peer_nsid = match number {
         None => Some(cx.id),
         Some(number) => ids.iter().find(|id| id.netnsid_value == number).map(|id| id.target_ns_id),
     };
+    if kind == Nd::Extlink && !external && peer_nsid.is_none() {
+        return Err(unsupported(cx, format!("the device below this {} is outside", told.kind())));
+    }
     let address = told.attributes.get(IFLA_ADDRESS).filter(|_| kind != Nd::Loopback);
     let data = told.info().inside(INFO_DATA);
     if kind == Nd::Bridge && data.byte(BR_VLAN_FILTERING).is_some_and(|on| on != 0) {

@@ -1,15 +1,17 @@
-//! Devices made inside a new namespace.
+//! Devices made inside of new namespaces.
 //!
 //! A device is made, gets what belongs to it, becomes a port of its master, and comes up when all devices are there:
 //! nothing is sent before its settings say how.
 
+use std::os::fd::BorrowedFd;
+
 use rcriu_images::pb;
 
 use super::{
-    Net,
     link::{self, HEAD, RTM_NEWLINK, RTM_SETLINK, Told},
     netlink::{Body, CREATE, EXCL, NESTED, Netlink},
-    plan::{How, Link},
+    nets::{Net, Space, made_in},
+    plan::{At, How, Link},
     sysctl::{self, When},
     tun,
 };
@@ -95,92 +97,148 @@ fn sit(entry: &pb::SitEntry) -> Body {
 }
 
 /// Makes all devices; they stay down.
-pub(super) fn all(net: &Net, netlink: &mut Netlink) -> Result<()> {
-    let mut made = vec![false; net.links.len()];
-    while made.contains(&false) {
-        let before = made.clone();
-        for (at, link) in net.links.iter().enumerate() {
-            if made[at] || !ready(net, link, &made) {
-                continue;
-            }
-            one(net, netlink, link).during(|| format!("network device {}", link.entry.name))?;
-            made[at] = true;
-            if let How::Pair { peer } = link.how
-                && let (Some(other), Some(done)) = (net.links.get(peer), made.get_mut(peer))
-            {
-                *done = true;
-                settle(net, netlink, other).during(|| format!("network device {}", other.entry.name))?;
+pub(super) fn all(spaces: &mut [Space<'_>]) -> Result<()> {
+    let mut made = Made(Vec::new());
+    loop {
+        let before = made.0.len();
+        for at in 0..spaces.len() {
+            let net = spaces[at].net;
+            for link in &net.links {
+                let me = At { net: net.id, index: link.entry.ifindex };
+                if made.has(me) || !link.upon().is_none_or(|lower| made.has(lower)) {
+                    continue;
+                }
+                one(spaces, at, link)?;
+                made.0.push(me);
+                if let How::Pair(peer) = link.how {
+                    made.0.push(peer);
+                    let there = place(spaces, peer.net)?;
+                    let net = spaces[there].net;
+                    let other = net.links.iter().find(|other| other.entry.ifindex == peer.index);
+                    let other = other.ok_or_else(|| Error::bug("a pair without its peer"))?;
+                    spaces[there].within(|net, netlink| settle(net, netlink, other))?;
+                }
             }
         }
-        if made == before {
+        if made.0.len() == before {
+            break;
+        }
+    }
+    for space in spaces {
+        let net = space.net;
+        if net.links.iter().any(|link| !made.has(At { net: net.id, index: link.entry.ifindex })) {
             return Err(Error::image(format!(
                 "netdev-{}.img: devices are above each other in a ring",
                 net.id
             )));
         }
-    }
-    // All masters are there now.
-    for link in &net.links {
-        if let Some(master) = link.entry.master {
-            join(netlink, link, master).during(|| format!("network device {}", link.entry.name))?;
+        // All masters are there now.
+        for link in &net.links {
+            if let Some(master) = link.entry.master {
+                join(&mut space.netlink, link, master)
+                    .during(|| format!("network device {}", link.entry.name))?;
+            }
         }
     }
     Ok(())
 }
 
-/// Whether all is there that a device is made upon.
-fn ready(net: &Net, link: &Link, made: &[bool]) -> bool {
-    let upon = match link.how {
-        How::Macvlan | How::ByMessage => link.entry.peer_ifindex.filter(|lower| *lower != link.entry.ifindex),
-        _ => None,
-    };
-    let is_made = |index| net.links.iter().zip(made).any(|(l, made)| l.entry.ifindex == index && *made);
-    upon.is_none_or(is_made)
+/// What is there already.
+struct Made(Vec<At>);
+
+impl Made {
+    fn has(&self, at: At) -> bool {
+        self.0.contains(&at)
+    }
 }
 
-fn one(net: &Net, netlink: &mut Netlink, link: &Link) -> Result<()> {
+/// Where namespace `id` is in the list.
+fn place(spaces: &[Space<'_>], id: u32) -> Result<usize> {
+    let found = spaces.iter().position(|space| space.net.id == id);
+    found.ok_or_else(|| {
+        Error::unsupported(format!("a device ends in network namespace {id}, which is not made"))
+            .remedy("restore without --external net[]")
+    })
+}
+
+/// Makes a device of the namespace at `at`, and the other end of a pair.
+fn one(spaces: &mut [Space<'_>], at: usize, link: &Link) -> Result<()> {
+    let (id, there) = (spaces[at].net.id, spaces[at].file);
+    match link.how {
+        How::Pair(peer) => {
+            let far = &spaces[place(spaces, peer.net)?];
+            let file = (peer.net != id).then_some(far.file);
+            let other = far.net.links.iter().find(|other| other.entry.ifindex == peer.index);
+            let other = other.ok_or_else(|| Error::bug("a pair without its peer"))?;
+            spaces[at].within(|_, netlink| pair(netlink, link, other, file))?;
+        }
+        _ => {
+            // It is asked for where the kernel looks for what is below it.
+            let lower = link.upon().filter(|lower| lower.net != id);
+            let from = lower.map_or(Ok(at), |lower| place(spaces, lower.net))?;
+            let there = (from != at).then_some(there);
+            spaces[from].within(|_, netlink| alone(netlink, link, there))?;
+        }
+    }
+    spaces[at].within(|net, netlink| settle(net, netlink, link))
+}
+
+/// Makes a pair, whose other end is to be in namespace `far`, if that is another.
+fn pair(netlink: &mut Netlink, link: &Link, other: &Link, far: Option<BorrowedFd<'_>>) -> Result<()> {
+    let peer = common(other, other.entry.ifindex);
+    let peer = match far {
+        Some(far) => made_in(peer, far),
+        None => peer,
+    };
+    let info = info("veth", &Body::default().nest(VETH_INFO_PEER, &peer));
+    create(netlink, &common(link, link.entry.ifindex).nest(link::IFLA_LINKINFO, &info))
+        .during(|| format!("network device {}", link.entry.name))
+}
+
+/// Makes a device that is no end of a pair, in namespace `there`, if that is another.
+fn alone(netlink: &mut Netlink, link: &Link, there: Option<BorrowedFd<'_>>) -> Result<()> {
     let entry = &link.entry;
     let body = common(link, entry.ifindex);
-    match &link.how {
-        How::Loopback | How::Outside(_) => {}
+    let body = match there {
+        Some(there) => made_in(body, there),
+        None => body,
+    };
+    let made = match &link.how {
+        How::Loopback | How::Outside(_) | How::Pair(_) => Ok(()),
         How::Tun => {
             let tun = entry.tun.as_ref().ok_or_else(|| Error::bug("a tun device without its entry"))?;
-            tun::make(&entry.name, entry.ifindex, tun)?;
-        }
-        How::Pair { peer } => {
-            let peer = net.links.get(*peer).ok_or_else(|| Error::bug("a pair without its peer"))?;
-            let data = Body::default().nest(VETH_INFO_PEER, &common(peer, peer.entry.ifindex));
-            create(netlink, &body.nest(link::IFLA_LINKINFO, &info("veth", &data)))?;
+            tun::make(&entry.name, entry.ifindex, tun)
         }
         How::Bridge => {
-            create(
-                netlink,
-                &body.nest(link::IFLA_LINKINFO, &Body::default().text(link::INFO_KIND, "bridge")),
-            )?;
+            create(netlink, &body.nest(link::IFLA_LINKINFO, &Body::default().text(link::INFO_KIND, "bridge")))
         }
-        How::Macvlan => {
+        How::Macvlan(lower) => {
             let entry = entry.macvlan.as_ref().ok_or_else(|| Error::bug("a macvlan without its entry"))?;
-            let lower = link.entry.peer_ifindex.unwrap_or(0);
-            create(netlink, &body.word(link::IFLA_LINK, lower).nest(link::IFLA_LINKINFO, &macvlan(entry)))?;
+            let body = body.word(link::IFLA_LINK, lower.index);
+            create(netlink, &body.nest(link::IFLA_LINKINFO, &macvlan(entry)))
         }
         How::Sit => {
             let entry = entry.sit.as_ref().ok_or_else(|| Error::bug("a sit device without its entry"))?;
-            create(netlink, &body.nest(link::IFLA_LINKINFO, &sit(entry)))?;
+            create(netlink, &body.nest(link::IFLA_LINKINFO, &sit(entry)))
         }
-        How::ByMessage => {
+        How::ByMessage(_) => {
             let told = link.told().ok_or_else(|| Error::bug("a device without its message"))?;
             let body = body.maybe(link::IFLA_LINK, told.attributes.get(link::IFLA_LINK));
             let info = Body::default()
                 .text(link::INFO_KIND, told.kind())
                 .maybe(link::INFO_DATA | NESTED, told.info().get(link::INFO_DATA));
-            create(netlink, &body.nest(link::IFLA_LINKINFO, &info))?;
+            create(netlink, &body.nest(link::IFLA_LINKINFO, &info))
         }
-    }
-    settle(net, netlink, link)
+    };
+    made.during(|| format!("network device {}", entry.name))
 }
 
 /// Gives a device that is there what belongs to it.
 fn settle(net: &Net, netlink: &mut Netlink, link: &Link) -> Result<()> {
+    settle_one(net, netlink, link).during(|| format!("network device {}", link.entry.name))
+}
+
+fn settle_one(net: &Net, netlink: &mut Netlink, link: &Link) -> Result<()> {
     let entry = &link.entry;
     if matches!(link.how, How::Loopback | How::Outside(_) | How::Tun) {
         // By its name: only that is sure of what comes from outside.

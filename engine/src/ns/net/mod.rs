@@ -1,13 +1,15 @@
 //! Network namespaces: devices, addresses, routes, rules, settings, packet filters, followed connections.
 //!
-//! A dump looks at the namespace from inside of it, in a thread that has entered it. A restore is in two parts: what
-//! comes from the outside is made there, by the engine ([`restore_outside`]); then all else is made inside of the
-//! new namespace, by a task of the tree ([`restore`]), in this order:
+//! A dump looks at each namespace from inside of it, in a thread that has entered it. A restore is in two parts, of all
+//! namespaces of a tree together: they get the numbers by which they know each other ([`introduce`]), and what comes
+//! from the outside is made there, by the engine ([`restore_outside`]); then all else is made inside of the new
+//! namespaces, by a task of the tree ([`restore`]), in this order:
 //!
 //! ```text
-//! settings of the namespace   devices that are made take theirs from its defaults
-//! devices                     routes and addresses are of devices
-//! up                          all settings of devices say by now how
+//! settings of the namespaces  devices that are made take theirs from the defaults
+//! devices                     routes and addresses are of devices; some stand in two namespaces
+//! up                          all settings of devices say by now how; an end waits for the other
+//! each namespace:
 //! addresses                   sources of routes; what the kernel made up goes
 //! neighbours, routes, rules
 //! filters                     last: they speak of devices
@@ -23,6 +25,8 @@ mod make;
 mod neighbour;
 mod netfilter;
 pub(crate) mod netlink;
+mod nets;
+mod networks;
 mod outside;
 mod plan;
 mod program;
@@ -40,21 +44,17 @@ use std::os::fd::BorrowedFd;
 
 use rcriu_images::{ImageDir, ImageKind, pb};
 
-use self::{
-    conntrack::Tracked,
-    link::Told,
-    netfilter::Filters,
-    netlink::{Message, Netlink},
-    plan::Link,
-};
+use self::netlink::{Message, Netlink};
 pub use self::{
+    nets::{Nets, introduce, read, restore},
+    networks::Networks,
     outside::{Undo, restore_outside},
     tun::{ASKED as TUN_ASKED, PERSISTS as TUN_PERSISTS, Tun},
 };
 use crate::{
-    error::{Context, Error, Result},
+    error::{Context, Result},
     netlock::Whole,
-    options::{DumpOptions, RestoreOptions},
+    options::DumpOptions,
 };
 
 /// Numbers of users or groups of a user namespace; an empty map is that of who has none of its own.
@@ -157,147 +157,4 @@ fn dump_all(cx: &DumpNet<'_>) -> Result<()> {
         out.finish()?;
     }
     conntrack::dump(cx.images, cx.id)
-}
-
-/// A network namespace to be, checked.
-#[derive(Clone, Debug)]
-pub struct Net {
-    id: u32,
-    /// Nothing is made in it.
-    empty: bool,
-    /// Settings that this kernel has not are passed over.
-    weak: bool,
-    conf: pb::NetnsEntry,
-    sysctls: Vec<pb::RcriuNetSysctl>,
-    links: Vec<Link>,
-    addresses: Vec<Message>,
-    neighbours: Vec<Message>,
-    routes: Vec<Message>,
-    /// `None` leaves those a namespace is born with.
-    rules: Option<Vec<Message>>,
-    filters: Filters,
-    tracked: Tracked,
-}
-
-/// Reads the images of namespace `id`, and decides what is done about each device. Makes nothing.
-///
-/// # Errors
-/// Damaged images; what cannot be restored here, or only with an option that is missing.
-pub fn read(images: &ImageDir, id: u32, opts: &RestoreOptions) -> Result<Net> {
-    read_all(images, id, opts).during(|| format!("network namespace {id}"))
-}
-
-fn read_all(images: &ImageDir, id: u32, opts: &RestoreOptions) -> Result<Net> {
-    let conf: pb::NetnsEntry = images.read_opt(ImageKind::Netns, id.into())?.unwrap_or_default();
-    let empty = opts.common.empty_net_ns || conf.ext_key.is_some();
-    let mut net = Net {
-        id,
-        empty,
-        weak: opts.common.weak_sysctls,
-        conf,
-        sysctls: Vec::new(),
-        links: Vec::new(),
-        addresses: Vec::new(),
-        neighbours: Vec::new(),
-        routes: Vec::new(),
-        rules: None,
-        filters: Filters::default(),
-        tracked: Tracked::default(),
-    };
-    if net.conf.ext_key.is_some() {
-        return Ok(net);
-    }
-    net.tracked = Tracked::read(images, id)?;
-    if empty {
-        return Ok(net);
-    }
-    if let Some(other) = net.conf.nsids.first() {
-        return Err(Error::unsupported(format!(
-            "it knows network namespace {} by a number, and trees with several are not supported",
-            other.target_ns_id
-        ))
-        .remedy("restore these images with CRIU"));
-    }
-    // Every namespace has devices, and every dump tells of addresses.
-    let missing = |kind: ImageKind| {
-        let name = kind.file_name(id.into());
-        Error::image(format!("{name}: there is no such image"))
-            .remedy("restore with --empty-ns net what was dumped with it")
-    };
-    if images.read_all::<pb::NetDeviceEntry>(ImageKind::Netdev, id.into())?.is_empty() {
-        return Err(missing(ImageKind::Netdev));
-    }
-    if images.open_raw(ImageKind::Ifaddr, id.into())?.is_none() {
-        return Err(missing(ImageKind::Ifaddr));
-    }
-    let more: pb::RcriuNetnsEntry = images.read_opt(ImageKind::RcriuNetns, id.into())?.unwrap_or_default();
-    let name = ImageKind::RcriuNetns.file_name(id.into());
-    let messages = |all: &[Vec<u8>]| -> Result<Vec<Message>> {
-        Ok(all.iter().map(|bytes| Message::all(bytes, &name)).collect::<Result<Vec<_>>>()?.concat())
-    };
-    let entries = images.read_all::<pb::NetDeviceEntry>(ImageKind::Netdev, id.into())?;
-    net.links = plan::links(id, entries, &messages(&more.link)?, &opts.common.external)?;
-    net.neighbours = messages(&more.neighbour)?;
-    if net.neighbours.iter().any(|m| !neighbour::is_one(m))
-        || more.link.iter().flat_map(|b| Message::all(b, &name)).flatten().any(|m| Told::of(&m).is_none())
-    {
-        return Err(Error::image(format!("{name}: a message of another kind")));
-    }
-    if let Some(odd) = more.sysctl.iter().find(|s| !sysctl::is_one(s)) {
-        return Err(Error::image(format!("{name}: {} is no setting of a network namespace", odd.path)));
-    }
-    net.neighbours.retain(|m| net.links.iter().any(|l| Some(l.entry.ifindex) == neighbour::device(m)));
-    net.sysctls = more.sysctl;
-    net.addresses = address::read(images, id)?;
-    net.routes = route::read(images, id)?;
-    net.rules = rule::read(images, id)?;
-    net.filters = Filters::read(images, id)?;
-    Ok(net)
-}
-
-impl Net {
-    /// The name of an external namespace: `--inherit-fd fd[N]:NAME` says which one it is. Neither
-    /// [`restore_outside`] nor [`restore`] do anything to it.
-    pub fn external(&self) -> Option<&str> {
-        self.conf.ext_key.as_deref()
-    }
-
-    /// Whether [`restore_outside`] has anything to do.
-    pub fn needs_outside(&self) -> bool {
-        self.links.iter().any(|l| matches!(l.how, plan::How::Outside(_)))
-    }
-}
-
-/// Makes everything inside of the network namespace this thread is in, a new one.
-///
-/// Precondition: `/proc` is a procfs that shows this thread; [`restore_outside`] is done; CAP_NET_ADMIN in the user
-/// namespace that the network namespace belongs to.
-///
-/// # Errors
-/// What the kernel refuses. The namespace is of no use then.
-pub fn restore(net: &Net) -> Result<()> {
-    restore_all(net).during(|| format!("network namespace {}", net.id))
-}
-
-fn restore_all(net: &Net) -> Result<()> {
-    if net.external().is_some() {
-        return Ok(());
-    }
-    if !net.empty {
-        let netlink = &mut Netlink::route()?;
-        sysctl::restore(&net.conf, net.weak)?;
-        sysctl::restore_more(&net.sysctls, net.weak)?;
-        make::all(net, netlink)?;
-        make::up(net, netlink)?;
-        address::restore(netlink, &net.addresses)?;
-        sysctl::finish(&net.conf, net.weak)?;
-        make::finish(net)?;
-        neighbour::restore(netlink, &net.neighbours)?;
-        route::restore(netlink, &net.routes)?;
-        if let Some(rules) = &net.rules {
-            rule::restore(netlink, rules)?;
-        }
-        net.filters.restore()?;
-    }
-    net.tracked.restore()
 }

@@ -9,10 +9,11 @@ use std::{
 use nix::sched::{CloneFlags, setns};
 
 use super::{
-    Net, address,
+    Nets, address,
     link::{self, RTM_DELLINK, RTM_NEWLINK, RTM_SETLINK, Told},
     make,
     netlink::{Body, CREATE, EXCL, Message, NESTED, Netlink},
+    nets::{made_in, space},
     plan::{How, Link, Outside},
 };
 use crate::error::{Context, Error, Result, SysContext};
@@ -20,12 +21,14 @@ use crate::error::{Context, Error, Result, SysContext};
 const VETH_INFO_PEER: u16 = 1;
 const UP: u32 = libc::IFF_UP as u32;
 
-/// Devices made or moved for a namespace; dropped without [`Undo::keep`], they go or come back.
+/// Devices made or moved for namespaces; dropped without [`Undo::keep`], they go or come back.
 #[derive(Debug)]
 pub struct Undo {
-    netns: OwnedFd,
+    /// The namespaces, which live until then.
+    spaces: Vec<OwnedFd>,
     host: OwnedFd,
-    made: Vec<Made>,
+    /// With the place of the namespace each is in.
+    made: Vec<(usize, Made)>,
 }
 
 #[derive(Debug)]
@@ -47,8 +50,8 @@ impl Undo {
 
 impl Drop for Undo {
     fn drop(&mut self) {
-        while let Some(made) = self.made.pop() {
-            if let Err(e) = self.undo(&made) {
+        while let Some((at, made)) = self.made.pop() {
+            if let Err(e) = self.undo(at, &made) {
                 log::error!("A network device cannot be put back: {e}");
             }
         }
@@ -87,7 +90,8 @@ fn moving(index: u32, name: &str, number: u32, to: BorrowedFd<'_>) -> Body {
 }
 
 impl Undo {
-    fn undo(&self, made: &Made) -> Result<()> {
+    fn undo(&self, at: usize, made: &Made) -> Result<()> {
+        let space = self.spaces.get(at).ok_or_else(|| Error::bug("a device without a namespace"))?.as_fd();
         let gone = |result: Result<()>| match result {
             Err(e) if e.errno() == Some(libc::ENODEV) => Ok(()),
             other => other,
@@ -97,10 +101,10 @@ impl Undo {
         };
         match made {
             Made::Pair(index) => delete(&mut Netlink::route()?, *index),
-            Made::Inside(index) => within(self.netns.as_fd(), |netlink| delete(netlink, *index)),
+            Made::Inside(index) => within(space, |netlink| delete(netlink, *index)),
             Made::Moved { before, addresses, name } => {
                 let told = Told::of(before).ok_or_else(|| Error::bug("a device without its message"))?;
-                within(self.netns.as_fd(), |netlink| {
+                within(space, |netlink| {
                     let index = index(netlink, name)?;
                     let body = moving(index, told.name, told.index, self.host.as_fd());
                     netlink.request("RTM_NEWLINK", RTM_NEWLINK, 0, &body.0)
@@ -123,31 +127,35 @@ fn put_back(told: Told<'_>, addresses: &[Message]) -> Result<()> {
     addresses.iter().try_for_each(|message| address::set(netlink, message))
 }
 
-/// Makes and moves what namespace `netns` gets from outside; this process is in the namespace of the host's side.
+/// Makes and moves what namespaces `spaces`, of all numbers in `nets`, get from outside; this process is in the namespace
+/// of the host's side.
 ///
-/// Precondition: `netns` is new and empty, and [`super::restore`] was not called in it yet.
+/// Precondition: they are new and empty, but for numbers of each other, and [`super::restore`] was not called in them yet.
 ///
 /// # Errors
 /// A name in use, a bridge or device that is not there. What was made is gone again.
-pub fn restore_outside(net: &Net, netns: BorrowedFd<'_>) -> Result<Undo> {
+pub fn restore_outside(nets: &Nets, spaces: &[(u32, BorrowedFd<'_>)]) -> Result<Undo> {
     let path = "/proc/thread-self/ns/net";
     let host = File::open(path).call(format!("open({path})"))?.into();
-    let netns = netns.try_clone_to_owned().call("fcntl(F_DUPFD_CLOEXEC)")?;
-    let mut undo = Undo { netns, host, made: Vec::new() };
-    for link in &net.links {
-        if let How::Outside(outside) = &link.how {
-            make_one(&mut undo, link, outside)
-                .during(|| format!("network device {} from outside", link.entry.name))?;
+    let mut undo = Undo { spaces: Vec::new(), host, made: Vec::new() };
+    for (at, net) in nets.each().iter().enumerate() {
+        let there = space(spaces, net.id)?;
+        undo.spaces.push(there.try_clone_to_owned().call("fcntl(F_DUPFD_CLOEXEC)")?);
+        for link in &net.links {
+            if let How::Outside(outside) = &link.how {
+                make_one(&mut undo, at, link, outside)
+                    .during(|| format!("network device {} from outside", link.entry.name))?;
+            }
         }
     }
     Ok(undo)
 }
 
-fn make_one(undo: &mut Undo, link: &Link, outside: &Outside) -> Result<()> {
+fn make_one(undo: &mut Undo, at: usize, link: &Link, outside: &Outside) -> Result<()> {
     let netlink = &mut Netlink::route()?;
     let (name, number) = (&link.entry.name, link.entry.ifindex);
-    let there = undo.netns.as_raw_fd().cast_unsigned();
-    let inside = make::common(link, number).word(link::IFLA_NET_NS_FD, there);
+    let there = undo.spaces.get(at).ok_or_else(|| Error::bug("a device without a namespace"))?.as_fd();
+    let inside = made_in(make::common(link, number), there);
     match outside {
         Outside::Veth { name, bridge } => {
             // The kernel takes the number of the first end only.
@@ -164,7 +172,7 @@ fn make_one(undo: &mut Undo, link: &Link, outside: &Outside) -> Result<()> {
                 }
             })?;
             let index = index(netlink, name)?;
-            undo.made.push(Made::Pair(index));
+            undo.made.push((at, Made::Pair(index)));
             if let Some(bridge) = bridge {
                 let bridge = self::index(netlink, bridge)?;
                 let body = Body::new(&make::head(index, UP, UP)).word(link::IFLA_MASTER, bridge);
@@ -177,15 +185,15 @@ fn make_one(undo: &mut Undo, link: &Link, outside: &Outside) -> Result<()> {
             let lower = index(netlink, lower)?;
             let body = inside.word(link::IFLA_LINK, lower).nest(link::IFLA_LINKINFO, &make::macvlan(entry));
             netlink.request("RTM_NEWLINK", RTM_NEWLINK, CREATE | EXCL, &body.0)?;
-            undo.made.push(Made::Inside(number));
+            undo.made.push((at, Made::Inside(number)));
         }
         Outside::Netdev { original } => {
             let before = find(netlink, original)?;
             let index = Told::of(&before).map_or(0, |t| t.index);
             let addresses = address::of_device(netlink, index)?;
-            let body = moving(index, name, number, undo.netns.as_fd());
+            let body = moving(index, name, number, there);
             netlink.request("RTM_NEWLINK", RTM_NEWLINK, 0, &body.0)?;
-            undo.made.push(Made::Moved { before, addresses, name: name.clone() });
+            undo.made.push((at, Made::Moved { before, addresses, name: name.clone() }));
         }
     }
     Ok(())

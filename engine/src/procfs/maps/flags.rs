@@ -54,6 +54,7 @@ vm_flags! {
     HUGE_PAGE b"hg" "MADV_HUGEPAGE";
     NO_HUGE_PAGE b"nh" "MADV_NOHUGEPAGE";
     MERGEABLE b"mg" "MADV_MERGEABLE";
+    DENY_WRITE b"dw" "set by exec in Linux before 5.16: nobody may write to the executable, which it says by itself too";
     NON_LINEAR b"nl" "remap_file_pages of old kernels";
     UFFD_MISSING b"um" "userfaultfd: missing pages";
     UFFD_WP b"uw" "userfaultfd: write protection";

@@ -1,6 +1,6 @@
 //! What the restorer is told, from the images.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, os::fd::RawFd};
 
 use prost::Message;
 use rcriu_images::{ImageKind, pagemap::PageReader, pb};
@@ -17,7 +17,8 @@ use crate::mm::keys;
 use crate::procfs::{ProcDir, status::Status};
 use crate::restore::{TaskCx, TaskImage, read::in_use};
 use crate::task::{
-    attributes, creds, misc, more::More, rlimits, rseq, sched, seccomp, sigaction, sigqueue, timers,
+    attributes, creds, lsm::Labels, misc, more::More, rlimits, rseq, sched, seccomp, sigaction, sigqueue,
+    timers,
 };
 
 /// `CAP_SYS_RESOURCE`.
@@ -42,6 +43,9 @@ pub struct Facts<'a> {
     kernel: &'a Kernel,
     seccomp: pb::SeccompEntry,
     attributes: attributes::Own,
+    labels: &'a Labels,
+    proc: u32,
+    slot: u32,
 }
 
 impl<'a> Facts<'a> {
@@ -90,6 +94,9 @@ impl<'a> Facts<'a> {
             late: leftovers.late,
             kernel: cx.kernel,
             seccomp,
+            labels: &cx.plan.labels,
+            proc: cx.proc.map_or(NONE, RawFd::unsigned_abs),
+            slot: cx.task.0,
         })
     }
 
@@ -130,6 +137,8 @@ pub fn fill(facts: &Facts<'_>, arena: &mut Arena) -> Result<TaskArgs> {
         dumpable: mm.dumpable.map_or(NONE, i32::cast_unsigned),
         last_pid_fd: facts.last_pid,
         uffd: facts.uffd,
+        proc: facts.proc,
+        slot: facts.slot,
         actions: arena.table(&sigaction::restore(&tc.sigactions)?),
         limits: arena.table(&limits),
         queued: arena.table(&sigqueue::restore(tc.signals_s.as_ref())?),
@@ -266,7 +275,14 @@ impl Tables {
         }
         let creds = creds::restore(entry, &facts.own, facts.own_securebits)?;
         let row = self.creds.len() as u32;
-        self.creds.push(Creds { groups: arena.table(&entry.groups), ..creds });
+        let label = facts.labels.of(entry)?;
+        self.creds.push(Creds {
+            groups: arena.table(&entry.groups),
+            module: label.module,
+            profile: arena.table(&label.profile),
+            sockcreate: arena.table(&label.sockcreate),
+            ..creds
+        });
         self.known_creds.insert(key, row);
         Ok(row)
     }

@@ -44,8 +44,13 @@ impl Area {
         let call = report::Call::text(number(&slot.call)).unwrap_or("a call");
         let (pid, tid) = (slot.pid.load(Ordering::Relaxed), slot.tid.load(Ordering::Relaxed));
         let stage = Stage::from_word(number(&slot.stage)).name();
+        // A name says more than numbers.
+        let object = match text.as_str() {
+            "" => format!("{object} {a:#x}, {b:#x}"),
+            name => format!("{object} {name:?}"),
+        };
         Error::sys(call, errno)
-            .during(format!("{object} {a:#x}, {b:#x}"))
+            .during(object)
             .during(format!("task {pid}, thread {tid}, restorer at {stage}"))
     }
 
@@ -129,5 +134,9 @@ mod tests {
         slot.publish();
         let text = area.failure().to_string();
         assert!(text.contains("task 9") && text.contains("mremap") && text.contains("0x1000"), "{text}");
+        slot.object.store(report::Object::Label as u32, Ordering::Relaxed);
+        slot.set_text(b"some_t");
+        let text = area.failure().to_string();
+        assert!(text.contains("the security label \"some_t\": mremap"), "{text}");
     }
 }

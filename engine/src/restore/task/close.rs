@@ -1,10 +1,9 @@
 //! What a restored task must not keep open.
 
-use std::os::fd::RawFd;
-
 use super::*;
 
-/// Every number that is none of the task's descriptors, as ranges (first and last).
+/// Every number that is none of the task's descriptors, as ranges (first and last). /proc, where it is needed to the
+/// end, is in none of them.
 pub(super) fn not_of_the_task(cx: &TaskCx<'_>) -> Result<Vec<(RawFd, RawFd)>> {
     let highest = if cx.kernel.close_range {
         RawFd::MAX
@@ -16,7 +15,12 @@ pub(super) fn not_of_the_task(cx: &TaskCx<'_>) -> Result<Vec<(RawFd, RawFd)>> {
     };
     let mut free = 0;
     let mut ranges = Vec::new();
-    for fd in cx.snapshot.fds(cx.image()?).iter().map(|e| e.fd as RawFd) {
+    let mut stay: Vec<RawFd> = cx.snapshot.fds(cx.image()?).iter().map(|e| e.fd as RawFd).collect();
+    if let Some(proc) = cx.proc {
+        stay.push(proc);
+        stay.sort_unstable();
+    }
+    for fd in stay {
         if fd > free {
             ranges.push((free, fd - 1));
         }

@@ -9,12 +9,10 @@ use rcriu_engine::{Error, Result};
 use super::actions::Action::{self, *};
 use super::raw::Raw;
 
-const RESTORE: &[Action] = &[Restore];
 const BOTH: &[Action] = &[Dump, PreDump, Restore];
 
 /// Options not served by some actions, whatever their value.
-const OPTIONS: &[(&str, &[Action])] =
-    &[("libdir", BOTH), ("lazy-pages", &[PreDump]), ("stream", BOTH), ("lsm-mount-context", RESTORE)];
+const OPTIONS: &[(&str, &[Action])] = &[("libdir", BOTH), ("lazy-pages", &[PreDump]), ("stream", BOTH)];
 
 /// Fails with the name of the first thing asked for that is not served.
 pub fn check(action: Action, raw: &Raw) -> Result<()> {
@@ -30,9 +28,6 @@ pub fn check(action: Action, raw: &Raw) -> Result<()> {
 fn values(action: Action, raw: &Raw) -> Result<()> {
     if !BOTH.contains(&action) {
         return Ok(());
-    }
-    if raw.lsm_profile.as_ref().is_some_and(|p| action == Restore && !p.is_unconfined()) {
-        return Err(refusal(action, "--lsm-profile, except apparmor:unconfined,"));
     }
     for external in &raw.external {
         match external {
@@ -82,13 +77,15 @@ mod tests {
     fn some_values_are_served() {
         check(Dump, &raw(&["--network-lock=skip"])).unwrap();
         check(Dump, &raw(&["--external", "tty[1:2]"])).unwrap();
-        check(Restore, &raw(&["--lsm-profile", "apparmor:unconfined", "--network-lock=nftables"])).unwrap();
+        for profile in ["apparmor:unconfined", "apparmor:box", "selinux:a:b:c:s0"] {
+            check(Restore, &raw(&["--lsm-profile", profile, "--lsm-mount-context", "x"])).unwrap();
+        }
+        check(Restore, &raw(&["--network-lock=nftables"])).unwrap();
         check(Dump, &raw(&["--external", "net[1]:x", "--external", "pid[2]:y", "--empty-ns", "net"]))
             .unwrap();
         let said = check(Restore, &raw(&["--external", "net[1]:x"])).unwrap_err().to_string();
         assert!(said.contains("--inherit-fd fd[N]:x"), "{said}");
         check(Dump, &raw(&["-M", "auto"])).unwrap();
-        assert!(check(Restore, &raw(&["--lsm-profile", "selinux:x"])).is_err());
     }
 
     #[test]

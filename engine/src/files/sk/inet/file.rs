@@ -17,7 +17,12 @@ use crate::{
     error::{Context, Error, Result, SysContext},
     files::{
         FdType, FilesTask, GroupKey, Needs, PlanFiles, Preflight, RestoredFile, Revived, pipe,
-        sk::{CLOSED, LISTEN, opts, shut, socket_name, tcp::Stream},
+        sk::{
+            CLOSED, LISTEN, SocketKind, joined,
+            kept::{self, When},
+            opts, shut, socket_name,
+            tcp::Stream,
+        },
     },
     netlock::Connection,
     pstree::FileId,
@@ -31,6 +36,8 @@ pub(in crate::files::sk) struct InetFile {
     class: Class,
     /// What the entry of a connection leaves out; none of one that was dumped to come back closed.
     stream: Option<Stream>,
+    /// What the entry has no field for.
+    more: pb::RcriuFileEntry,
 }
 
 impl InetFile {
@@ -47,7 +54,8 @@ impl InetFile {
         let (kind, proto) = (entry.r#type.cast_signed(), entry.proto.cast_signed());
         let class = Class::of(entry.family.cast_signed(), kind, proto)
             .ok_or_else(|| unknown(kind, proto, "restored").remedy("restore with CRIU"))?;
-        let mut file = InetFile { entry, class, stream: None };
+        let more = plan.more(FileId(entry.id)).cloned().unwrap_or_default();
+        let mut file = InetFile { entry, class, stream: None, more };
         if file.is_connection() {
             file.stream = Stream::read(plan.images, file.entry.ino)?;
         }
@@ -95,6 +103,12 @@ impl InetFile {
         }
     }
 
+    fn kind(&self) -> SocketKind {
+        let [family, kind, protocol] =
+            [self.entry.family, self.entry.r#type, self.entry.proto].map(u32::cast_signed);
+        SocketKind { family, kind, protocol }
+    }
+
     fn of(&self) -> Of {
         Of {
             v6: self.entry.family == libc::AF_INET6.cast_unsigned(),
@@ -111,6 +125,7 @@ impl InetFile {
         if entry.v6only == Some(true) {
             sockopt::set_int(socket.as_fd(), V6ONLY, 1)?;
         }
+        kept::restore(socket.as_fd(), self.kind(), &self.more.option, When::New)?;
         Ok(socket)
     }
 
@@ -150,7 +165,8 @@ impl RestoredFile for InetFile {
 
     fn needs(&self) -> Needs {
         let entry = &self.entry;
-        let number = u64::from(entry.r#type) << 16 | u64::from(entry.src_port);
+        let network = u64::from(entry.ns_id.unwrap_or(0)) << 32;
+        let number = network | u64::from(entry.r#type) << 16 | u64::from(entry.src_port);
         // Connections are there before anybody opens anything.
         let bound = entry.src_port != 0 && !self.is_connection();
         let group = bound.then_some(GroupKey { kind: FdType::Inetsk, number });
@@ -171,6 +187,10 @@ impl RestoredFile for InetFile {
                 .remedy("restore it with --tcp-established, or closed with --tcp-close"));
         }
         Ok(())
+    }
+
+    fn network(&self) -> Option<u32> {
+        self.entry.ns_id
     }
 
     fn connection(&self) -> Option<Connection> {
@@ -235,6 +255,8 @@ impl RestoredFile for InetFile {
             Err(e) if e.errno() == Some(libc::ENOTCONN) => {}
             other => other?,
         }
+        joined::restore(fd, &self.more.membership)?;
+        kept::restore(fd, self.kind(), &self.more.option, When::Last)?;
         pipe::set_flags(&fd.try_clone_to_owned().call("dup")?, entry.flags.cast_signed())
     }
 }

@@ -18,7 +18,9 @@ use rcriu_images::pb;
 
 pub(super) use self::file::InetFile;
 use super::{
-    CLOSED, ESTABLISHED, LISTEN, is_family, opts, refuse_elsewhere, socket_name,
+    CLOSED, ESTABLISHED, LISTEN, SocketKind, is_family,
+    joined::Groups,
+    opts, socket_name,
     tcp::{self, Met},
 };
 use crate::{
@@ -127,7 +129,7 @@ impl FileKind for Inet {
         let (kind, proto, v6) = (what.kind, what.protocol, what.family == libc::AF_INET6);
         let class = Class::of(what.family, kind, proto)
             .ok_or_else(|| unknown(kind, proto, "dumped").remedy("close it before the dump"))?;
-        refuse_elsewhere(socket)?;
+        let ns_id = out.network_of(socket)?;
         let ino = fd.probe.stat.st_ino as u32;
         // Names are asked for alike whatever the protocol.
         let name = UdpSocket::from(fd.file.try_clone().call("dup")?).local_addr().call("getsockname")?;
@@ -194,8 +196,10 @@ impl FileKind for Inet {
             }),
             shutdown: (shutdown != 0).then_some(i32::from(shutdown)),
             opts: options,
-            ns_id: out.own_network(),
+            ns_id,
         };
+        let connected = class == Class::Stream && ![CLOSED, LISTEN].contains(&state);
+        dump_more(socket, (what, connected), (id, ns_id), out)?;
         Ok(pb::FileEntry {
             r#type: FdType::Inetsk as i32,
             id: id.0,
@@ -225,6 +229,32 @@ impl FileKind for Inet {
             .ok_or_else(|| Error::image("files.img: an inetsk entry without socket"))?;
         Ok(Box::new(InetFile::new(entry, plan)?))
     }
+}
+
+/// What the entry has no field for.
+fn dump_more(
+    fd: BorrowedFd<'_>,
+    (socket, connected): (SocketKind, bool),
+    (id, network): (FileId, Option<u32>),
+    out: &mut FilesOut<'_>,
+) -> Result<()> {
+    let (networks, sockets) = (&out.networks, &mut out.sockets);
+    // What a new one has, and which groups there are, is a matter of the namespace.
+    let (option, membership) = networks.within(network, || {
+        let option = sockets.fresh.entry(network).or_default().differing(fd, socket, connected);
+        if socket.kind == libc::SOCK_STREAM {
+            return Ok((option, Vec::new()));
+        }
+        let groups = match sockets.groups.entry(network) {
+            Entry::Occupied(known) => known.into_mut(),
+            Entry::Vacant(free) => free.insert(Groups::read()?),
+        };
+        Ok((option, groups.of(fd, socket)?))
+    })?;
+    if !option.is_empty() || !membership.is_empty() {
+        out.more(pb::RcriuFileEntry { id: id.0, option, membership, ..Default::default() })?;
+    }
+    Ok(())
 }
 
 /// State, backlog and shutdown of a TCP socket; whether a connection is dumped is for options to say.
@@ -275,7 +305,9 @@ fn udp_state(
     let key = (what.family, what.protocol);
     let table = match out.sockets.inet.datagrams.entry(key) {
         Entry::Occupied(known) => known.into_mut(),
-        Entry::Vacant(free) => free.insert(sock_diag::inet_sockets(what.family, what.protocol)?),
+        Entry::Vacant(free) => {
+            free.insert(out.networks.listed(|| sock_diag::inet_sockets(what.family, what.protocol))?)
+        }
     };
     let known = table.get(&ino).copied().unwrap_or_default();
     if known.received != 0 {

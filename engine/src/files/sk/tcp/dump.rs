@@ -195,8 +195,9 @@ struct Held {
 /// The connections of a dump, without packets. Dropped, they go on.
 #[derive(Debug)]
 pub struct Connections {
-    /// The lock of the tree's own network namespace, which is that of its connections.
-    whole: Option<Whole>,
+    /// The locks of the tree's own network namespaces, which are those of its connections, with their numbers; `None` if it
+    /// has none.
+    wholes: Option<Vec<(u32, Whole)>>,
     method: Method,
     ends: Vec<Connection>,
     held: Vec<Held>,
@@ -207,14 +208,14 @@ pub struct Connections {
 }
 
 impl Connections {
-    /// `whole` is the lock of the tree's own network namespace, and how it was made.
-    pub(in crate::files::sk) fn new(how: NetworkLock, whole: Option<(Method, Whole)>) -> Self {
-        let (method, whole) = match whole {
-            Some((method, whole)) => (method, Some(whole)),
+    /// `locks` are those of the tree's own network namespaces, and how they were made.
+    pub(in crate::files::sk) fn new(how: NetworkLock, locks: Option<(Method, Vec<(u32, Whole)>)>) -> Self {
+        let (method, wholes) = match locks {
+            Some((method, wholes)) => (method, Some(wholes)),
             None => (Method::of_dump(how), None),
         };
         Connections {
-            whole,
+            wholes,
             method,
             ends: Vec::new(),
             held: Vec::new(),
@@ -224,9 +225,9 @@ impl Connections {
         }
     }
 
-    /// The lock of the tree's own network namespace.
-    pub(crate) fn whole(&self) -> Option<&Whole> {
-        self.whole.as_ref()
+    /// The lock of network namespace `id` of the tree's own.
+    pub(crate) fn whole(&self, id: u32) -> Option<&Whole> {
+        self.wholes.iter().flatten().find(|(known, _)| *known == id).map(|(_, whole)| whole)
     }
 
     /// Tells the inventory how a restore is to unlock the network; the lock bears the name of the dump, which
@@ -238,7 +239,7 @@ impl Connections {
 
     /// Keeps packets away from now on.
     fn lock(&mut self, mut ends: Vec<Connection>) -> Result<()> {
-        if self.whole.is_some() {
+        if self.wholes.is_some() {
             return Ok(());
         }
         // Both ends may be ours.
@@ -254,8 +255,8 @@ impl Connections {
 
     /// The tasks are about to be killed: their ends will be silent, and packets stay away after us.
     pub fn settle(&mut self) -> Result<()> {
-        match &mut self.whole {
-            Some(whole) => whole.settle()?,
+        match &mut self.wholes {
+            Some(wholes) => wholes.iter_mut().try_for_each(|(_, whole)| whole.settle())?,
             None => self.lasting = Some(Lasting::set(&self.method, &self.ends)?),
         }
         while let Some(held) = self.held.get(self.repaired) {
@@ -273,7 +274,7 @@ impl Connections {
         if let Some(lasting) = self.lasting.take() {
             lasting.keep();
         }
-        if let Some(whole) = self.whole.take() {
+        for (_, whole) in self.wholes.take().into_iter().flatten() {
             whole.keep();
         }
     }
@@ -291,7 +292,7 @@ impl Drop for Connections {
         }
         drop(self.lasting.take());
         drop(self.lock.take());
-        drop(self.whole.take());
+        drop(self.wholes.take());
         // Leaving repair mode asks the peer for a word, and its answer gets things going.
         for held in &self.held {
             let socket = held.socket.as_fd();

@@ -20,6 +20,7 @@ use super::{CLOSED, ESTABLISHED, LISTEN, is_family, opts, queue::Queue};
 use crate::{
     error::{Context, Error, Result, SysContext},
     files::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, PlanFiles, RestoredFile, watch},
+    ns::net,
     options::External,
     pstree::FileId,
     sys::{sock_diag, sockopt},
@@ -72,9 +73,9 @@ struct Peer {
 }
 
 impl UnixOut {
-    fn table(&mut self) -> Result<&Table> {
+    fn table(&mut self, networks: &net::Networks) -> Result<&Table> {
         if self.table.is_none() {
-            let sockets = sock_diag::unix_sockets()?;
+            let sockets = networks.listed(sock_diag::unix_sockets)?;
             let pairs = |s: &sock_diag::UnixSocket| s.waiting.iter().map(|w| (*w, s.ino)).collect::<Vec<_>>();
             let listeners = sockets.values().flat_map(pairs).collect();
             self.table = Some(Table { sockets, listeners });
@@ -94,10 +95,10 @@ impl FileKind for Unix {
 
     fn dump(&self, fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<pb::FileEntry> {
         let ino = fd.probe.stat.st_ino as u32;
-        let table = out.sockets.unix.table()?;
+        let table = out.sockets.unix.table(&out.networks)?;
         let socket = table.sockets.get(&ino).cloned().ok_or_else(|| {
             Error::unsupported("a unix socket of another network namespace cannot be dumped")
-                .remedy("close it before the dump")
+                .remedy("close it before the dump, or have a task of the tree be in that namespace")
         })?;
         if ![STREAM, DGRAM, SEQPACKET].contains(&socket.kind) {
             return Err(Error::unsupported(format!(
@@ -107,6 +108,11 @@ impl FileKind for Unix {
             .remedy("close it before the dump"));
         }
         let (state, peer) = connection(&socket, table)?;
+        // The table is of one alone as a rule.
+        let ns_id = match out.networks.is_several() {
+            true => out.network_of(fd.file.as_fd())?,
+            false => out.networks.first(),
+        };
         let mut entry = pb::UnixSkEntry {
             id: id.0,
             ino,
@@ -114,7 +120,7 @@ impl FileKind for Unix {
             state,
             flags: fd.probe.info.flags,
             uflags: 0,
-            ns_id: out.own_network(),
+            ns_id,
             backlog: socket.sent,
             peer,
             fown: fd.fown,
@@ -123,6 +129,12 @@ impl FileKind for Unix {
             shutdown: (socket.shutdown != 0).then_some(i32::from(socket.shutdown)),
             ..Default::default()
         };
+        if let Some(kind) = fd.probe.socket {
+            let option = out.sockets.fresh.entry(None).or_default().differing(fd.file.as_fd(), kind, false);
+            if !option.is_empty() {
+                out.more(pb::RcriuFileEntry { id: id.0, option, ..Default::default() })?;
+            }
+        }
         if socket.name.first().is_some_and(|first| *first != 0) {
             dump_name(fd, &mut entry, out)?;
         }
@@ -175,7 +187,7 @@ fn connection(socket: &sock_diag::UnixSocket, table: &Table) -> Result<(u32, u32
                 "its peer, unix socket {}, cannot be found",
                 socket.peer
             ))
-            .remedy("dump when both ends are in one network namespace"));
+            .remedy("dump when both ends are in network namespaces that tasks of the tree are in"));
         };
         if peer.peer != socket.ino && peer.name.is_empty() {
             return Err(Error::unsupported(format!(
@@ -271,7 +283,8 @@ pub(super) fn dump_outside(out: &mut FilesOut<'_>) -> Result<()> {
         if out.sockets.unix.dumped.contains(&peer.ino) {
             continue;
         }
-        let socket = out.sockets.unix.table()?.sockets.get(&peer.ino).cloned().unwrap_or_default();
+        let socket =
+            out.sockets.unix.table(&out.networks)?.sockets.get(&peer.ino).cloned().unwrap_or_default();
         may_be_outside(&peer, &socket, out).during(|| peer.place.clone())?;
         if !written.insert(peer.ino) {
             continue;

@@ -55,6 +55,8 @@ pub(super) struct Member {
     pub(super) peer: Option<usize>,
     /// What it has received.
     pub(super) packets: Vec<Packet>,
+    /// Options that the entry has no field for.
+    pub(super) option: Vec<pb::RcriuSockopt>,
 }
 
 impl Member {
@@ -113,7 +115,9 @@ impl UnixWorld {
             plan.entries.iter().filter_map(|(id, e)| Some((id, e.usk.as_deref()?))).collect();
         let mut by_ino = HashMap::new();
         for (at, (id, entry)) in entries.iter().enumerate() {
-            check(entry).map_err(|e| e.during(format!("file {id}")))?;
+            check(entry)
+                .and_then(|()| plan.check_network(entry.ns_id))
+                .map_err(|e| e.during(format!("file {id}")))?;
             if entry.ino != 0 && by_ino.insert(entry.ino, at).is_some() {
                 return Err(Error::image(format!("files.img has unix socket {} twice", entry.ino)));
             }
@@ -153,7 +157,9 @@ impl UnixWorld {
             for at in &cluster {
                 let (id, entry) = entries[*at];
                 let peer = peers[*at];
-                let mutual = peer.filter(|p| p != at && peers[*p] == Some(*at));
+                // No call makes a pair in two network namespaces: such datagram sockets are connected by name.
+                let mutual =
+                    peer.filter(|p| p != at && peers[*p] == Some(*at) && entries[*p].1.ns_id == entry.ns_id);
                 let packets = packets.remove(&id).unwrap_or_default();
                 let given = plan.opts.inherit_fds.iter().any(|fd| fd.is_for(&socket_name(entry.ino)));
                 members.push(Member {
@@ -162,6 +168,7 @@ impl UnixWorld {
                     entry: entry.clone(),
                     peer: peer.map(|p| place[&p]),
                     packets,
+                    option: plan.more(id).map(|more| more.option.clone()).unwrap_or_default(),
                 });
             }
             let mut at_hand: Vec<FileId> =

@@ -25,7 +25,11 @@ use crate::{
     error::{Context, Error, Result, SysContext},
     files::{
         FdType, FilesTask, GroupKey, Needs, Preflight, RestoredFile, Roots, pipe,
-        sk::{opts, queue, shut, socket_name},
+        sk::{
+            SocketKind,
+            kept::{self, When},
+            opts, queue, shut, socket_name,
+        },
     },
     sys::sockopt,
 };
@@ -124,9 +128,12 @@ fn make(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
         if made[at].is_some() {
             continue;
         }
-        let pair = || {
-            socketpair(AddressFamily::Unix, sock_type(member), None, SockFlag::SOCK_CLOEXEC)
-                .call("socketpair")
+        let network = member.entry.ns_id;
+        let pair = |cx: &mut FilesTask<'_>| {
+            cx.in_network(network, |_| {
+                socketpair(AddressFamily::Unix, sock_type(member), None, SockFlag::SOCK_CLOEXEC)
+                    .call("socketpair")
+            })
         };
         match member.role {
             Role::Outside => {}
@@ -136,7 +143,7 @@ fn make(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
                 made[at] = Some(cx.keep(given)?);
             }
             Role::Pair(other) => {
-                let (one, two) = pair()?;
+                let (one, two) = pair(cx)?;
                 made[at] = Some(cx.keep(one)?);
                 // The other end may come from outside; then this one has lost its peer.
                 if members[other].role == Role::Pair(at) {
@@ -144,7 +151,7 @@ fn make(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
                 }
             }
             Role::Helped => {
-                let (one, helper) = pair()?;
+                let (one, helper) = pair(cx)?;
                 if !member.stream() {
                     // As long as it has a peer, others cannot connect to it.
                     sockopt::disconnect(one.as_fd())?;
@@ -154,8 +161,10 @@ fn make(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
                 cx.stash.insert(member.id, helper);
             }
             Role::Single => {
-                let one = socket(AddressFamily::Unix, sock_type(member), SockFlag::SOCK_CLOEXEC, None)
-                    .call("socket")?;
+                let one = cx.in_network(network, |_| {
+                    socket(AddressFamily::Unix, sock_type(member), SockFlag::SOCK_CLOEXEC, None)
+                        .call("socket")
+                })?;
                 made[at] = Some(cx.keep(one)?);
             }
         }
@@ -216,6 +225,11 @@ fn complete(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
         let finish = || {
             shut(socket, member.entry.shutdown)?;
             opts::restore(socket, &member.entry.opts)?;
+            let kind = member.entry.r#type.cast_signed();
+            let sort = SocketKind { family: libc::AF_UNIX, kind, protocol: 0 };
+            for when in [When::New, When::Last] {
+                kept::restore(socket, sort, &member.option, when)?;
+            }
             let flags = member.entry.flags.cast_signed();
             pipe::set_flags(&socket.try_clone_to_owned().call("dup")?, flags)
         };
@@ -230,10 +244,12 @@ fn connect_datagrams(cluster: &Cluster, cx: &FilesTask<'_>) -> Result<()> {
     let members = &cluster.members;
     let connects =
         |m: &Member| !m.stream() && m.peer.is_some() && matches!(m.role, Role::Single | Role::Helped);
+    // Each of two that are connected with each other takes the other one.
+    let waits = |at: usize, peer: usize| peer != at && members[peer].peer != Some(at);
     let mut awaited = vec![0usize; members.len()];
     for (at, member) in members.iter().enumerate() {
         if let (true, Some(peer)) = (connects(member), member.peer)
-            && peer != at
+            && waits(at, peer)
         {
             awaited[peer] += 1;
         }
@@ -246,7 +262,7 @@ fn connect_datagrams(cluster: &Cluster, cx: &FilesTask<'_>) -> Result<()> {
         let other = &members[peer];
         let there = if other.role == Role::Outside { None } else { Some(cx.at_hand(other.id)?) };
         connect(cx.at_hand(member.id)?, other, there, cx.roots()).during(of(member))?;
-        if peer != at {
+        if waits(at, peer) {
             awaited[peer] -= 1;
             if awaited[peer] == 0 && connects(other) {
                 ready.push(peer);

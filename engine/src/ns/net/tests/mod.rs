@@ -3,6 +3,7 @@
 
 mod damaged;
 mod outside;
+mod several;
 mod tracked;
 mod user;
 
@@ -11,7 +12,7 @@ use std::{path::Path, process::Command, thread};
 use nix::sched::{CloneFlags, unshare};
 
 use super::*;
-use crate::options::{Dir, External};
+use crate::options::{Dir, External, RestoreOptions};
 
 const ID: u32 = 9;
 /// `IFF_RUNNING`, `IFF_LOWER_UP`, `IFF_DORMANT`: told when a link has found its state.
@@ -54,8 +55,8 @@ fn dump_here(folder: &Path) -> Result<()> {
     dump(&DumpNet::new(ID, &options, &images))
 }
 
-fn read_here(folder: &Path, external: &[External]) -> Result<Net> {
-    read(&ImageDir::open(folder).unwrap(), ID, &restore_options(external))
+fn read_here(folder: &Path, external: &[External]) -> Result<Nets> {
+    read(&ImageDir::open(folder).unwrap(), &[ID], &restore_options(external))
 }
 
 /// Type, structure and attributes of a message.
@@ -63,7 +64,12 @@ type Plain = (u16, Vec<u8>, Vec<(u16, Vec<u8>)>);
 
 /// Messages without their numbers, and without attributes that tell times.
 fn plain(folder: &Path, form: &saved::Form, head: usize, times: u16) -> Vec<Plain> {
-    let all = form.read(&ImageDir::open(folder).unwrap(), ID).unwrap().unwrap_or_default();
+    plain_of(folder, ID, form, head, times)
+}
+
+/// The same of namespace `id`.
+fn plain_of(folder: &Path, id: u32, form: &saved::Form, head: usize, times: u16) -> Vec<Plain> {
+    let all = form.read(&ImageDir::open(folder).unwrap(), id).unwrap().unwrap_or_default();
     let one = |m: &Message| {
         let attributes = m.attributes(head).filter(|(k, _)| *k != times);
         let mut start = m.body()[..head].to_vec();
@@ -86,18 +92,24 @@ fn plain(folder: &Path, form: &saved::Form, head: usize, times: u16) -> Vec<Plai
 
 /// Both sets of images tell of the same namespace.
 fn same(one: &Path, other: &Path) {
+    same_of(one, other, ID);
+}
+
+/// The same of namespace `id`.
+fn same_of(one: &Path, other: &Path, id: u32) {
     for (form, head, times) in [
         (saved::ADDRESSES, 8, 6),
         (saved::ROUTES, 12, 12),
         (saved::ROUTES6, 12, 12),
         (saved::RULES, 12, 0xffff),
     ] {
-        assert_eq!(plain(one, &form, head, times), plain(other, &form, head, times), "{form:?}");
+        let both = [one, other].map(|folder| plain_of(folder, id, &form, head, times));
+        assert_eq!(both[0], both[1], "{id} {form:?}");
     }
     let dirs = [ImageDir::open(one).unwrap(), ImageDir::open(other).unwrap()];
     let [a, b] = &dirs;
     let links = |d: &ImageDir| {
-        let mut all = d.read_all::<pb::NetDeviceEntry>(ImageKind::Netdev, ID.into()).unwrap();
+        let mut all = d.read_all::<pb::NetDeviceEntry>(ImageKind::Netdev, id.into()).unwrap();
         all.iter_mut().for_each(|link| link.flags &= !STATUS);
         all
     };
@@ -105,9 +117,9 @@ fn same(one: &Path, other: &Path) {
         assert_eq!(a, b);
     }
     assert_eq!(links(a).len(), links(b).len());
-    let conf = |d: &ImageDir| d.read_one::<pb::NetnsEntry>(ImageKind::Netns, ID.into()).unwrap();
+    let conf = |d: &ImageDir| d.read_one::<pb::NetnsEntry>(ImageKind::Netns, id.into()).unwrap();
     assert_eq!(conf(a), conf(b));
-    let more = |d: &ImageDir| d.read_one::<pb::RcriuNetnsEntry>(ImageKind::RcriuNetns, ID.into()).unwrap();
+    let more = |d: &ImageDir| d.read_one::<pb::RcriuNetnsEntry>(ImageKind::RcriuNetns, id.into()).unwrap();
     assert_eq!(more(a).sysctl, more(b).sysctl);
     let neighbours = |d: &ImageDir| {
         let all = more(d).neighbour;
@@ -120,7 +132,7 @@ fn same(one: &Path, other: &Path) {
     assert_eq!(neighbours(a), neighbours(b));
     for kind in [ImageKind::Iptables, ImageKind::Ip6tables, ImageKind::Nftables] {
         let text = |d: &ImageDir| {
-            let text = raw::read(d, kind, ID).unwrap().unwrap_or_default();
+            let text = raw::read(d, kind, id).unwrap().unwrap_or_default();
             let text = String::from_utf8(text).unwrap();
             text.lines().filter(|l| !l.starts_with('#')).map(str::to_owned).collect::<Vec<_>>()
         };
@@ -146,7 +158,7 @@ fn trip(setup: &str, check: impl Fn() + Sync) -> Option<()> {
     }
     fresh(|| {
         let net = read_here(first.path(), &[]).unwrap();
-        restore(&net).unwrap();
+        restore(&net, &[]).unwrap();
         dump_here(second.path()).unwrap();
         check();
     })?;
@@ -314,7 +326,7 @@ fn an_empty_namespace_stays_empty() {
     fresh(|| {
         let mut options = restore_options(&[]);
         options.common.empty_net_ns = true;
-        restore(&read(&images, ID, &options).unwrap()).unwrap();
+        restore(&read(&images, &[ID], &options).unwrap(), &[]).unwrap();
         assert!(!sh("ip -o link").unwrap().contains("UP"));
     });
 }

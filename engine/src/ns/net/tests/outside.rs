@@ -11,13 +11,13 @@ use nix::sched::{CloneFlags, unshare};
 use super::*;
 
 /// Another namespace that lives until this is dropped.
-struct Beside {
-    file: OwnedFd,
+pub(super) struct Beside {
+    pub(super) file: OwnedFd,
     orders: mpsc::Sender<Box<dyn FnOnce() + Send>>,
 }
 
 impl Beside {
-    fn new() -> Beside {
+    pub(super) fn new() -> Beside {
         let (orders, todo) = mpsc::channel::<Box<dyn FnOnce() + Send>>();
         let (tell, told) = mpsc::channel();
         thread::spawn(move || {
@@ -29,7 +29,7 @@ impl Beside {
         Beside { file: told.recv().unwrap(), orders }
     }
 
-    fn act<T: Send + 'static>(&self, order: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(super) fn act<T: Send + 'static>(&self, order: impl FnOnce() -> T + Send + 'static) -> T {
         let (tell, told) = mpsc::channel();
         self.orders.send(Box::new(move || tell.send(order()).unwrap())).unwrap();
         told.recv().unwrap()
@@ -78,7 +78,7 @@ fn devices_from_outside_are_made_there_and_go_with_a_failure() {
         assert!(net.needs_outside());
         let new = Beside::new();
         // Fails: all is as it was.
-        let undo = restore_outside(&net, new.file.as_fd()).unwrap();
+        let undo = restore_outside(&net, &[(ID, new.file.as_fd())]).unwrap();
         let there = sh("ip -o link").unwrap();
         assert!(there.contains("out0") && !there.contains("orig0@"), "{there}");
         drop(undo);
@@ -88,14 +88,14 @@ fn devices_from_outside_are_made_there_and_go_with_a_failure() {
         assert!(sh("ip -o link show orig0").unwrap().contains("master br9"));
         // Another device has the name: nothing of it stays.
         sh("ip link set br9 name out0").unwrap();
-        assert!(restore_outside(&net, new.file.as_fd()).is_err());
+        assert!(restore_outside(&net, &[(ID, new.file.as_fd())]).is_err());
         sh("ip link set out0 name br9").unwrap();
         // Succeeds: both ends are there.
-        let undo = restore_outside(&net, new.file.as_fd()).unwrap();
+        let undo = restore_outside(&net, &[(ID, new.file.as_fd())]).unwrap();
         let second = tempfile::tempdir().unwrap();
         let path = second.path().to_owned();
         new.act(move || {
-            restore(&net).unwrap();
+            restore(&net, &[]).unwrap();
             dump_here(&path).unwrap();
             let told = sh("ip -o link; ip -o addr").unwrap();
             assert!(

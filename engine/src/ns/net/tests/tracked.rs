@@ -53,7 +53,7 @@ fn followed_connections_come_back_translated_as_they_were() {
     }
     fresh(|| {
         let net = read_here(first.path(), &[]).unwrap();
-        restore(&net).unwrap();
+        restore(&net, &[]).unwrap();
         dump_here(second.path()).unwrap();
     });
     assert_eq!(before, entries(second.path()));

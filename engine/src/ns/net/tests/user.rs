@@ -9,7 +9,7 @@ const NAME: &str = "ns::net::tests::user::a_task_in_a_user_namespace_restores_it
 fn a_task_in_a_user_namespace_restores_its_own() {
     if let [Some(from), Some(to)] = FOLDERS.map(std::env::var_os) {
         let net = read_here(Path::new(&from), &[]).unwrap();
-        restore(&net).unwrap();
+        restore(&net, &[]).unwrap();
         return dump_here(Path::new(&to)).unwrap();
     }
     let (first, second) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());

@@ -11,8 +11,8 @@ static LSM_PROFILE: Opt = Opt {
     takes: Takes::One("LSM:NAME"),
     group: Group::Security,
     on: on::RESTORE,
-    help: "Profile to restore under: apparmor:NAME or selinux:LABEL",
-    more: "",
+    help: "Confine all tasks by this: apparmor:NAME, selinux:LABEL or unconfined",
+    more: "Instead of what confined each of them when it was dumped. none: leaves what this command has itself.",
     apply: |raw, v| {
         raw.lsm_profile = Some(LsmProfile::parse(v.text()?)?);
         Ok(())
@@ -25,7 +25,7 @@ static LSM_MOUNT_CONTEXT: Opt = Opt {
     takes: Takes::One("CTX"),
     group: Group::Security,
     on: on::RESTORE,
-    help: "SELinux context for mounts that had one",
+    help: "SELinux context of mounts that had one",
     more: "",
     apply: |raw, v| {
         raw.lsm_mount_context = Some(v.text()?.to_owned());
