@@ -21,8 +21,8 @@ pub const KINDS: &[Kind] = &[
     kind("packet sockets keep devices and options", "packet-sockets", &[]),
     kind("frames still arrive in the mapped ring of a packet socket", "packet-ring", &[]),
     kind("raw sockets keep filters and options", "raw-sockets", &[]),
-    kind("messages keep their senders", "message-senders", &[]).beyond_criu(),
     kind("options of sockets and groups of multicast are kept", "socket-options", &[]).beyond_criu(),
+    kind("messages keep their senders", "message-senders", &[]).beyond_criu(),
     kind("a socket for pings keeps its number", "ping-socket", &[]).beyond_criu(),
     Kind { options: ESTABLISHED, ..kind("connections inside the tree keep their data", "tcp", &[]) },
 ];

@@ -177,7 +177,7 @@ pub fn context(args: &[String]) -> Check {
     rest()?;
     go.send(()).context("the thread")?;
     let other = other.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
-    if args.first().is_some() {
+    if !args.is_empty() {
         return Ok(());
     }
     same("labels", look()?, was)?;

@@ -14,7 +14,7 @@ use crate::{
     error::{Context, Error, Result, SysContext},
     files::{Place, Root, Roots, Space, Spaces},
     infect::Ledger,
-    netlock::{Method, Whole, lock_all},
+    netlock::{Locks, Method, lock_all},
     ns::{
         enter::{here, inside},
         inode, ipc, mnt, net, pid,
@@ -153,7 +153,7 @@ impl<'a> Network<'a> {
         opts: &'a DumpOptions,
         run: &str,
         ledger: &Ledger,
-    ) -> Result<(Network<'a>, Option<(Method, Vec<(u32, Whole)>)>)> {
+    ) -> Result<(Network<'a>, Option<Locks>)> {
         if networks.is_empty() {
             return Ok((Network(None), None));
         }

@@ -18,7 +18,8 @@ use super::{
     DumpCx,
     collect::Task,
     later,
-    task::{Mapped, id, space, stacks},
+    mapped::{Mapped, space},
+    task::{id, stacks},
 };
 use crate::{
     error::Result,

@@ -23,6 +23,7 @@ pub(crate) mod identity;
 mod later;
 mod lazy;
 mod listed;
+mod mapped;
 mod namespaces;
 pub mod predump;
 pub(crate) mod refuse;
@@ -56,7 +57,7 @@ use crate::{
         vma::{SeenFiles, VmaRules},
         xfer::{Frozen, Link},
     },
-    netlock::{Method, Whole},
+    netlock::Locks,
     ns::{net::Networks, user::Ids},
     options::{Afterwards, CpuCap, DumpOptions},
     pstree::{Numbering, RealPid},
@@ -119,7 +120,7 @@ impl<'a> DumpCx<'a> {
         (pages, track): (PageStore, Tracker),
         protected: Vec<Protected>,
         without_undo: RealPid,
-        (tree, networks, lock): (&collect::Pstree, Networks, Option<(Method, Vec<(u32, Whole)>)>),
+        (tree, networks, lock): (&collect::Pstree, Networks, Option<Locks>),
     ) -> Result<Self> {
         let shmem_dev = shmem_dev()?;
         let numbering = tree.numbering();

@@ -14,23 +14,22 @@ use super::{
     finish::one,
     later::{self, Pages},
     listed::{self, Begun, Listed},
+    mapped::space,
     refuse,
     seize::Frozen,
     told::Told,
 };
 use crate::{
     error::{Context, Error, Result},
-    files::{FilesOut, PathUse},
+    files::PathUse,
     infect::{self, Infected, Question, StoppedTask},
     mm::{
         aio::Rings,
         more,
         pagemap::{Scanner, Walk},
         pages::{Copier, Written},
-        shmem::SharedOut,
-        sysv::SegmentsOut,
         track::TaskTrack,
-        vma::{self, MappedFiles, Vma},
+        vma::{self, Vma},
     },
     procfs::{
         ProcDir,
@@ -39,7 +38,7 @@ use crate::{
         status::Status,
         timers,
     },
-    pstree::{FileId, RealPid},
+    pstree::FileId,
     sys::sched::{self, Attr},
     task::{fs, misc, more::Seen, numa, sigaction, sigqueue},
 };
@@ -271,35 +270,6 @@ fn ask(
         lock_future,
         session,
     })
-}
-
-/// Gives mapped files their numbers.
-pub(super) struct Mapped<'a, 'b> {
-    pub task: RealPid,
-    pub files: &'a mut FilesOut<'b>,
-    pub shmem: &'a mut SharedOut,
-    pub segments: &'a mut SegmentsOut,
-    /// Number of the ipc namespace of the task.
-    pub space: u32,
-}
-
-/// Number of the ipc namespace of a task.
-pub(super) fn space(task: &Task) -> u32 {
-    task.ids.ipc_ns_id.unwrap_or_default()
-}
-
-impl MappedFiles for Mapped<'_, '_> {
-    fn mapped(&mut self, fd: OwnedFd) -> Result<FileId> {
-        self.files.path_file(self.task, fd, PathUse::Mapping)
-    }
-
-    fn shared(&mut self, fd: OwnedFd, ino: u64) {
-        self.shmem.add(fd, ino);
-    }
-
-    fn segment(&mut self, fd: OwnedFd, id: i32) {
-        self.segments.add(fd, self.space, id);
-    }
 }
 
 /// Ranges of guard pages follow the mappings, as entries of their own.

@@ -5,21 +5,24 @@
 //! that were opened apart say the same number, and become descriptors of one map again. The engine makes maps, since a
 //! task in a user namespace may not.
 
+mod maps;
+
 use std::{
-    collections::{BTreeMap, HashSet},
+    collections::HashSet,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
 };
 
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, extra::BpfMap, pb};
 
+pub(super) use self::maps::{Map, Maps};
 use super::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, PlanFiles, RestoredFile, pipe};
 use crate::{
     error::{Context, Error, Result},
     options::RestoreOptions,
     procfs::{self, fdinfo::FdInfo},
     pstree::FileId,
-    sys::bpf::{self, Shape, Sizes},
+    sys::bpf::{self, Sizes},
 };
 
 /// Types that keep one value for a key and need nothing else: hash, array, and of Linux 4.10 and 4.11 those that forget
@@ -179,103 +182,6 @@ fn parse(info: &FdInfo) -> Option<pb::BpfmapFileEntry> {
     })
 }
 
-/// Maps by their numbers in images.
-#[derive(Debug, Default)]
-pub(super) struct Maps {
-    /// Those that have elements, as read from their image.
-    content: Option<BTreeMap<u32, BpfMap>>,
-    known: BTreeMap<u32, Arc<Map>>,
-}
-
-/// A map to be.
-#[derive(Debug)]
-pub(super) struct Map {
-    entry: pb::BpfmapFileEntry,
-    content: BpfMap,
-    /// Its number, once it is made.
-    made: Mutex<Option<u32>>,
-}
-
-impl Maps {
-    /// The map of an entry.
-    ///
-    /// # Errors
-    /// Entries that contradict each other, or elements that are not of their sizes.
-    pub(super) fn of(&mut self, images: &ImageDir, entry: &pb::BpfmapFileEntry) -> Result<Arc<Map>> {
-        if let Some(map) = self.known.get(&entry.map_id) {
-            let shape =
-                |e: &pb::BpfmapFileEntry| (e.map_type, e.key_size, e.value_size, e.max_entries, e.map_flags);
-            return match shape(&map.entry) == shape(entry) {
-                true => Ok(Arc::clone(map)),
-                false => {
-                    Err(Error::image(format!("files.img: two BPF maps have the number {}", entry.map_id)))
-                }
-            };
-        }
-        if self.content.is_none() {
-            self.content = Some(read(images)?);
-        }
-        let content = self.content.as_mut().and_then(|all| all.remove(&entry.map_id)).unwrap_or_default();
-        let (key, value) = (entry.key_size as usize, entry.value_size as usize);
-        let count = content.keys.len() / key.max(1);
-        if key == 0 || count * key != content.keys.len() || count * value != content.values.len() {
-            return Err(Error::image(format!(
-                "bpfmap-data.img: elements of map {} have other sizes",
-                entry.map_id
-            )));
-        }
-        let map = Arc::new(Map { entry: entry.clone(), content, made: Mutex::new(None) });
-        self.known.insert(entry.map_id, Arc::clone(&map));
-        Ok(map)
-    }
-}
-
-fn read(images: &ImageDir) -> Result<BTreeMap<u32, BpfMap>> {
-    let mut all = BTreeMap::new();
-    let Some(mut reader) = images.reader(ImageKind::BpfmapData, 0)? else { return Ok(all) };
-    while let Some(entry) = reader.next::<pb::BpfmapDataEntry>()? {
-        let content = reader.bpf_map(&entry)?;
-        if all.insert(entry.map_id, content).is_some() {
-            return Err(Error::image(format!("bpfmap-data.img: map {} is there twice", entry.map_id)));
-        }
-    }
-    Ok(all)
-}
-
-impl Map {
-    /// A descriptor for `access`; the first makes the map, and must be open for as long as others are asked for.
-    fn open(&self, access: u32) -> Result<OwnedFd> {
-        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(id) = *made {
-            return bpf::by_id(id, access);
-        }
-        let entry = &self.entry;
-        if entry.map_flags & NUMA_NODE != 0 {
-            log::warn!("BPF map {}: the NUMA node of its memory is not kept", entry.map_id);
-        }
-        let map = bpf::create(&Shape {
-            kind: entry.map_type,
-            key: entry.key_size,
-            value: entry.value_size,
-            entries: entry.max_entries,
-            flags: entry.map_flags & !NUMA_NODE,
-            name: &entry.map_name,
-            ifindex: entry.ifindex,
-            extra: entry.map_extra.unwrap_or(0),
-        })?;
-        if !self.content.keys.is_empty() {
-            bpf::update(map.as_fd(), sizes(entry), &self.content.keys, &self.content.values)?;
-        }
-        if entry.frozen {
-            bpf::freeze(map.as_fd())?;
-        }
-        let id = bpf::info(map.as_fd())?.id;
-        let map = if access == 0 { map } else { bpf::by_id(id, access)? };
-        *made = Some(id);
-        Ok(map)
-    }
-}
-
 /// A descriptor of a map to be restored.
 #[derive(Debug)]
 struct BpfmapFile {
@@ -319,7 +225,10 @@ impl RestoredFile for BpfmapFile {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::files::roundtrip::{FREE, Trip, at, get, same};
+    use crate::{
+        files::roundtrip::{FREE, Trip, at, get, same},
+        sys::bpf::Shape,
+    };
 
     fn shape(kind: u32, value: u32, entries: u32, flags: u32, name: &str) -> Shape<'_> {
         Shape { kind, key: 4, value, entries, flags, name, ifindex: 0, extra: 0 }

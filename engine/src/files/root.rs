@@ -20,7 +20,7 @@ use nix::{
 use super::Spaces;
 use crate::{
     error::{Context, Error, Result, SysContext},
-    netlock::{Method, Whole},
+    netlock::Locks,
     ns::{mnt::paths as mounts, net, user::Ids},
     procfs::mountinfo::{self, Mount},
     pstree::Numbering,
@@ -42,7 +42,7 @@ pub struct Where {
     /// Its own network namespaces.
     pub networks: net::Networks,
     /// The locks of those, with their numbers, and how they were made.
-    pub(crate) lock: Option<(Method, Vec<(u32, Whole)>)>,
+    pub(crate) lock: Option<Locks>,
 }
 
 impl Default for Where {

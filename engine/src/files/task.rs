@@ -5,6 +5,7 @@
 //! table's turn comes is closed.
 
 mod space;
+mod strays;
 
 use std::{
     collections::HashMap,
@@ -35,12 +36,6 @@ use crate::{
     pstree::{FileId, VirtPid},
     sys::{fd, futex},
 };
-
-/// Numbers of all open descriptors of this process, and one that is closed again.
-fn open_numbers() -> Result<Vec<RawFd>> {
-    let list = std::fs::read_dir("/proc/self/fd").call("open(/proc/self/fd)")?;
-    Ok(list.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect())
-}
 
 /// The files' side of a task that is being rebuilt.
 #[derive(Debug)]
@@ -299,10 +294,6 @@ impl<'a> FilesTask<'a> {
             }
             fdpass::wait_while(word, arrived)?;
         }
-    }
-
-    fn close_strays(&self) -> Result<()> {
-        open_numbers()?.into_iter().filter(|fd| !self.shared.zone.contains(*fd)).try_for_each(fd::close)
     }
 
     fn step(

@@ -49,6 +49,9 @@ pub(crate) fn canonical(ip: IpAddr) -> IpAddr {
     ip.to_canonical()
 }
 
+/// How a dump has locked, and the lock of each network namespace by its number in images.
+pub(crate) type Locks = (Method, Vec<(u32, Whole)>);
+
 /// How and under which name a dump locks for good, from options or the inventory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Method {

@@ -181,9 +181,8 @@ impl Home {
 
     /// The root task fills its namespaces. On return files can be opened.
     pub fn settle(&self, cx: &TaskCx<'_>, prepared: &Prepared) -> Result<()> {
-        if let Some(folder) = prepared.root.await_engine(cx.area)? {
-            mapped::take(&folder, &cx.snapshot.dir)?;
-        }
+        let folder = prepared.root.await_engine(cx.area)?;
+        folder.map_or(Ok(()), |folder| mapped::take(&folder, &cx.snapshot.dir))?;
         prepared.entered.enter()?;
         if self.user.is_some() {
             user::UserNs::become_root()?;
@@ -241,7 +240,7 @@ impl Home {
         }
         if self.is_several() {
             prepared.root.send(MADE, 0, None)?;
-            prepared.root.await_engine(cx.area)?;
+            drop(prepared.root.await_engine(cx.area)?);
         }
         self.uts.fill(uts, &made, |uts| uts.restore().during(|| "uts namespace".into()))?;
         self.ipc.fill(ipc, &made, |ipc| ipc.restore(&cx.snapshot.dir).map_err(user::unreadable))?;
@@ -333,7 +332,8 @@ impl Prepared {
         empty()?;
         let mut made = Vec::new();
         if home.is_several() {
-            self.engine.send(MADE, 0, folder.take().as_ref().map(AsFd::as_fd))?;
+            self.engine.send(MADE, 0, folder.as_ref().map(AsFd::as_fd))?;
+            folder = None;
             loop {
                 match self.engine.next(area, watch)? {
                     (MADE, ..) => break,

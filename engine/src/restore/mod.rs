@@ -197,14 +197,11 @@ pub fn restore(opts: &RestoreOptions, kernel: &Kernel) -> Result<Restored> {
                 false => Ok(()),
             };
             let empty = || tell(Moment::SetupNamespaces);
+            let shared: (_, _, &dyn Fn() -> Result<()>) = (&files, &area, &watch);
             let outside = home
-                .let_go(
-                    &plan.home,
-                    (root, &snapshot.dir),
-                    empty,
-                    (&files, &area, &watch),
-                    |namespace, external| network.one_more(namespace, external),
-                )
+                .let_go(&plan.home, (root, &snapshot.dir), empty, shared, |namespace, external| {
+                    network.one_more(namespace, external)
+                })
                 .map_err(|e| area.why(e))?;
             home.await_root(&plan.home, (&files, &plan.files), &area, watch)?;
             if away(CloneFlags::CLONE_NEWUSER) && own_groups {

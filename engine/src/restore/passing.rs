@@ -120,12 +120,12 @@ impl Channel {
         }
     }
 
-    /// In a task: waits for a word of the engine, and for what it hands over.
+    /// In a task: waits for a word of the engine, which may come with a descriptor.
     pub(super) fn await_engine(&self, area: &Area) -> Result<Option<OwnedFd>> {
         while !self.is_ready(LOOK)? {
             area.goes_on()?;
         }
-        self.receive()?.ok_or_else(gone).map(|(_, _, fd)| fd)
+        self.receive()?.ok_or_else(gone).map(|(.., fd)| fd)
     }
 
     /// Whether a message, or the end, has come before `timeout` is over.

@@ -87,7 +87,7 @@ impl Keys {
             let mut users = [0, nix::unistd::geteuid().as_raw()].into_iter();
             users.any(|uid| visible_to(uid).is_ok_and(|keys| session::expires(&keys, key)))
         };
-        let session = match session::read(serial, &ask, expires)? {
+        let session = match session::read(serial, ask, expires)? {
             Read::Session(session) => Some(session),
             Read::Everybodys => None,
             Read::Lost(description) => return Err(refusal(thread, &description, "session", serial)),

@@ -79,9 +79,12 @@ fn field(to: u8, from: u8, offset: i16) -> Insn {
     [0x61, from << 4 | to, low, high, 0, 0, 0, 0]
 }
 
+/// Fields of the context, and what loading each has become.
+type Fields = Vec<(i16, Vec<Insn>)>;
+
 /// Puts back all accesses to the context. `None` if jumps lead into what an access has become.
 fn undo(insns: &[Insn], load: Load<'_>) -> Option<Vec<Insn>> {
-    let mut known: HashMap<(u8, u8), Vec<(i16, Vec<Insn>)>> = HashMap::new();
+    let mut known: HashMap<(u8, u8), Fields> = HashMap::new();
     let mut result = Vec::new();
     // Where each instruction is in the result; inside of an access there is no such place.
     let mut places: Vec<Option<usize>> = Vec::new();

@@ -172,10 +172,10 @@ pub struct FilesPlan {
     pub(super) dead_pidfds: DeadPidfds,
     pub(super) packets: Packets,
     pub(super) locks: Locks,
-    /// Locks of files that no task has open.
-    pub(super) flying: Flying,
     /// Security labels of sockets.
     labels: HashMap<FileId, String>,
+    /// Locks of files that no task has open.
+    pub(super) flying: Flying,
 }
 
 /// Descriptor numbers that no table uses: what must survive while tables are restored lives there.

@@ -15,7 +15,7 @@ use rcriu_images::ImageDir;
 use super::{FdProbe, FilesOut};
 use crate::{
     error::{Context, Result},
-    netlock::{Method, Whole},
+    netlock::{Locks, Whole},
     options::DumpOptions,
     pstree::{FileId, RealPid},
     sys::{
@@ -101,11 +101,7 @@ pub(super) struct SocketsOut {
 }
 
 impl SocketsOut {
-    pub(super) fn new(
-        images: &ImageDir,
-        opts: &DumpOptions,
-        lock: Option<(Method, Vec<(u32, Whole)>)>,
-    ) -> Self {
+    pub(super) fn new(images: &ImageDir, opts: &DumpOptions, lock: Option<Locks>) -> Self {
         SocketsOut {
             queues: queue::QueuesOut::new(images),
             waiting: Vec::new(),

@@ -20,7 +20,7 @@ use crate::{
     error::{Context, Error, Result, SysContext},
     files::{FilesOut, sk::queue},
     interrupt,
-    netlock::{Connection, Lasting, Lock, Method, Whole},
+    netlock::{Connection, Lasting, Lock, Locks, Method, Whole},
     options::NetworkLock,
     pstree::FileId,
     sys::sockopt::{self, Opt, Queued, general},
@@ -209,7 +209,7 @@ pub struct Connections {
 
 impl Connections {
     /// `locks` are those of the tree's own network namespaces, and how they were made.
-    pub(in crate::files::sk) fn new(how: NetworkLock, locks: Option<(Method, Vec<(u32, Whole)>)>) -> Self {
+    pub(in crate::files::sk) fn new(how: NetworkLock, locks: Option<Locks>) -> Self {
         let (method, wholes) = match locks {
             Some((method, wholes)) => (method, Some(wholes)),
             None => (Method::of_dump(how), None),
