@@ -95,7 +95,7 @@ pub fn run(args: &[String]) -> Check {
     same("number of the duplicate", number(&again)?, id)?;
     same("programs of the group", attached(&group)?, (vec![id], ALLOW_MULTI))?;
     File::open("/dev/null").context("opening /dev/null after")?;
-    words[0] = group.as_raw_fd().cast_unsigned();
+    (words[0], words[3]) = (group.as_raw_fd().cast_unsigned(), 0);
     bpf(PROG_DETACH, &mut words).context("bpf(BPF_PROG_DETACH)")?;
     same("programs left", attached(&group)?.0, vec![])
 }

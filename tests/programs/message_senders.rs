@@ -73,8 +73,12 @@ pub fn run(_: &[String]) -> Check {
     sender.send(b"own").context("send")?;
     rest()?;
     let me = [std::process::id(), nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()];
-    let pid = child.pid.as_raw().cast_unsigned();
-    same("first", next(&receiver)?, (b"of a child".to_vec(), [pid, user, group], 1))?;
+    let (text, [pid, uid, gid], files) = next(&receiver)?;
+    same("first", (text, uid, gid, files), (b"of a child".to_vec(), user, group, 1))?;
+    if root {
+        // Who is not root sends in nobody's name but its own.
+        same("sender of the first", pid, child.pid.as_raw().cast_unsigned())?;
+    }
     let (text, [_, uid, gid], files) = next(&receiver)?;
     same("second", (text, uid, gid, files), (b"of one who is gone".to_vec(), user, group, 1))?;
     same("third", next(&receiver)?, (b"own".to_vec(), me, 0))?;

@@ -9,7 +9,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use nix::{
     fcntl::{OFlag, openat},
     sys::stat::{Mode, fstat},
-    unistd::geteuid,
+    unistd::{chdir, geteuid},
 };
 use rcriu_images::ImageDir;
 
@@ -45,7 +45,9 @@ fn make(root: RealPid, images: &ImageDir) -> Result<OwnedFd> {
     openat(&tree, ".", flags, Mode::empty()).call("openat")
 }
 
-/// In the root task: uses `folder` from now on.
+/// In the root task: uses `folder` from now on. The working folder, mostly the same one, is out of reach too; the
+/// program's own comes in the end.
 pub(super) fn take(folder: &OwnedFd, images: &ImageDir) -> Result<()> {
+    chdir("/").call("chdir")?;
     fd::place(folder.as_fd(), images.as_fd().as_raw_fd(), true)
 }

@@ -218,8 +218,18 @@ fn failing(point: &'static str) -> Result<()> {
     super::siblings::fails(&with(CriuReqType::Restore, opts), point)
 }
 
-/// A container with users of its own, dumped, whose images belong to `owner` alone; `None` is its root.
-fn owned_by(owner: Option<u32>) -> Result<(Running, CriuOpts, u32)> {
+/// A container with users of its own that was dumped.
+struct Dumped {
+    container: Running,
+    opts: CriuOpts,
+    /// Its root.
+    user: u32,
+    /// What the options name by number.
+    _folders: [File; 2],
+}
+
+/// One whose images belong to `owner` alone; `None` is its root.
+fn owned_by(owner: Option<u32>) -> Result<Dumped> {
     let container = Running::start(Home::new().without_init().with_users(), Output::Pipe, &["home"])?;
     let (images, work) = (container.folder("images")?, container.folder("log")?);
     let tree = container.program.tree()?;
@@ -234,7 +244,7 @@ fn owned_by(owner: Option<u32>) -> Result<(Running, CriuOpts, u32)> {
         root: Some(container.bound_root("criu-root")?),
         ..Runtime::Crun.options(&container, (&images, &work), true)
     };
-    Ok((container, opts, user))
+    Ok(Dumped { container, opts, user, _folders: [images, work] })
 }
 
 /// Gives a folder and all that is in it to a user.
@@ -245,9 +255,9 @@ fn give(path: &Path, user: u32) -> Result<()> {
     Ok(chown(path, Some(user), Some(user))?)
 }
 
-fn comes_back(container: &Running, opts: CriuOpts) -> Result<()> {
-    let client = Client::swrk(quiet()?);
-    client.send(&with(CriuReqType::Restore, opts));
+fn comes_back(dumped: &Dumped) -> Result<()> {
+    let (container, client) = (&dumped.container, Client::swrk(quiet()?));
+    client.send(&with(CriuReqType::Restore, dumped.opts.clone()));
     let resp = answer_notifications(&client).resp;
     succeeded(&resp)?;
     container.program.moved(resp.restore.context("no answer to a restore")?.pid);
@@ -256,21 +266,20 @@ fn comes_back(container: &Running, opts: CriuOpts) -> Result<()> {
 
 /// As LXD gives them to the container's root, and as `lxc-checkpoint` leaves them, to root of the host.
 fn images_of(owner: Option<u32>) -> Result<()> {
-    let (container, opts, _) = owned_by(owner)?;
-    comes_back(&container, opts)
+    comes_back(&owned_by(owner)?)
 }
 
 /// Images of somebody else, which root of the tree's user namespace cannot reach: restored when they are given to it.
 fn unreadable() -> Result<()> {
-    let (container, opts, user) = owned_by(Some(12_345))?;
+    let dumped = owned_by(Some(12_345))?;
     let client = Client::swrk(quiet()?);
-    client.send(&with(CriuReqType::Restore, opts.clone()));
+    client.send(&with(CriuReqType::Restore, dumped.opts.clone()));
     let resp = answer_notifications(&client).resp;
     let said = resp.cr_errmsg();
     ensure!(!resp.success && said.contains(".img: ") && said.contains("chown -R"), "{resp:?}");
     client.end();
-    give(&container.scratch.path().join("images"), user)?;
-    comes_back(&container, opts)
+    give(&dumped.container.scratch.path().join("images"), dumped.user)?;
+    comes_back(&dumped)
 }
 
 pub fn cases() -> Vec<Case> {

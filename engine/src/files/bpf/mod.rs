@@ -7,7 +7,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rcriu_images::{ImageDir, ImageKind, pb};
 
-use super::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, PlanFiles, RestoredFile};
+use super::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, PlanFiles, RestoredFile, pipe};
 use crate::{
     error::{Context, Error, Result},
     options::{CgroupOptions, RestoreOptions},
@@ -36,7 +36,10 @@ impl FileKind for Program {
 
     fn dump(&self, fd: &DrainedFd, id: FileId, out: &mut FilesOut<'_>) -> Result<pb::FileEntry> {
         if fd.fown.pid != 0 || fd.fown.signum != 0 {
-            return Err(Error::bug("a BPF program with an owner of signals"));
+            return Err(Error::unsupported(
+                "a BPF program with an owner of signals (F_SETOWN) cannot be dumped",
+            )
+            .remedy("close it before the dump"));
         }
         let mut program = describe(fd.file.as_fd())?;
         let number = bpfprog::info(fd.file.as_fd())?.id;
@@ -144,7 +147,10 @@ impl RestoredFile for ProgramFile {
     }
 
     fn open(&self, cx: &mut FilesTask<'_>) -> Result<OwnedFd> {
-        cx.given(FileId(self.0.id))?.ok_or_else(|| Error::bug("a BPF program that was not loaded"))
+        let made = cx.given(FileId(self.0.id))?;
+        let made = made.ok_or_else(|| Error::bug("a BPF program that was not loaded"))?;
+        pipe::set_flags(&made, self.0.flags.cast_signed())?;
+        Ok(made)
     }
 
     fn has_finish(&self) -> bool {

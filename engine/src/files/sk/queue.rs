@@ -210,6 +210,17 @@ pub(super) struct Packet {
     sender: Option<pb::RcriuCredentials>,
 }
 
+impl Packet {
+    /// Who has sent it, if it says so.
+    fn pid(&self) -> u32 {
+        self.sender.as_ref().map_or(0, |sender| sender.pid)
+    }
+}
+
+fn is_sender(message: &ControlMessage<'_>) -> bool {
+    matches!(message, ControlMessage::ScmCredentials(_))
+}
+
 /// All packets, by the file they wait for.
 pub(super) fn read(images: &ImageDir) -> Result<HashMap<FileId, Vec<Packet>>> {
     let mut all: HashMap<FileId, Vec<Packet>> = HashMap::new();
@@ -258,9 +269,14 @@ pub(super) fn send(from: BorrowedFd<'_>, packets: &[Packet], cx: &FilesTask<'_>)
                 // Only a stream takes less than all; files went with the first byte.
                 Ok(n) => {
                     left = &left[n..];
-                    control.retain(|message| matches!(message, ControlMessage::ScmCredentials(_)));
+                    control.retain(is_sender);
                 }
                 Err(Errno::EINTR) => interrupt::check()?,
+                // Without the right to speak for others.
+                Err(Errno::EPERM) if control.iter().any(is_sender) => {
+                    log::warn!("A message of process {} is sent as from another", packet.pid());
+                    control.retain(|message| !is_sender(message));
+                }
                 Err(Errno::EAGAIN) => {
                     return Err(Error::host("the socket's queue does not hold what it held")
                         .remedy("raise /proc/sys/net/unix/max_dgram_qlen"));

@@ -117,42 +117,51 @@ pub(super) fn expires(keys: &[u8], key: i64) -> bool {
 /// More keys than users may have.
 pub fn enter(session: Option<&pb::RcriuSession>, born: Option<u32>) -> Result<Option<u32>> {
     let Some(session) = session.filter(|session| Some(session.serial) != born) else { return Ok(born) };
-    (|| {
-        // Of a keyring the real user and group are the owners, whom nobody but root may change later.
-        let (uid, gid) = (getuid(), getgid());
-        let same = |user: Uid, group: Gid| (user, group) == (uid, gid);
-        let owner = (Uid::from_raw(session.uid), Gid::from_raw(session.gid));
-        let keep = |id: u32| id != u32::MAX;
-        if !keep(session.uid) || !keep(session.gid) {
-            return Err(Error::image("rcriu-tasks.img: a keyring of nobody"));
+    match join(session).during(|| "session keyring".into()) {
+        // Where a filter of system calls, or a limit, lets nobody have keys.
+        Err(e) if session.key.is_empty() => {
+            log::warn!("The task stays in the session keyring it is restored in: {e}");
+            Ok(born)
         }
-        let unchanged = (Uid::from_raw(u32::MAX), Gid::from_raw(u32::MAX));
-        if !same(owner.0, owner.1) {
-            setresgid(owner.1, unchanged.1, unchanged.1).call("setresgid")?;
-            setresuid(owner.0, unchanged.0, unchanged.0).call("setresuid")?;
+        other => other.map(|()| Some(session.serial)),
+    }
+}
+
+/// Makes the keyring and fills it.
+fn join(session: &pb::RcriuSession) -> Result<()> {
+    if session.uid == u32::MAX || session.gid == u32::MAX {
+        return Err(Error::image("rcriu-tasks.img: a keyring of nobody"));
+    }
+    // Of a keyring the real user and group are the owners, whom nobody but root may change later.
+    let (ours, owner) = ((getuid(), getgid()), (Uid::from_raw(session.uid), Gid::from_raw(session.gid)));
+    if owner != ours {
+        set_real(owner)?;
+    }
+    let ring = keyctl::new_session();
+    let linked = ring.and_then(|ring| {
+        if session.users() {
+            keyctl::link_users()?;
         }
-        let ring = keyctl::new_session();
-        let linked = ring.and_then(|ring| {
-            if session.users() {
-                keyctl::link_users()?;
-            }
-            Ok(ring)
-        });
-        if !same(owner.0, owner.1) {
-            setresuid(uid, unchanged.0, unchanged.0).call("setresuid")?;
-            setresgid(gid, unchanged.1, unchanged.1).call("setresgid")?;
-        }
-        let ring = linked?;
-        for key in &session.key {
-            let name = CString::new(key.name.clone())
-                .map_err(|_| Error::image("rcriu-tasks.img: a key with a zero byte in its name"))?;
-            add(key, &name).during(|| format!("key {name:?}"))?;
-        }
-        // Last: it may forbid adding.
-        as_owner(owner, || keyctl::set_perm(ring, session.perm))
-    })()
-    .during(|| "session keyring".into())?;
-    Ok(Some(session.serial))
+        Ok(ring)
+    });
+    if owner != ours {
+        set_real(ours)?;
+    }
+    let ring = linked?;
+    for key in &session.key {
+        let name = CString::new(key.name.clone())
+            .map_err(|_| Error::image("rcriu-tasks.img: a key with a zero byte in its name"))?;
+        add(key, &name).during(|| format!("key {name:?}"))?;
+    }
+    // Last: it may forbid adding.
+    as_owner(owner, || keyctl::set_perm(ring, session.perm))
+}
+
+/// Sets the real user and group alone.
+fn set_real((user, group): (Uid, Gid)) -> Result<()> {
+    let (same_user, same_group) = (Uid::from_raw(u32::MAX), Gid::from_raw(u32::MAX));
+    setresgid(group, same_group, same_group).call("setresgid")?;
+    setresuid(user, same_user, same_user).call("setresuid")
 }
 
 fn add(key: &pb::RcriuKey, name: &std::ffi::CStr) -> Result<()> {
