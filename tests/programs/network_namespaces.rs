@@ -306,7 +306,10 @@ pub fn elsewhere(args: &[String]) -> Check {
     own.enter()?;
     let _kept = match args.first().map(String::as_str) {
         Some("file") => (Some(other), None),
-        _ => (None, Some(socket)),
+        _ => {
+            drop(other);
+            (None, Some(socket))
+        }
     };
     rest()
 }
