@@ -28,7 +28,7 @@ pub const KINDS: &[Kind] = &[
     Kind { options: &["--file-locks"], ..kind("locks and leases stay held", "file-locks", &[]) },
     Kind {
         options: &["--file-locks"],
-        ..kind("locks stay held through files in messages", "file-locks", &["in-message"])
+        ..kind("locks stay held through files in messages", "file-locks", &["in-message"]).beyond_criu()
     },
 ];
 

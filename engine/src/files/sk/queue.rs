@@ -258,6 +258,7 @@ pub(super) fn send(from: BorrowedFd<'_>, packets: &[Packet], cx: &FilesTask<'_>)
         let files = packet.files.iter().map(|id| Ok(cx.at_hand(*id)?.as_raw_fd()));
         let files = files.collect::<Result<Vec<_>>>()?;
         let sender = packet.sender.as_ref().and_then(credentials::of);
+        let (ourselves, mut replace) = (UnixCredentials::new(), sender.is_some());
         let mut control = Vec::new();
         control.extend((!files.is_empty()).then_some(ControlMessage::ScmRights(&files)));
         control.extend(sender.as_ref().map(ControlMessage::ScmCredentials));
@@ -273,9 +274,11 @@ pub(super) fn send(from: BorrowedFd<'_>, packets: &[Packet], cx: &FilesTask<'_>)
                 }
                 Err(Errno::EINTR) => interrupt::check()?,
                 // Without the right to speak for others.
-                Err(Errno::EPERM) if control.iter().any(is_sender) => {
+                Err(Errno::EPERM) if replace => {
                     log::warn!("A message of process {} is sent as from another", packet.pid());
+                    replace = false;
                     control.retain(|message| !is_sender(message));
+                    control.push(ControlMessage::ScmCredentials(&ourselves));
                 }
                 Err(Errno::EAGAIN) => {
                     return Err(Error::host("the socket's queue does not hold what it held")
