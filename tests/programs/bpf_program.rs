@@ -1,5 +1,9 @@
 //! A BPF program that lets character devices be opened, attached to the control group given, as systemd does for a
 //! service.
+//!
+//! # Safety
+//!
+//! The kernel is given a union of its size, with addresses of locals that outlive the call.
 
 use std::fs::File;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};

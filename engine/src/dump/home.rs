@@ -14,7 +14,7 @@ use crate::{
     error::{Context, Error, Result, SysContext},
     files::{Place, Root, Roots, Space, Spaces},
     infect::Ledger,
-    netlock::{Locks, Method, lock_all},
+    netlock::{Locks, Method, Whole, guard_all, lock_all},
     ns::{
         enter::{here, inside},
         inode, ipc, mnt, net, pid,
@@ -172,7 +172,11 @@ impl<'a> Network<'a> {
             }
         }
         for (id, namespace) in networks.each() {
-            let whole = here(namespace, CloneFlags::CLONE_NEWNET, || lock_all(&method));
+            let lock = || match wholes.is_empty() {
+                true => lock_all(&method),
+                false => guard_all(&method).map(Whole::untold),
+            };
+            let whole = here(namespace, CloneFlags::CLONE_NEWNET, lock);
             wholes.push((id, whole.during(|| format!("network namespace {id}"))?));
         }
         Ok((network, Some((method, wholes))))

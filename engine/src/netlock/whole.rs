@@ -38,6 +38,8 @@ pub(crate) struct Whole {
     namespace: Option<File>,
     /// What stays when this process ends, from when the tree is about to be killed.
     lasting: Option<nft::Table>,
+    /// Images tell of it.
+    told: bool,
 }
 
 #[derive(Debug)]
@@ -56,7 +58,8 @@ enum Kept {
 /// # Errors
 /// EPERM without CAP_NET_ADMIN in the namespace; a kernel or a host without what the method needs.
 pub(crate) fn lock_all(method: &Method) -> Result<Whole> {
-    let mut whole = Whole { kept: Kept::Nothing, method: method.clone(), namespace: None, lasting: None };
+    let mut whole =
+        Whole { kept: Kept::Nothing, method: method.clone(), namespace: None, lasting: None, told: true };
     if method.how == NetworkLock::Skip {
         return Ok(whole);
     }
@@ -137,10 +140,16 @@ fn rules(lock: bool) -> Result<()> {
 }
 
 impl Whole {
+    /// Images are not to tell of it: CRIU unlocks the network namespace of the root task only.
+    pub(crate) fn untold(mut self) -> Whole {
+        self.told = false;
+        self
+    }
+
     /// Name of the table that images are to hold; `None` if the lock is listed with the namespace's own filters, or
     /// there is none.
     pub(crate) fn table(&self) -> Option<&str> {
-        (self.method.how == NetworkLock::Nftables).then_some(self.method.table.as_str())
+        (self.method.how == NetworkLock::Nftables && self.told).then_some(self.method.table.as_str())
     }
 
     /// Name of the table that locks the namespace now, which no image is to hold.
