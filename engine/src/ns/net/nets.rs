@@ -144,7 +144,7 @@ impl Nets {
     }
 
     /// The name of namespace `id`, if it is an external one: `--inherit-fd fd[N]:NAME` says which one it is. Neither
-    /// [`restore_outside`] nor [`restore`] do anything to it.
+    /// [`restore_outside`](super::restore_outside) nor [`restore`] do anything to it.
     pub fn external(&self, id: u32) -> Option<&str> {
         self.0.iter().find(|net| net.id == id)?.external()
     }
@@ -154,7 +154,7 @@ impl Nets {
         self.0.len() > 1
     }
 
-    /// Whether [`restore_outside`] has anything to do.
+    /// Whether [`restore_outside`](super::restore_outside) has anything to do.
     pub fn needs_outside(&self) -> bool {
         self.0.iter().flat_map(|net| &net.links).any(|l| matches!(l.how, plan::How::Outside(_)))
     }
