@@ -6,7 +6,7 @@ use std::process::Stdio;
 use anyhow::{Context, Result, bail, ensure};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use rcriu_tests::cycle::compare;
+use rcriu_tests::cycle::unchanged;
 use rcriu_tests::events::{PATIENCE, PidFd, wait_file};
 use rcriu_tests::program::wait_gone;
 use rcriu_tests::state::processes;
@@ -21,7 +21,7 @@ fn both_go_on(kind: &'static str, args: &'static [&'static str], steady: bool) -
     let all = processes()?.len();
     cycle.try_dump(program.pid(), &images, BACKGROUND)?.ok()?;
     if steady {
-        compare(&before, &program.state()?).context("the dump changed the tree that it left running")?;
+        unchanged(&before, || program.state()).context("the dump changed the tree that it left running")?;
     }
     no_copies(all)?;
     let tree = program.tree()?;

@@ -15,7 +15,7 @@ use nix::sys::signal::Signal;
 use nix::sys::wait::{Id, WaitPidFlag, waitid};
 use nix::unistd::Pid;
 use rcriu_images::{ImageDir, ImageKind, pb};
-use rcriu_tests::cycle::compare;
+use rcriu_tests::cycle::unchanged;
 use rcriu_tests::events::{PATIENCE, PidFd};
 use rcriu_tests::program::wait_gone;
 use rcriu_tests::{Case, Cycle, Engine, Images, Program, Scratch, skip};
@@ -34,7 +34,7 @@ fn leave_stopped() -> Result<()> {
         ensure!(state_of(task.pid().as_raw())? == 'T', "pid {} is not stopped", task.pid());
     }
     tree.iter().for_each(|t| t.kill(Signal::SIGCONT));
-    compare(&before, &program.state()?)?;
+    unchanged(&before, || program.state())?;
     program.verify()
 }
 
@@ -243,7 +243,7 @@ fn shell_job() -> Result<()> {
     let mut command = engine.command(&args);
     command.stdin(terminal.try_clone()?);
     engine.finish(command)?.ok()?;
-    compare(&before, &program.state()?)?;
+    unchanged(&before, || program.state())?;
     program.verify()
 }
 
@@ -273,7 +273,7 @@ fn freeze_cgroup() -> Result<()> {
         let images = Images::new()?;
         let option = ["-R", "--freeze-cgroup", cgroup.to_str().context("name")?];
         Cycle::new()?.try_dump(program.pid(), &images, &option)?.ok()?;
-        compare(&before, &program.state()?)?;
+        unchanged(&before, || program.state())?;
         program.verify()
     };
     let result = run();

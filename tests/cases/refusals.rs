@@ -1,7 +1,7 @@
 //! What cannot be dumped is refused by name, and the program goes on as if nothing had been asked.
 
 use anyhow::{Context, Result};
-use rcriu_tests::cycle::compare;
+use rcriu_tests::cycle::unchanged;
 use rcriu_tests::state::{descendants, processes};
 use rcriu_tests::{Case, Cycle, Images, Program};
 
@@ -24,7 +24,7 @@ pub fn refused(program: &Program, options: &[&str], words: &[&str]) -> Result<()
     let lines = finished.stderr.lines().filter(|l| !l.trim().is_empty()).count();
     anyhow::ensure!(lines == 1, "a refusal is one line on stderr, not {lines}: {}", finished.stderr);
     anyhow::ensure!(!images.file("inventory.img").exists(), "a refused dump left an inventory.img");
-    compare(&before, &program.state()?).context("the refused dump changed the tree")?;
+    unchanged(&before, || program.state()).context("the refused dump changed the tree")?;
     program.verify()
 }
 
@@ -53,7 +53,7 @@ fn led_outside() -> Result<()> {
     let images = Images::new()?;
     let words = ["session", &program.pid().to_string(), &member.to_string(), "--shell-job"];
     Cycle::new()?.try_dump(root, &images, &[])?.refused()?.says(&words)?;
-    compare(&before, &program.state()?).context("the refused dump changed the tree")?;
+    unchanged(&before, || program.state()).context("the refused dump changed the tree")?;
     let images = Images::new()?;
     Cycle::new()?.try_dump(root, &images, &["--shell-job", "--leave-running"])?.ok()?;
     program.verify()

@@ -155,7 +155,7 @@ impl Cycle {
         self.dump(program, &images)?;
         self.bring_back(program, &images, &[])?;
         if !self.restorer.is_criu() {
-            return compare(&before, &settled(program, &before)?);
+            return unchanged(&before, || program.state());
         }
         // CRIU does not wait until the tasks that it stops stand still.
         let deadline = Instant::now() + SETTLING;
@@ -174,22 +174,27 @@ impl Cycle {
         let before = program.state()?;
         self.try_dump(program.pid(), &images, &["--leave-running"])?.ok()?;
         ensure!(images.names()?.iter().any(|n| n == "inventory.img"), "a dump without inventory.img");
-        compare(&before, &settled(program, &before)?)
-            .context("the dump changed the tree that it left running")
+        unchanged(&before, || program.state()).context("the dump changed the tree that it left running")
     }
 }
 
 /// The state of a tree once all threads are back in the calls they were in, or what is still different then: while
 /// it waits, a call may have a signal mask of its own.
-fn settled(program: &Program, before: &State) -> Result<State> {
+fn settled(state: impl Fn() -> Result<State>, before: &State) -> Result<State> {
     let patience = std::time::Instant::now() + std::time::Duration::from_secs(2);
     loop {
-        let now = program.state()?;
+        let now = state()?;
         if before.differences(&now).is_empty() || std::time::Instant::now() >= patience {
             return Ok(now);
         }
         std::thread::sleep(std::time::Duration::from_millis(2));
     }
+}
+
+/// Fails with the differences that are still there when all threads must be back in the calls they were in. `now` tells
+/// the state of the tree.
+pub fn unchanged(before: &State, now: impl Fn() -> Result<State>) -> Result<()> {
+    compare(before, &settled(now, before)?)
 }
 
 /// Fails with the differences, if there are any.

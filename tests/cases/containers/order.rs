@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, ensure};
 use nix::sched::CloneFlags;
 use rcriu_images::pb::{CriuOpts, CriuReqType};
-use rcriu_tests::cycle::compare;
+use rcriu_tests::cycle::unchanged;
 use rcriu_tests::program::wait_gone;
 use rcriu_tests::rpc::{Client, answer_notifications, with};
 use rcriu_tests::{Case, Cycle, Engine, Home, Images, Program, Scratch};
@@ -189,7 +189,7 @@ fn lock_fails() -> Result<()> {
     cycle.try_dump(program.pid(), &images, &[])?.refused()?.says(&["network-lock", "script"])?;
     let heard = script.stages(&fs::canonicalize(images.path())?, program.pid())?;
     ensure!(heard == ["pre-dump*", "network-lock*", "network-unlock*"], "told: {heard:?}");
-    compare(&before, &program.state()?)?;
+    unchanged(&before, || program.state())?;
     program.verify()
 }
 

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail, ensure};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use rcriu_tests::cycle::compare;
+use rcriu_tests::cycle::unchanged;
 use rcriu_tests::program::wait_gone;
 use rcriu_tests::{Case, Cycle, Engine, Images, Program, Scratch};
 
@@ -37,7 +37,7 @@ fn dump_fails(program: &Program, pid: i32, dir: &str, words: &[&str]) -> Result<
     let before = program.state()?;
     let args = ["dump", "-t", &pid.to_string(), "-D", dir, "-v4", "-o", "dump.log"];
     Engine::rcriu()?.run(&args)?.refused()?.says(words)?;
-    compare(&before, &program.state()?).context("the failed dump changed the tree")?;
+    unchanged(&before, || program.state()).context("the failed dump changed the tree")?;
     program.verify()
 }
 
@@ -95,7 +95,7 @@ fn already_traced() -> Result<()> {
     let before = program.state()?;
     let finished = Cycle::new()?.try_dump(program.pid(), &images, &[])?.refused()?;
     finished.says(&[&traced.to_string(), "traced"])?;
-    compare(&before, &program.state()?).context("the refused dump changed the tree")?;
+    unchanged(&before, || program.state()).context("the refused dump changed the tree")?;
     nix::sys::ptrace::interrupt(Pid::from_raw(traced)).context("PTRACE_INTERRUPT")?;
     nix::sys::wait::waitpid(Pid::from_raw(traced), Some(nix::sys::wait::WaitPidFlag::__WALL))
         .context("waitpid")?;

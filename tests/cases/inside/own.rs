@@ -5,7 +5,7 @@ use std::fs;
 
 use anyhow::{Context, Result, ensure};
 use nix::sched::CloneFlags;
-use rcriu_tests::cycle::compare;
+use rcriu_tests::cycle::unchanged;
 use rcriu_tests::{Case, Cycle, Engine, Home, Images, Program};
 
 use super::host::Host;
@@ -80,7 +80,7 @@ fn outside(named: bool) -> Result<()> {
     let words = ["/outside", "--external mnt[/outside]:NAME"];
     let before = program.state()?;
     cycle.try_dump(program.pid(), &images, &[])?.refused()?.says(&words)?;
-    compare(&before, &program.state()?).context("the refused dump changed the tree")?;
+    unchanged(&before, || program.state()).context("the refused dump changed the tree")?;
     let path = outside.to_str().context("name")?;
     let (dump, restore) = match named {
         true => ("mnt[/outside]:folder", format!("mnt[folder]:{path}")),
@@ -124,7 +124,7 @@ fn lazily(home: Home) -> Result<()> {
     let serving = Server::start(&Engine::rcriu()?, "lazy-pages", &images, &[])?;
     cycle.bring_back(&program, &images, &["--lazy-pages"])?;
     serving.ended_well()?;
-    compare(&before, &program.state()?)?;
+    unchanged(&before, || program.state())?;
     program.verify()
 }
 
@@ -140,7 +140,7 @@ fn served() -> Result<()> {
     rcriu_tests::program::wait_gone(&tree)?;
     server.ended_well()?;
     cycle.bring_back(&program, &images, &[])?;
-    compare(&before, &program.state()?)?;
+    unchanged(&before, || program.state())?;
     program.verify()
 }
 

@@ -1,7 +1,7 @@
 //! Restores whose memory comes late, served by the command lazy-pages.
 
 use anyhow::{Result, ensure};
-use rcriu_tests::cycle::compare;
+use rcriu_tests::cycle::unchanged;
 use rcriu_tests::{Case, Cycle, Engine, Images, Program};
 
 use super::Server;
@@ -21,7 +21,7 @@ fn from_images(server: &Engine, restorer: &Engine, program: &str, args: &[&str],
     }
     // What is served can be told from outside; afterwards nothing can.
     serving.ended_well()?;
-    compare(&before, &program.state()?)?;
+    unchanged(&before, || program.state())?;
     program.verify()
 }
 

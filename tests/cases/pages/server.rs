@@ -5,7 +5,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::MetadataExt as _;
 
 use anyhow::{Context, Result, ensure};
-use rcriu_tests::cycle::compare;
+use rcriu_tests::cycle::unchanged;
 use rcriu_tests::program::wait_gone;
 use rcriu_tests::{Case, Cycle, Engine, Images, Program, skip};
 
@@ -32,7 +32,7 @@ fn through(dumper: &Engine, server: &Engine, program: &str, args: &[&str]) -> Re
     ensure!(names.iter().any(|n| n.starts_with("pages-6553")), "no pages of the server: {names:?}");
     ensure!(!names.contains(&"pages-1.img".into()), "the dump wrote pages itself: {names:?}");
     cycle.restore(&images)?;
-    compare(&before, &program.state()?)?;
+    unchanged(&before, || program.state())?;
     program.verify()
 }
 
@@ -42,7 +42,7 @@ fn failing(port: &str, words: &[&str]) -> Result<()> {
     let (images, before) = (Images::new()?, program.state()?);
     let args = ["--page-server", "--address", "127.0.0.1", "--port", port];
     Cycle::new()?.try_dump(program.pid(), &images, &args)?.refused()?.says(words)?;
-    compare(&before, &program.state()?).context("the failed dump changed the tree")?;
+    unchanged(&before, || program.state()).context("the failed dump changed the tree")?;
     ensure!(images.names()?.is_empty(), "left behind: {:?}", images.names()?);
     program.verify()
 }
