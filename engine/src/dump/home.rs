@@ -12,7 +12,7 @@ use rcriu_images::ImageDir;
 use super::{DumpCx, collect::Pstree, refuse};
 use crate::{
     error::{Context, Error, Result, SysContext},
-    files::{Place, Root, Roots, Space, Spaces},
+    files::{Place, Root, Roots, Space, Spaces, spaces},
     infect::Ledger,
     netlock::{Locks, Method, Whole, guard_all, lock_all},
     ns::{
@@ -47,11 +47,7 @@ pub(super) fn roots(tree: &Pstree) -> Result<Roots> {
 /// Namespaces of the other kinds of which the tree has several.
 pub(super) fn spaces(tree: &Pstree) -> Result<Spaces> {
     let mut list = Vec::new();
-    for (kind, file) in [
-        (CloneFlags::CLONE_NEWUTS, "ns/uts"),
-        (CloneFlags::CLONE_NEWIPC, "ns/ipc"),
-        (CloneFlags::CLONE_NEWNET, "ns/net"),
-    ] {
+    for (kind, file, _) in spaces::KINDS {
         let all = tree.spaces(kind);
         for (pid, id) in all.iter().filter(|_| all.len() > 1) {
             let file = ProcDir::open(*pid)?.file(file, OFlag::O_RDONLY)?;

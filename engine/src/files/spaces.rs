@@ -17,11 +17,11 @@ use crate::{
     ns,
 };
 
-/// Kinds, with how messages call them.
-pub const KINDS: [(CloneFlags, &str); 3] = [
-    (CloneFlags::CLONE_NEWUTS, "uts"),
-    (CloneFlags::CLONE_NEWIPC, "ipc"),
-    (CloneFlags::CLONE_NEWNET, "network"),
+/// Kinds, with their files in the folder of a process in /proc, and how messages call them.
+pub const KINDS: [(CloneFlags, &str, &str); 3] = [
+    (CloneFlags::CLONE_NEWUTS, "ns/uts", "uts"),
+    (CloneFlags::CLONE_NEWIPC, "ns/ipc", "ipc"),
+    (CloneFlags::CLONE_NEWNET, "ns/net", "network"),
 ];
 
 /// Those of which there are several.
@@ -68,7 +68,7 @@ impl Spaces {
     ///
     /// World: Task, right after its birth: it may have been forked by one that is elsewhere.
     pub fn enter(&self, ids: &pb::TaskKobjIdsEntry) -> Result<()> {
-        for (kind, name) in KINDS {
+        for (kind, _, name) in KINDS {
             if self.each().all(|space| space.kind != kind) {
                 continue;
             }

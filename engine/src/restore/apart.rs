@@ -60,7 +60,7 @@ impl<T> Several<T> {
         if self.0.len() < 2 {
             return Ok(());
         }
-        let (name, begin) = (name(kind), made.len());
+        let ((file, name), begin) = (named(kind), made.len());
         let me = ProcDir::own()?;
         for (at, (id, _)) in self.0.iter().enumerate() {
             if at > 0
@@ -72,11 +72,6 @@ impl<T> Several<T> {
             if at > 0 {
                 unshare(kind).call("unshare").during(|| format!("{name} namespace {id}"))?;
             }
-            let file = match kind {
-                CloneFlags::CLONE_NEWNET => "ns/net",
-                CloneFlags::CLONE_NEWIPC => "ns/ipc",
-                _ => "ns/uts",
-            };
             made.push(Space { kind, id: *id, file: files.keep(me.file(file, OFlag::O_RDONLY)?)? });
         }
         let first = made.get(begin).ok_or_else(|| Error::bug("no first namespace"))?;
@@ -95,7 +90,7 @@ impl<T> Several<T> {
         let file = |id: u32| made.iter().find(|space| space.kind == kind && space.id == id);
         let enter = |id: u32| match file(id) {
             Some(space) => {
-                setns(&space.file, kind).call("setns").during(|| format!("{} namespace {id}", name(kind)))
+                setns(&space.file, kind).call("setns").during(|| format!("{} namespace {id}", named(kind).1))
             }
             // The only one.
             None => Ok(()),
@@ -108,6 +103,8 @@ impl<T> Several<T> {
     }
 }
 
-fn name(kind: CloneFlags) -> &'static str {
-    spaces::KINDS.iter().find(|(flag, _)| *flag == kind).map_or("other", |(_, name)| name)
+/// The file of a kind, and how messages call it.
+fn named(kind: CloneFlags) -> (&'static str, &'static str) {
+    let known = spaces::KINDS.iter().find(|(flag, ..)| *flag == kind);
+    known.map_or(("ns/uts", "other"), |(_, file, name)| (*file, *name))
 }

@@ -235,7 +235,7 @@ impl Home {
             None => Ok(None),
         })?;
         for Space { kind, id, file } in &made {
-            let at = spaces::KINDS.iter().position(|(known, _)| known == kind).unwrap_or_default();
+            let at = spaces::KINDS.iter().position(|(known, ..)| known == kind).unwrap_or_default();
             prepared.root.send(SPACE + at as u8, *id, Some(file.as_fd()))?;
         }
         if self.is_several() {
@@ -382,7 +382,7 @@ impl Prepared {
 
 /// The kind of a message about a namespace.
 fn space(message: u8) -> Option<CloneFlags> {
-    spaces::KINDS.get(usize::from(message.wrapping_sub(SPACE))).map(|(kind, _)| *kind)
+    spaces::KINDS.get(usize::from(message.wrapping_sub(SPACE))).map(|(kind, ..)| *kind)
 }
 
 /// The network namespace of a task.

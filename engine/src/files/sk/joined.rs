@@ -121,7 +121,8 @@ fn filter(fd: BorrowedFd<'_>, group: &Group) -> Result<Option<pb::RcriuMembershi
         let count = word(COUNT) as usize;
         if count > room {
             if count > MOST {
-                return Err(Error::unsupported(format!("a socket that hears {count} sources of one group")));
+                return Err(Error::unsupported(format!("a socket that hears {count} sources of one group"))
+                    .remedy("have it leave the group, or some sources, before the dump"));
             }
             room = count;
             continue;
@@ -139,18 +140,18 @@ fn filter(fd: BorrowedFd<'_>, group: &Group) -> Result<Option<pb::RcriuMembershi
     }
 }
 
-/// Joins groups again.
+/// Joins groups again; `who` is what messages call the socket.
 ///
 /// # Errors
 /// Images that make no sense. A group that cannot be joined is warned of: its device may not be there.
-pub(super) fn restore(fd: BorrowedFd<'_>, joined: &[pb::RcriuMembership]) -> Result<()> {
+pub(super) fn restore((fd, who): (BorrowedFd<'_>, &str), joined: &[pb::RcriuMembership]) -> Result<()> {
     for membership in joined {
         let bad = || Error::image("files.img: a group of multicast that is none");
         let group = address(&membership.group).filter(IpAddr::is_multicast).ok_or_else(bad)?;
         let sources = membership.source.iter().map(|s| address(s).filter(|s| s.is_ipv4() == group.is_ipv4()));
         let sources = sources.collect::<Option<Vec<_>>>().filter(|s| s.len() <= MOST).ok_or_else(bad)?;
         if let Err(e) = join(fd, membership, group, &sources) {
-            log::warn!("Group {group} on {} is not joined again: {e}", membership.device);
+            log::warn!("{who}: group {group} on {} is not joined again: {e}", membership.device);
         }
     }
     Ok(())
@@ -246,10 +247,10 @@ mod tests {
         // One source only.
         let only =
             pb::RcriuMembership { mode: INCLUDE, source: vec![vec![127, 0, 0, 9]], ..joined[0].clone() };
-        restore(other.as_fd(), std::slice::from_ref(&only)).unwrap();
+        restore((other.as_fd(), "one"), std::slice::from_ref(&only)).unwrap();
         assert_eq!(Groups::read().unwrap().of(other.as_fd(), kind).unwrap(), vec![only]);
-        restore(socket().as_fd(), &joined).unwrap();
+        restore((socket().as_fd(), "two"), &joined).unwrap();
         let bad = pb::RcriuMembership { group: vec![127, 0, 0, 1], ..joined[0].clone() };
-        assert!(restore(one.as_fd(), &[bad]).is_err());
+        assert!(restore((one.as_fd(), "three"), &[bad]).is_err());
     }
 }

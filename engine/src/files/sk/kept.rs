@@ -11,10 +11,7 @@ use std::{
 use rcriu_images::pb;
 
 use super::SocketKind;
-use crate::{
-    error::Result,
-    sys::sockopt::{self, Opt, general},
-};
+use crate::sys::sockopt::{self, Opt, general};
 
 const fn ip(number: i32, name: &'static str) -> Opt {
     Opt { level: libc::SOL_IP, number, name }
@@ -215,31 +212,27 @@ pub(super) enum When {
     Last,
 }
 
-/// Sets options again.
-///
-/// # Errors
-/// An option that is none of these.
+/// Sets options again. One that is unknown, or refused, is warned of; `who` is what messages call the socket.
 pub(super) fn restore(
-    fd: BorrowedFd<'_>,
+    (fd, who): (BorrowedFd<'_>, &str),
     socket: SocketKind,
     options: &[pb::RcriuSockopt],
     when: When,
-) -> Result<()> {
+) {
     for kept in options {
         let known = all(socket)
             .find(|opt| (opt.level.cast_unsigned(), opt.number.cast_unsigned()) == (kept.level, kept.number));
         let Some(opt) = known else {
-            log::warn!("Option {} of level {} is unknown, and not set again", kept.number, kept.level);
+            log::warn!("{who}: option {} of level {} is unknown, and not set again", kept.number, kept.level);
             continue;
         };
         if (opt == LOCK_FILTER) != (when == When::Last) {
             continue;
         }
         if let Err(e) = sockopt::set_bytes(fd, opt, &kept.value) {
-            log::warn!("An option of a socket is not set again: {e}");
+            log::warn!("{who}: {} is not set again: {e}", opt.name);
         }
     }
-    Ok(())
 }
 
 #[cfg(test)]
@@ -286,7 +279,7 @@ mod tests {
             let kept = fresh.differing(one.as_fd(), sort, false);
             assert!(kept.len() >= options.len() - 1, "{kept:?}");
             let other = socket();
-            restore(other.as_fd(), sort, &kept, When::New).unwrap();
+            restore((other.as_fd(), "a socket"), sort, &kept, When::New);
             assert_eq!(fresh.differing(other.as_fd(), sort, false), kept);
         }
     }

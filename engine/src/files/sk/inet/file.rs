@@ -125,7 +125,7 @@ impl InetFile {
         if entry.v6only == Some(true) {
             sockopt::set_int(socket.as_fd(), V6ONLY, 1)?;
         }
-        kept::restore(socket.as_fd(), self.kind(), &self.more.option, When::New)?;
+        kept::restore((socket.as_fd(), &self.name()), self.kind(), &self.more.option, When::New);
         Ok(socket)
     }
 
@@ -255,8 +255,9 @@ impl RestoredFile for InetFile {
             Err(e) if e.errno() == Some(libc::ENOTCONN) => {}
             other => other?,
         }
-        joined::restore(fd, &self.more.membership)?;
-        kept::restore(fd, self.kind(), &self.more.option, When::Last)?;
+        let who = &self.name();
+        joined::restore((fd, who), &self.more.membership)?;
+        kept::restore((fd, who), self.kind(), &self.more.option, When::Last);
         pipe::set_flags(&fd.try_clone_to_owned().call("dup")?, entry.flags.cast_signed())
     }
 }

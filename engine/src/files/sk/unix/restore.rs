@@ -228,7 +228,7 @@ fn complete(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
             let kind = member.entry.r#type.cast_signed();
             let sort = SocketKind { family: libc::AF_UNIX, kind, protocol: 0 };
             for when in [When::New, When::Last] {
-                kept::restore(socket, sort, &member.option, when)?;
+                kept::restore((socket, &socket_name(member.entry.ino)), sort, &member.option, when);
             }
             let flags = member.entry.flags.cast_signed();
             pipe::set_flags(&socket.try_clone_to_owned().call("dup")?, flags)
