@@ -7,64 +7,31 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use crate::{
-    error::{Error, Result},
-    sys::errno,
-};
+use super::bpfprog::{Attr, word};
+use crate::error::{Error, Result};
 
-const MAP_CREATE: u32 = 0;
-const MAP_LOOKUP_ELEM: u32 = 1;
-const MAP_UPDATE_ELEM: u32 = 2;
-const MAP_GET_NEXT_KEY: u32 = 4;
-const MAP_GET_FD_BY_ID: u32 = 14;
-const OBJ_GET_INFO_BY_FD: u32 = 15;
-const MAP_FREEZE: u32 = 22;
-const MAP_LOOKUP_BATCH: u32 = 24;
-const MAP_UPDATE_BATCH: u32 = 26;
+const MAP_CREATE: i32 = 0;
+const MAP_LOOKUP_ELEM: i32 = 1;
+const MAP_UPDATE_ELEM: i32 = 2;
+const MAP_GET_NEXT_KEY: i32 = 4;
+const MAP_GET_FD_BY_ID: i32 = 14;
+const OBJ_GET_INFO_BY_FD: i32 = 15;
+const MAP_FREEZE: i32 = 22;
+const MAP_LOOKUP_BATCH: i32 = 24;
+const MAP_UPDATE_BATCH: i32 = 26;
 
 /// Access of a descriptor: `BPF_F_RDONLY`, `BPF_F_WRONLY`.
 pub const READ_ONLY: u32 = 1 << 3;
 /// See [`READ_ONLY`].
 pub const WRITE_ONLY: u32 = 1 << 4;
 
-/// `union bpf_attr`: words at the offsets of `linux/bpf.h`; what a kernel does not know must be zero.
-#[derive(Clone, Copy, Default)]
-#[repr(C, align(8))]
-struct Attr([u64; 18]);
+/// `union bpf_attr`; what a kernel does not know of it must be zero.
+type Request = Attr<144>;
 
-impl Attr {
-    fn word(mut self, at: usize, value: u32) -> Attr {
-        self.put(at, &value.to_ne_bytes());
-        self
-    }
-
-    fn long(mut self, at: usize, value: u64) -> Attr {
-        self.put(at, &value.to_ne_bytes());
-        self
-    }
-
-    fn put(&mut self, at: usize, bytes: &[u8]) {
-        for (i, byte) in bytes.iter().enumerate() {
-            let (word, shift) = ((at + i) / 8, (at + i) % 8 * 8);
-            self.0[word] |= u64::from(*byte) << shift;
-        }
-    }
-
-    fn get_word(&self, at: usize) -> u32 {
-        (self.0[at / 8] >> (at % 8 * 8)) as u32
-    }
-
-    fn call(&mut self, command: u32, name: &'static str) -> Result<u64> {
-        // SAFETY: a union of ours of the size told; addresses in it are of buffers that the callers below hold.
-        let ret = unsafe { libc::syscall(libc::SYS_bpf, command, self.0.as_mut_ptr(), size_of::<Attr>()) };
-        errno::check(ret, name)
-    }
-
-    fn open(&mut self, command: u32, name: &'static str) -> Result<OwnedFd> {
-        let fd = self.call(command, name)?;
-        // SAFETY: a new descriptor of ours.
-        Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
-    }
+fn open(request: &mut Request, command: i32, name: &'static str) -> Result<OwnedFd> {
+    let fd = request.call(command, name)?;
+    // SAFETY: a new descriptor of ours.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// A map to be.
@@ -85,7 +52,7 @@ pub struct Shape<'a> {
 /// # Errors
 /// EPERM without CAP_BPF where sysctl kernel.unprivileged_bpf_disabled asks for it; EINVAL for what the kernel has not.
 pub fn create(shape: &Shape<'_>) -> Result<OwnedFd> {
-    let mut attr = Attr::default()
+    let mut attr = Request::new()
         .word(0, shape.kind)
         .word(4, shape.key)
         .word(8, shape.value)
@@ -93,8 +60,8 @@ pub fn create(shape: &Shape<'_>) -> Result<OwnedFd> {
         .word(16, shape.flags)
         .word(44, shape.ifindex)
         .long(64, shape.extra);
-    attr.put(28, shape.name.as_bytes().get(..15).unwrap_or(shape.name.as_bytes()));
-    attr.open(MAP_CREATE, "bpf(BPF_MAP_CREATE)")
+    attr.bytes(28, shape.name.as_bytes().get(..15).unwrap_or(shape.name.as_bytes()));
+    open(&mut attr, MAP_CREATE, "bpf(BPF_MAP_CREATE)")
 }
 
 /// What a map tells of itself that fdinfo does not.
@@ -109,22 +76,19 @@ pub struct Info {
 
 /// Asks a map. Kernels before 4.13 do not answer (EINVAL).
 pub fn info(map: BorrowedFd<'_>) -> Result<Info> {
-    let mut told = Attr::default();
-    let length = size_of::<Attr>() as u32;
-    let mut attr = Attr::default()
+    let mut told = [0u8; 144];
+    let length = told.len() as u32;
+    let mut attr = Request::new()
         .word(0, map.as_raw_fd().cast_unsigned())
         .word(4, length)
-        .long(8, &raw mut told as u64);
+        .long(8, told.as_mut_ptr() as u64);
     attr.call(OBJ_GET_INFO_BY_FD, "bpf(BPF_OBJ_GET_INFO_BY_FD)")?;
-    let name: Vec<u8> = (24..40)
-        .map(|at| told.get_word(at / 4 * 4).to_ne_bytes()[at % 4])
-        .take_while(|byte| *byte != 0)
-        .collect();
+    let name: Vec<u8> = told[24..40].iter().copied().take_while(|byte| *byte != 0).collect();
     Ok(Info {
-        id: told.get_word(4),
+        id: word(&told, 4),
         name: String::from_utf8_lossy(&name).into_owned(),
-        ifindex: told.get_word(40),
-        btf: told.get_word(64),
+        ifindex: word(&told, 40),
+        btf: word(&told, 64),
     })
 }
 
@@ -133,12 +97,12 @@ pub fn info(map: BorrowedFd<'_>) -> Result<Info> {
 /// # Errors
 /// EPERM without CAP_SYS_ADMIN; ENOENT if there is none.
 pub fn by_id(id: u32, access: u32) -> Result<OwnedFd> {
-    Attr::default().word(0, id).word(8, access).open(MAP_GET_FD_BY_ID, "bpf(BPF_MAP_GET_FD_BY_ID)")
+    open(&mut Request::new().word(0, id).word(8, access), MAP_GET_FD_BY_ID, "bpf(BPF_MAP_GET_FD_BY_ID)")
 }
 
 /// From now on no program can change it by bpf(2).
 pub fn freeze(map: BorrowedFd<'_>) -> Result<()> {
-    let mut attr = Attr::default().word(0, map.as_raw_fd().cast_unsigned());
+    let mut attr = Request::new().word(0, map.as_raw_fd().cast_unsigned());
     attr.call(MAP_FREEZE, "bpf(BPF_MAP_FREEZE)").map(drop)
 }
 
@@ -165,7 +129,7 @@ pub fn lookup_batch(
     let (key, value) = (sizes.key.max(1), sizes.value.max(1));
     let mut next = vec![0; key.max(8)];
     let mut found = (vec![0u8; key * most as usize], vec![0u8; value * most as usize]);
-    let mut attr = Attr::default()
+    let mut attr = Request::new()
         .long(0, place.as_ref().map_or(0, |place| place.as_ptr() as u64))
         .long(8, next.as_mut_ptr() as u64)
         .long(16, found.0.as_mut_ptr() as u64)
@@ -177,7 +141,7 @@ pub fn lookup_batch(
         Err(e) if e.errno() == Some(libc::ENOENT) => false,
         Err(e) => return Err(e),
     };
-    let count = attr.get_word(32).min(most) as usize;
+    let count = word(&attr.0, 32).min(most) as usize;
     keys.extend_from_slice(&found.0[..count * sizes.key]);
     values.extend_from_slice(&found.1[..count * sizes.value]);
     *place = Some(next);
@@ -188,7 +152,7 @@ pub fn lookup_batch(
 pub fn next_key(map: BorrowedFd<'_>, sizes: Sizes, key: Option<&[u8]>) -> Result<Option<Vec<u8>>> {
     let mut next = vec![0; sizes.key];
     let key = key.filter(|key| key.len() == sizes.key);
-    let mut attr = Attr::default()
+    let mut attr = Request::new()
         .word(0, map.as_raw_fd().cast_unsigned())
         .long(8, key.map_or(0, |key| key.as_ptr() as u64))
         .long(16, next.as_mut_ptr() as u64);
@@ -207,7 +171,7 @@ pub fn lookup(map: BorrowedFd<'_>, sizes: Sizes, key: &[u8]) -> Result<Option<Ve
         return Err(Error::bug("a key of another size"));
     }
     let mut value = vec![0; sizes.value];
-    let mut attr = Attr::default()
+    let mut attr = Request::new()
         .word(0, map.as_raw_fd().cast_unsigned())
         .long(8, key.as_ptr() as u64)
         .long(16, value.as_mut_ptr() as u64);
@@ -225,7 +189,7 @@ pub fn update(map: BorrowedFd<'_>, sizes: Sizes, keys: &[u8], values: &[u8]) -> 
         return Err(Error::bug("elements of another size"));
     }
     let number = map.as_raw_fd().cast_unsigned();
-    let mut batch = Attr::default()
+    let mut batch = Request::new()
         .long(16, keys.as_ptr() as u64)
         .long(24, values.as_ptr() as u64)
         .word(32, u32::try_from(count).map_err(|_| Error::bug("too many elements"))?)
@@ -236,7 +200,7 @@ pub fn update(map: BorrowedFd<'_>, sizes: Sizes, keys: &[u8], values: &[u8]) -> 
     // Kernels before 5.6, and types without it. What fails for another reason fails here again.
     for (key, value) in keys.chunks_exact(sizes.key.max(1)).zip(values.chunks_exact(sizes.value.max(1))) {
         let mut one =
-            Attr::default().word(0, number).long(8, key.as_ptr() as u64).long(16, value.as_ptr() as u64);
+            Request::new().word(0, number).long(8, key.as_ptr() as u64).long(16, value.as_ptr() as u64);
         one.call(MAP_UPDATE_ELEM, "bpf(BPF_MAP_UPDATE_ELEM)")?;
     }
     Ok(())

@@ -41,37 +41,38 @@ pub(crate) struct Info {
 }
 
 /// A request, in native byte order.
-struct Attr<const N: usize>([u8; N]);
+pub(super) struct Attr<const N: usize>(pub(super) [u8; N]);
 
 impl<const N: usize> Attr<N> {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         Attr([0; N])
     }
 
-    fn word(mut self, at: usize, value: u32) -> Self {
+    pub(super) fn word(mut self, at: usize, value: u32) -> Self {
         self.bytes(at, &value.to_ne_bytes());
         self
     }
 
-    fn long(mut self, at: usize, value: u64) -> Self {
+    pub(super) fn long(mut self, at: usize, value: u64) -> Self {
         self.bytes(at, &value.to_ne_bytes());
         self
     }
 
-    fn bytes(&mut self, at: usize, bytes: &[u8]) {
+    pub(super) fn bytes(&mut self, at: usize, bytes: &[u8]) {
         if let Some(place) = self.0.get_mut(at..at + bytes.len()) {
             place.copy_from_slice(bytes);
         }
     }
 
-    fn call(&mut self, command: libc::c_int, name: &'static str) -> Result<i32> {
+    pub(super) fn call(&mut self, command: libc::c_int, name: &'static str) -> Result<i32> {
         // SAFETY: the buffer has N bytes; addresses in it are the callers' to keep.
         let done = unsafe { libc::syscall(libc::SYS_bpf, command, self.0.as_mut_ptr(), N) };
         if done < 0 { Err(Error::io(name, &std::io::Error::last_os_error())) } else { Ok(done as i32) }
     }
 }
 
-fn word(bytes: &[u8], at: usize) -> u32 {
+/// The word at an offset.
+pub(super) fn word(bytes: &[u8], at: usize) -> u32 {
     bytes.get(at..at + 4).and_then(|b| b.try_into().ok()).map_or(0, u32::from_ne_bytes)
 }
 
