@@ -44,7 +44,10 @@ fn fill(first: &OwnedFd, beside: &[Beside; 2]) -> Result<(), String> {
     use std::os::fd::AsRawFd;
     let tids: Vec<i32> = beside.iter().map(|space| space.act(|| gettid().as_raw())).collect();
     let there = |at: usize| format!("/proc/{}/ns/net", tids[at]);
-    let quiet = "echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6";
+    // Before any device is there: an address that the kernel makes up is tentative for about a second.
+    let quiet = || sh("echo 1 > /proc/sys/net/ipv6/conf/default/disable_ipv6");
+    quiet()?;
+    beside.iter().try_for_each(|space| space.act(quiet).map(drop))?;
     for (at, number) in [(0, 40), (1, 2)] {
         let other = beside[at].file.as_raw_fd().cast_unsigned();
         link::set_number(&mut Netlink::route().unwrap(), other, number).map_err(|e| e.to_string())?;
@@ -55,7 +58,7 @@ fn fill(first: &OwnedFd, beside: &[Beside; 2]) -> Result<(), String> {
         link::set_number(&mut Netlink::route().unwrap(), other, 9).map_err(|e| e.to_string())
     })?;
     sh(&format!(
-        "{quiet}; ip link set lo up
+        "ip link set lo up
         ip link add v0 index 20 type veth peer name v1 index 30; ip link set v1 netns {0}
         ip link add w0 index 21 type veth peer name w1 index 30; ip link set w1 netns {1}
         ip link add m0 link v0 type macvlan mode bridge; ip link set m0 netns {1}
@@ -69,7 +72,7 @@ fn fill(first: &OwnedFd, beside: &[Beside; 2]) -> Result<(), String> {
     let second = there(1);
     beside[0].act(move || {
         sh(&format!(
-            "{quiet}; ip link set lo up
+            "ip link set lo up
             ip link add x0 index 50 type veth peer name x1 index 51; ip link set x1 netns {second}
             ip link add br0 type bridge; ip link set x0 master br0
             for d in v1 x0 br0; do ip link set $d up; done
@@ -79,11 +82,8 @@ fn fill(first: &OwnedFd, beside: &[Beside; 2]) -> Result<(), String> {
         ))
     })?;
     beside[1].act(move || {
-        sh(&format!(
-            "{quiet}
-            for d in w1 m0 x1; do ip link set $d up; done
-            ip addr add 10.21.1.2/24 dev w1; ip addr add 10.21.2.2/24 dev x1; ip addr add 10.21.0.3/24 dev m0"
-        ))
+        sh("for d in w1 m0 x1; do ip link set $d up; done
+            ip addr add 10.21.1.2/24 dev w1; ip addr add 10.21.2.2/24 dev x1; ip addr add 10.21.0.3/24 dev m0")
     })?;
     Ok(())
 }
