@@ -19,28 +19,24 @@ use nix::{
 };
 use rcriu_images::pagemap::PAGE_SIZE;
 
+mod fill;
+
+use fill::Pace;
+
 use super::{
     ARM, FINISHED, Late,
     missing::{Missing, Piece},
-    source::{Asked, Source},
+    source::Source,
     space::{Placed, Space},
     spare::Sender,
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
     interrupt,
-    mm::xfer::room,
     process::take_descriptor,
     pstree::VirtPid,
     restore::Snapshot,
 };
-
-/// Bytes brought at once for a thread that waits: neighbours are often touched next.
-const CLUSTER: u64 = 16 * PAGE_SIZE;
-/// Bytes filled at once in between: a thread that faults meanwhile waits this long.
-const STRETCH: u64 = 256 << 10;
-/// Bytes that a page server is asked for ahead: a thread that faults waits for these too.
-const AHEAD: u64 = 4 * STRETCH;
 
 /// Keys in the epoll set; spaces count up from there.
 const CLIENT: u64 = 0;
@@ -81,6 +77,7 @@ pub fn serve_guarded(
         next: FIRST_SPACE,
         turn: FIRST_SPACE,
         running: false,
+        pace: Pace::default(),
         armed: false,
         buf: Vec::new(),
         count: Count::default(),
@@ -98,6 +95,13 @@ pub fn serve_guarded(
     Ok(server.count)
 }
 
+/// What a server has to do by itself.
+enum Work {
+    /// Threads wait that could not be answered.
+    Wait,
+    Fill,
+}
+
 struct Server {
     epoll: Epoll,
     /// The restore; none once it has said that the tasks run.
@@ -108,6 +112,7 @@ struct Server {
     /// The space that is filled next.
     turn: u64,
     running: bool,
+    pace: Pace,
     /// They are about to.
     armed: bool,
     buf: Vec<u8>,
@@ -196,7 +201,13 @@ impl Server {
             if let Some(remote) = &mut self.source.remote {
                 remote.flush()?;
             }
-            let timeout = if self.has_work() { EpollTimeout::ZERO } else { EpollTimeout::from(1000u16) };
+            let holds = self.pace.holds();
+            let timeout = match self.has_work() {
+                Some(Work::Wait) => EpollTimeout::ZERO,
+                Some(Work::Fill) if !holds => EpollTimeout::ZERO,
+                Some(Work::Fill) => EpollTimeout::from(1u16),
+                None => EpollTimeout::from(1000u16),
+            };
             let n = match self.epoll.wait(&mut ready, timeout) {
                 Ok(n) => n,
                 Err(Errno::EINTR) => 0,
@@ -217,21 +228,19 @@ impl Server {
             for key in waiting.collect::<Vec<_>>() {
                 self.listen(key)?;
             }
-            if self.running && (n == 0 || self.source.remote.is_some()) {
+            if self.running && (n == 0 || (self.source.remote.is_some() && !holds)) {
                 self.fill()?;
             }
         }
     }
 
-    /// Whether there is something to do without anybody saying anything.
-    fn has_work(&mut self) -> bool {
-        let waits = self.spaces.values().any(|s| !s.faults.is_empty());
-        waits || (self.running && self.may_fill() && self.spaces.values().any(|s| !s.missing.is_empty()))
-    }
-
-    /// Whether one more stretch may be filled, or asked for.
-    fn may_fill(&self) -> bool {
-        self.source.remote.as_ref().is_none_or(|r| r.in_flight() + STRETCH <= AHEAD)
+    /// What is to be done without anybody saying anything.
+    fn has_work(&self) -> Option<Work> {
+        if self.spaces.values().any(|s| !s.faults.is_empty()) {
+            return Some(Work::Wait);
+        }
+        let fills = self.running && self.may_fill() && self.spaces.values().any(|s| !s.missing.is_empty());
+        fills.then_some(Work::Fill)
     }
 
     /// Address spaces that have everything are left alone.
@@ -257,6 +266,7 @@ impl Server {
                 self.epoll.delete(client).call("epoll_ctl")?;
                 self.client = None;
                 self.running = true;
+                self.pace.begin();
                 Ok(())
             }
             Some(word) if word.cast_unsigned() == ARM => {
@@ -279,45 +289,15 @@ impl Server {
         for child in children {
             self.add(child)?;
         }
-        let Some(space) = self.spaces.get_mut(&key) else { return Ok(()) };
-        for _ in 0..space.faults.len() {
-            let Some(address) = space.faults.pop_front() else { break };
-            self.count.faults += 1;
-            if let Some(piece) = space.missing.find(address) {
-                let end = piece.end.min(address + CLUSTER);
-                let piece = space.missing.take(address, end).first().copied();
-                let piece = piece.ok_or_else(|| Error::bug("a piece vanished"))?;
-                if !bring(&mut self.source, &mut self.buf, key, space, piece)? {
-                    space.faults.push_back(address);
-                    break;
-                }
-            } else if space.flight.find(address).is_none() && !space.zero(address)? {
-                space.faults.push_back(address);
+        let faults = self.spaces.get(&key).map_or(0, |space| space.faults.len());
+        for _ in 0..faults {
+            let Some(address) = self.spaces.get_mut(&key).and_then(|space| space.faults.pop_front()) else {
                 break;
-            }
-        }
-        Ok(())
-    }
-
-    /// Fills a stretch of the space whose turn it is.
-    fn fill(&mut self) -> Result<()> {
-        if !self.may_fill() {
-            return Ok(());
-        }
-        let lacks = |(_, s): &(&u64, &Space)| !s.missing.is_empty();
-        let keys = self.spaces.iter().filter(lacks).map(|(key, _)| *key);
-        // The next one in turn, or the first of all.
-        let turn = self.turn;
-        let Some(key) = keys.min_by_key(|key| (*key < turn, *key)) else { return Ok(()) };
-        self.turn = key + 1;
-        let Some(space) = self.spaces.get_mut(&key) else { return Ok(()) };
-        let mut left = STRETCH;
-        while left > 0 {
-            let Some(first) = space.missing.first() else { break };
-            let piece = space.missing.take(first.start, first.end.min(first.start + left)).first().copied();
-            let Some(piece) = piece else { break };
-            left -= piece.len();
-            if !bring(&mut self.source, &mut self.buf, key, space, piece)? {
+            };
+            self.count.faults += 1;
+            self.pace.answered();
+            if !self.answer(key, address)? {
+                self.spaces.get_mut(&key).iter_mut().for_each(|space| space.faults.push_back(address));
                 break;
             }
         }
@@ -347,29 +327,6 @@ impl Server {
             }
         }
         Ok(())
-    }
-}
-
-/// Brings a piece that was taken out of what `space` lacks. False if the space is changing and it has to be tried
-/// again; then it lacks the rest of the piece.
-fn bring(source: &mut Source, buf: &mut Vec<u8>, key: u64, space: &mut Space, piece: Piece) -> Result<bool> {
-    if let Some(remote) = &mut source.remote {
-        space.flight.insert(piece);
-        let asked = Asked { space: key, task: space.task, image: piece.image, len: piece.len() };
-        remote.ask(asked)?;
-        return Ok(true);
-    }
-    let buf = room(buf, piece.len());
-    if let Err(e) = source.read(space.task, piece.image, buf) {
-        space.missing.insert(piece);
-        return Err(e);
-    }
-    match space.place(piece, buf)? {
-        Placed::All => Ok(true),
-        Placed::Busy(rest) => {
-            space.missing.insert(rest);
-            Ok(false)
-        }
     }
 }
 
