@@ -31,7 +31,6 @@ use crate::{
     interrupt,
     kernel::Kernel,
     mm::pages::PageStore,
-    netlock::Whole,
     ns::{net, user::Ids},
     options::DumpOptions,
     procfs::{ProcDir, stat::Stat},

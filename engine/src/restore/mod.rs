@@ -31,13 +31,12 @@ pub mod task;
 pub mod tree;
 
 use std::mem::ManuallyDrop;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 
 use nix::sched::CloneFlags;
-use rcriu_images::ImageDir;
 use restorer::Stage;
 
-use crate::error::{Context, Error, Result, SysContext};
+use crate::error::{Context, Error, Result};
 use crate::faults;
 use crate::files::{FilesShared, OpenMasters, Roots, restore_programs};
 use crate::interrupt;

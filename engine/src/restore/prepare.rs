@@ -1,8 +1,16 @@
 //! What is made ready before the first fork.
 
-use nix::{fcntl::OFlag, sys::stat::Mode};
+use std::os::fd::{AsFd, OwnedFd};
 
-use super::*;
+use nix::{fcntl::OFlag, sys::stat::Mode};
+use rcriu_images::ImageDir;
+
+use super::{Filler, FilesShared, Giver, Plan, Snapshot};
+use crate::{
+    error::{Error, Result, SysContext},
+    kernel::Kernel,
+    options::RestoreOptions,
+};
 
 /// Hands masters of terminals to whoever they belong to from now on.
 pub(super) fn give_away(masters: Vec<OwnedFd>, opts: &RestoreOptions) -> Result<()> {

@@ -1,6 +1,12 @@
 //! A tree that is frozen through its control group before it is seized.
 
-use super::*;
+use super::{Frozen, attach, refuse};
+use crate::{
+    dump::freezer::Freezer,
+    error::{Error, Kind, Result},
+    procfs::{ProcDir, status::Status},
+    sys::wait,
+};
 
 impl Frozen {
     /// Freezes the group, seizes every thread in it, and lets it thaw: ptrace has them all by then.

@@ -2,10 +2,18 @@
 
 use std::os::fd::BorrowedFd;
 
-use nix::sys::stat::{fstat, stat};
+use nix::{
+    sched::CloneFlags,
+    sys::stat::{fstat, stat},
+};
 
-use super::*;
-use crate::sys::sockopt;
+use super::{FdProbe, FilesOut};
+use crate::{
+    error::{Error, Result, SysContext},
+    netlock::Whole,
+    ns::net,
+    sys::sockopt,
+};
 
 impl FilesOut<'_> {
     /// Notes a device tun or tap of network namespace `id` that a task has open.

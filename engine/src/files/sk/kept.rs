@@ -141,6 +141,14 @@ const UDP: &[Opt] = &[
     udp(104, "UDP_GRO"),
 ];
 
+/// What streams tell, from the packet they began with, but neither heed nor take.
+const NOT_OF_STREAMS: &[Opt] = &[
+    ip(32, "IP_MULTICAST_IF"),
+    ip(33, "IP_MULTICAST_TTL"),
+    ip6(17, "IPV6_MULTICAST_IF"),
+    ip6(18, "IPV6_MULTICAST_HOPS"),
+];
+
 /// Those that a socket may have.
 fn all(socket: SocketKind) -> impl Iterator<Item = Opt> {
     let internet = [libc::AF_INET, libc::AF_INET6].contains(&socket.family);
@@ -155,7 +163,8 @@ fn all(socket: SocketKind) -> impl Iterator<Item = Opt> {
         if socket.family == libc::AF_INET6 { IP6 } else { &[] },
         if internet { transport } else { &[] },
     ];
-    lists.into_iter().flatten().copied()
+    let stream = socket.kind == libc::SOCK_STREAM;
+    lists.into_iter().flatten().filter(move |opt| !(stream && NOT_OF_STREAMS.contains(opt))).copied()
 }
 
 /// The value of an option; none of one that the socket has not.

@@ -1,6 +1,9 @@
 //! What tasks tell each other of groups and turns while they are being born.
 
-use super::*;
+use std::sync::atomic::Ordering;
+
+use super::{Area, TaskIx};
+use crate::{error::Result, sys::futex};
 
 impl Area {
     /// Tells that the caller has made the process group of its number.

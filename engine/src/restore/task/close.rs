@@ -1,6 +1,9 @@
 //! What a restored task must not keep open.
 
-use super::*;
+use std::os::fd::RawFd;
+
+use super::TaskCx;
+use crate::error::{Result, SysContext};
 
 /// Every number that is none of the task's descriptors, as ranges (first and last). /proc, where it is needed to the
 /// end, is in none of them.

@@ -1,6 +1,10 @@
 //! Tasks that end as the zombies they were.
 
-use super::*;
+use super::TaskImage;
+use crate::{
+    error::{Error, SysContext},
+    restore::fork,
+};
 
 /// Ends with the status of the image, which its parent will find as if nothing had happened.
 ///

@@ -198,7 +198,8 @@ impl FileKind for Inet {
             opts: options,
             ns_id,
         };
-        let connected = class == Class::Stream && ![CLOSED, LISTEN].contains(&state);
+        // Also one that is over.
+        let connected = class == Class::Stream && state != LISTEN && (state != CLOSED || dst_port != 0);
         dump_more(socket, (what, connected), (id, ns_id), out)?;
         Ok(pb::FileEntry {
             r#type: FdType::Inetsk as i32,
