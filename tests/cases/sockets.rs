@@ -23,6 +23,7 @@ pub const KINDS: &[Kind] = &[
     kind("raw sockets keep filters and options", "raw-sockets", &[]),
     kind("options of sockets and groups of multicast are kept", "socket-options", &[]).beyond_criu(),
     kind("messages keep their senders", "message-senders", &[]).beyond_criu(),
+    kind("sockets keep their owners and what is known of their peers", "socket-owners", &[]).beyond_criu(),
     kind("a socket for pings keeps its number", "ping-socket", &[]).beyond_criu(),
     Kind { options: ESTABLISHED, ..kind("connections inside the tree keep their data", "tcp", &[]) },
 ];

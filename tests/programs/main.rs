@@ -55,6 +55,7 @@ mod sigactions;
 mod signalfd;
 mod signals;
 mod socket_options;
+mod socket_owners;
 mod socketpair;
 mod special_memory;
 mod stack;
@@ -154,6 +155,7 @@ const KINDS: &[(&str, Kind)] = &[
     ("many-mappings", private_memory::many),
     ("apart", apart::run),
     ("message-senders", message_senders::run),
+    ("socket-owners", socket_owners::run),
     ("mount-namespaces", mount_namespaces::run),
     ("nested", nested::run),
     ("netlink", other_sockets::netlink),

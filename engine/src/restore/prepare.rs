@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use nix::{fcntl::OFlag, sys::stat::Mode};
 use rcriu_images::ImageDir;
 
-use super::{Filler, FilesShared, Giver, Plan, Snapshot};
+use super::{FilesShared, Filler, Giver, Plan, Snapshot};
 use crate::{
     error::{Error, Result, SysContext},
     kernel::Kernel,

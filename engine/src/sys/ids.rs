@@ -44,16 +44,7 @@ pub fn become_user(uid: u32, gid: u32) -> Result<()> {
     // SAFETY: numbers only.
     errno::check(unsafe { libc::syscall(libc::SYS_setresuid, uid, uid, uid) }, "setresuid")?;
     nix::sys::prctl::set_keepcaps(false).call("prctl(PR_SET_KEEPCAPS)")?;
-    // What is permitted takes effect again.
-    let mut header = [CAPABILITIES_V3, 0];
-    let mut sets = [0u32; 6];
-    // SAFETY: a header and the two triples of its version.
-    let got = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) };
-    errno::check(got, "capget")?;
-    (sets[0], sets[3]) = (sets[1], sets[4]);
-    // SAFETY: the same.
-    errno::check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) }, "capset")
-        .map(drop)
+    raise_capabilities()
 }
 
 /// Leaves all groups but the own one, where the user namespace allows that.
@@ -89,6 +80,28 @@ pub fn acting_as<T>(uid: u32, gid: u32, act: impl FnOnce() -> Result<T>) -> Resu
     let done = done?;
     back.during(|| format!("back from user {uid}"))?;
     Ok(done)
+}
+
+/// As [`acting_as`], with all permitted capabilities in effect: only what the kernel notes of the one who acts is
+/// somebody else's.
+pub fn acting_with_rights<T>(uid: u32, gid: u32, act: impl FnOnce() -> Result<T>) -> Result<T> {
+    acting_as(uid, gid, || {
+        raise_capabilities()?;
+        act()
+    })
+}
+
+/// All permitted capabilities of the calling thread take effect.
+fn raise_capabilities() -> Result<()> {
+    let mut header = [CAPABILITIES_V3, 0];
+    let mut sets = [0u32; 6];
+    // SAFETY: a header and the two triples of its version.
+    let got = unsafe { libc::syscall(libc::SYS_capget, header.as_mut_ptr(), sets.as_mut_ptr()) };
+    errno::check(got, "capget")?;
+    (sets[0], sets[3]) = (sets[1], sets[4]);
+    // SAFETY: the same.
+    errno::check(unsafe { libc::syscall(libc::SYS_capset, header.as_ptr(), sets.as_ptr()) }, "capset")
+        .map(drop)
 }
 
 fn effective(uid: u32, gid: u32) -> Result<()> {

@@ -26,7 +26,7 @@ const OFTEN: [&str; 9] =
     ["sleeper", "sessions", "zombies", "threads", "shared-memory", "unlinked", "fifos", "tcp", "sysv"];
 
 /// Programs that also run with users of their own, whose capabilities end there.
-const WITH_USERS: [&str; 28] = [
+const WITH_USERS: [&str; 29] = [
     "sleeper",
     "kept-session",
     "tree",
@@ -52,6 +52,7 @@ const WITH_USERS: [&str; 28] = [
     "inotify",
     "socketpair",
     "message-senders",
+    "socket-owners",
     "sockets",
     "tcp",
     "sysv",

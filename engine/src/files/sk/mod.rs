@@ -30,6 +30,7 @@ mod joined;
 mod kept;
 mod netlink;
 mod opts;
+mod owner;
 mod packet;
 mod queue;
 mod tcp;

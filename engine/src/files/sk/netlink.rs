@@ -5,7 +5,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use rcriu_images::pb;
 
-use super::{is_family, opts, socket_name};
+use super::{is_family, opts, owner, socket_name};
 use crate::{
     error::{Context, Error, Result, SysContext},
     files::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, PlanFiles, RestoredFile, pipe},
@@ -80,12 +80,11 @@ impl FileKind for Netlink {
             }
         }
         let kind = what.kind.cast_unsigned();
-        if !on.is_empty() || what.kind != libc::SOCK_RAW {
-            out.more(pb::RcriuFileEntry {
-                id: id.0,
-                netlink: Some(pb::RcriuNetlink { r#type: kind, option: on }),
-                ..Default::default()
-            })?;
+        let owner = owner::dump(&fd.probe.stat, out);
+        let netlink = (!on.is_empty() || what.kind != libc::SOCK_RAW)
+            .then_some(pb::RcriuNetlink { r#type: kind, option: on });
+        if netlink.is_some() || owner.is_some() {
+            out.more(pb::RcriuFileEntry { id: id.0, netlink, owner, ..Default::default() })?;
         }
         let mut groups = known.groups;
         while groups.last() == Some(&0) {
@@ -114,13 +113,13 @@ impl FileKind for Netlink {
     }
 
     fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
-        let more = plan.more(FileId(entry.id)).and_then(|more| more.netlink.clone());
+        let more = plan.more(FileId(entry.id)).cloned().unwrap_or_default();
         let entry = entry
             .nlsk
             .as_deref()
             .cloned()
             .ok_or_else(|| Error::image("files.img: a netlink entry without socket"))?;
-        Ok(Box::new(NetlinkFile { entry, more: more.unwrap_or_default() }))
+        Ok(Box::new(NetlinkFile { entry, more: more.netlink.unwrap_or_default(), owner: more.owner }))
     }
 }
 
@@ -129,6 +128,7 @@ impl FileKind for Netlink {
 struct NetlinkFile {
     entry: pb::NetlinkSkEntry,
     more: pb::RcriuNetlink,
+    owner: Option<pb::RcriuOwner>,
 }
 
 /// `struct sockaddr_nl`.
@@ -182,6 +182,7 @@ impl RestoredFile for NetlinkFile {
         let kind = if datagram { libc::SOCK_DGRAM } else { libc::SOCK_RAW };
         let socket = sockopt::socket(libc::AF_NETLINK, kind, entry.protocol.cast_signed())?;
         let fd = socket.as_fd();
+        owner::restore(fd, &self.name(), self.owner.as_ref())?;
         // What may come from the first moment on is subject to options.
         opts::restore(fd, &entry.opts)?;
         for number in &self.more.option {

@@ -4,7 +4,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rcriu_images::pb;
 
-use super::{is_family, opts, socket_name};
+use super::{is_family, opts, owner, socket_name};
 use crate::{
     error::{Context, Error, Result, SysContext},
     files::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, FilesTask, PlanFiles, RestoredFile, pipe},
@@ -109,6 +109,9 @@ impl FileKind for Packet {
             ns_id,
         };
         log::debug!("{} is a packet socket", socket_name(ino));
+        if let owner @ Some(_) = owner::dump(&fd.probe.stat, out) {
+            out.more(pb::RcriuFileEntry { id: id.0, owner, ..Default::default() })?;
+        }
         Ok(pb::FileEntry {
             r#type: FdType::Packetsk as i32,
             id: id.0,
@@ -117,7 +120,8 @@ impl FileKind for Packet {
         })
     }
 
-    fn collect(&self, entry: &pb::FileEntry, _: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
+    fn collect(&self, entry: &pb::FileEntry, plan: &mut PlanFiles<'_>) -> Result<Box<dyn RestoredFile>> {
+        let owner = plan.more(FileId(entry.id)).and_then(|more| more.owner);
         let entry = entry
             .psk
             .as_deref()
@@ -129,13 +133,13 @@ impl FileKind for Packet {
         if u16::try_from(entry.protocol).is_err() {
             return Err(Error::image("a packet socket with a strange protocol"));
         }
-        Ok(Box::new(PacketFile(entry)))
+        Ok(Box::new(PacketFile(entry, owner)))
     }
 }
 
 /// One open packet socket.
 #[derive(Debug)]
-struct PacketFile(pb::PacketSockEntry);
+struct PacketFile(pb::PacketSockEntry, Option<pb::RcriuOwner>);
 
 impl PacketFile {
     /// Starts receiving.
@@ -229,6 +233,7 @@ impl RestoredFile for PacketFile {
         let protocol = if old { entry.protocol.cast_signed() } else { 0 };
         let socket = sockopt::socket(libc::AF_PACKET, entry.r#type.cast_signed(), protocol)?;
         let fd = socket.as_fd();
+        owner::restore(fd, &self.name(), self.1.as_ref())?;
         opts::restore(fd, &entry.opts)?;
         if !old {
             self.options(fd)?;

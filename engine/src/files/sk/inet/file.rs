@@ -20,7 +20,7 @@ use crate::{
         sk::{
             CLOSED, LISTEN, SocketKind, joined,
             kept::{self, When},
-            opts, shut, socket_name,
+            opts, owner, shut, socket_name,
             tcp::Stream,
         },
     },
@@ -127,6 +127,11 @@ impl InetFile {
         Ok(socket)
     }
 
+    /// Gives it to whose it is: something for a task, which is where its users are.
+    fn give(&self, socket: BorrowedFd<'_>) -> Result<()> {
+        owner::restore(socket, &self.name(), self.more.owner.as_ref())
+    }
+
     /// Gives it its name.
     pub(in crate::files::sk) fn bind(&self, socket: BorrowedFd<'_>) -> Result<()> {
         let scope = match &self.entry.ifname {
@@ -221,6 +226,7 @@ impl RestoredFile for InetFile {
         }
         let socket = self.socket()?;
         let fd = socket.as_fd();
+        self.give(fd)?;
         if self.is_connection() {
             return Ok(socket);
         }
@@ -243,6 +249,9 @@ impl RestoredFile for InetFile {
     fn finish(&self, fd: BorrowedFd<'_>, cx: &mut FilesTask<'_>) -> Result<()> {
         let entry = &self.entry;
         let revived = cx.is_revived(FileId(entry.id));
+        if revived {
+            self.give(fd)?;
+        }
         // Sockets of this port are all bound. A connection in repair mode gets its own back with the end of it.
         if !revived {
             sockopt::set_int(fd, opts::REUSEADDR, i32::from(entry.opts.reuseaddr == Some(true)))?;

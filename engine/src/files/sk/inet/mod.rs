@@ -20,7 +20,7 @@ pub(super) use self::file::InetFile;
 use super::{
     CLOSED, ESTABLISHED, LISTEN, SocketKind, is_family,
     joined::Groups,
-    opts, socket_name,
+    opts, owner, socket_name,
     tcp::{self, Met},
 };
 use crate::{
@@ -200,7 +200,8 @@ impl FileKind for Inet {
         };
         // Also one that is over.
         let connected = class == Class::Stream && state != LISTEN && (state != CLOSED || dst_port != 0);
-        dump_more(socket, (what, connected), (id, ns_id), out)?;
+        let owner = owner::dump(&fd.probe.stat, out);
+        dump_more(socket, (what, connected), (id, ns_id), owner, out)?;
         Ok(pb::FileEntry {
             r#type: FdType::Inetsk as i32,
             id: id.0,
@@ -237,6 +238,7 @@ fn dump_more(
     fd: BorrowedFd<'_>,
     (socket, connected): (SocketKind, bool),
     (id, network): (FileId, Option<u32>),
+    owner: Option<pb::RcriuOwner>,
     out: &mut FilesOut<'_>,
 ) -> Result<()> {
     let (networks, sockets) = (&out.networks, &mut out.sockets);
@@ -252,8 +254,8 @@ fn dump_more(
         };
         Ok((option, groups.of(fd, socket)?))
     })?;
-    if !option.is_empty() || !membership.is_empty() {
-        out.more(pb::RcriuFileEntry { id: id.0, option, membership, ..Default::default() })?;
+    if !option.is_empty() || !membership.is_empty() || owner.is_some() {
+        out.more(pb::RcriuFileEntry { id: id.0, option, membership, owner, ..Default::default() })?;
     }
     Ok(())
 }

@@ -16,7 +16,7 @@ use nix::{
 };
 use rcriu_images::pb;
 
-use super::{CLOSED, ESTABLISHED, LISTEN, is_family, opts, queue::Queue};
+use super::{CLOSED, ESTABLISHED, LISTEN, is_family, opts, owner, queue::Queue};
 use crate::{
     error::{Context, Error, Result, SysContext},
     files::{DrainedFd, FdProbe, FdType, FileKind, FilesOut, PlanFiles, RestoredFile, watch},
@@ -26,6 +26,7 @@ use crate::{
     sys::{sock_diag, sockopt},
 };
 
+mod peers;
 mod plan;
 mod restore;
 #[cfg(test)]
@@ -131,8 +132,9 @@ impl FileKind for Unix {
         };
         if let Some(kind) = fd.probe.socket {
             let option = out.sockets.fresh.entry(None).or_default().differing(fd.file.as_fd(), kind, false);
-            if !option.is_empty() {
-                out.more(pb::RcriuFileEntry { id: id.0, option, ..Default::default() })?;
+            let (owner, peer) = (owner::dump(&fd.probe.stat, out), peers::dump(fd.file.as_fd(), out)?);
+            if !option.is_empty() || owner.is_some() || peer.is_some() {
+                out.more(pb::RcriuFileEntry { id: id.0, option, owner, peer, ..Default::default() })?;
             }
         }
         if socket.name.first().is_some_and(|first| *first != 0) {

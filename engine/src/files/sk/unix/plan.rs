@@ -57,6 +57,10 @@ pub(super) struct Member {
     pub(super) packets: Vec<Packet>,
     /// Options that the entry has no field for.
     pub(super) option: Vec<pb::RcriuSockopt>,
+    /// Whose it is.
+    pub(super) owner: Option<pb::RcriuOwner>,
+    /// Who the kernel has noted as its peer.
+    pub(super) peer_is: Option<pb::RcriuCredentials>,
 }
 
 impl Member {
@@ -161,6 +165,7 @@ impl UnixWorld {
                 let mutual =
                     peer.filter(|p| p != at && peers[*p] == Some(*at) && entries[*p].1.ns_id == entry.ns_id);
                 let packets = packets.remove(&id).unwrap_or_default();
+                let more = plan.more(id);
                 let given = plan.opts.inherit_fds.iter().any(|fd| fd.is_for(&socket_name(entry.ino)));
                 members.push(Member {
                     id,
@@ -168,7 +173,9 @@ impl UnixWorld {
                     entry: entry.clone(),
                     peer: peer.map(|p| place[&p]),
                     packets,
-                    option: plan.more(id).map(|more| more.option.clone()).unwrap_or_default(),
+                    option: more.map(|more| more.option.clone()).unwrap_or_default(),
+                    owner: more.and_then(|more| more.owner),
+                    peer_is: more.and_then(|more| more.peer),
                 });
             }
             let mut at_hand: Vec<FileId> =

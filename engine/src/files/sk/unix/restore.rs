@@ -10,7 +10,7 @@ use std::{
 use nix::{
     fcntl::{AtFlags, OFlag, open},
     sys::{
-        socket::{AddressFamily, Backlog, SockFlag, SockType, listen, socket, socketpair},
+        socket::{AddressFamily, Backlog, SockFlag, SockType, socket},
         stat::{FchmodatFlags, Mode, SFlag, fchmodat, lstat, mkdirat},
     },
     unistd::{Gid, Uid, chdir, fchdir, fchownat, unlink},
@@ -18,7 +18,7 @@ use nix::{
 use rcriu_images::pb;
 
 use super::{
-    DGRAM, ESTABLISHED, LISTEN, SEQPACKET,
+    DGRAM, ESTABLISHED, LISTEN, SEQPACKET, peers,
     plan::{Cluster, Member, Role},
 };
 use crate::{
@@ -28,7 +28,7 @@ use crate::{
         sk::{
             SocketKind,
             kept::{self, When},
-            opts, queue, shut, socket_name,
+            opts, owner, queue, shut, socket_name,
         },
     },
     sys::sockopt,
@@ -107,7 +107,7 @@ impl RestoredFile for UnixFile {
     }
 }
 
-fn sock_type(member: &Member) -> SockType {
+pub(super) fn sock_type(member: &Member) -> SockType {
     match member.entry.r#type {
         DGRAM => SockType::Datagram,
         SEQPACKET => SockType::SeqPacket,
@@ -129,11 +129,8 @@ fn make(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
             continue;
         }
         let network = member.entry.ns_id;
-        let pair = |cx: &mut FilesTask<'_>| {
-            cx.in_network(network, |_| {
-                socketpair(AddressFamily::Unix, sock_type(member), None, SockFlag::SOCK_CLOEXEC)
-                    .call("socketpair")
-            })
+        let pair = |cx: &mut FilesTask<'_>, other: Option<&Member>| {
+            cx.in_network(network, |_| peers::pair(cluster, member, other))
         };
         match member.role {
             Role::Outside => {}
@@ -143,7 +140,7 @@ fn make(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
                 made[at] = Some(cx.keep(given)?);
             }
             Role::Pair(other) => {
-                let (one, two) = pair(cx)?;
+                let (one, two) = pair(cx, Some(&members[other]))?;
                 made[at] = Some(cx.keep(one)?);
                 // The other end may come from outside; then this one has lost its peer.
                 if members[other].role == Role::Pair(at) {
@@ -151,7 +148,7 @@ fn make(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
                 }
             }
             Role::Helped => {
-                let (one, helper) = pair(cx)?;
+                let (one, helper) = pair(cx, None)?;
                 if !member.stream() {
                     // As long as it has a peer, others cannot connect to it.
                     sockopt::disconnect(one.as_fd())?;
@@ -169,6 +166,11 @@ fn make(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
             }
         }
     }
+    for (member, socket) in members.iter().zip(&made) {
+        if let (Some(socket), true) = (socket, member.role != Role::Given) {
+            owner::restore(socket.as_fd(), &socket_name(member.entry.ino), member.owner.as_ref())?;
+        }
+    }
     // Lost names first: what they stood aside for is bound, or moved back, afterwards.
     for lost in [true, false] {
         for (member, socket) in members.iter().zip(&made) {
@@ -181,7 +183,7 @@ fn make(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
         if let (Some(socket), Role::Single, LISTEN) = (socket, member.role, member.entry.state) {
             let backlog = i32::try_from(member.entry.backlog).unwrap_or(i32::MAX);
             let backlog = Backlog::new(backlog).unwrap_or(Backlog::MAXCONN);
-            listen(socket, backlog).call("listen").during(of(member))?;
+            peers::listen_as(member, socket, backlog).during(of(member))?;
         }
     }
     for (member, socket) in members.iter().zip(&made) {
@@ -189,7 +191,8 @@ fn make(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
             (socket, member.peer, member.role, member.entry.state)
             && member.stream()
         {
-            connect(socket.as_fd(), &members[peer], made[peer].as_ref().map(AsFd::as_fd), cx.roots())
+            let listener = made[peer].as_ref().map(AsFd::as_fd);
+            peers::connect_as(member, || connect(socket.as_fd(), &members[peer], listener, cx.roots()))
                 .during(of(member))?;
         }
     }
