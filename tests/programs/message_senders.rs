@@ -3,7 +3,9 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixDatagram;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use nix::cmsg_space;
@@ -47,6 +49,59 @@ fn send(socket: &UnixDatagram, text: &[u8], user: u32, group: u32) -> Check {
     sent.context("sendmsg").map(drop)
 }
 
+/// A receiver of datagrams, and two senders with names; a third is gone.
+struct Named {
+    receiver: UnixDatagram,
+    senders: [(UnixDatagram, SocketAddr); 2],
+    gone: SocketAddr,
+}
+
+impl Named {
+    fn new() -> Result<Named> {
+        let name = |what: &str| {
+            let name = format!("message-senders-{}-{what}", std::process::id());
+            SocketAddr::from_abstract_name(name).context("name")
+        };
+        let to = name("receiver")?;
+        let receiver = UnixDatagram::bind_addr(&to).context("bind")?;
+        let path = SocketAddr::from_pathname(std::env::current_dir()?.join("sender.sock")).context("path")?;
+        let send = |from: SocketAddr, text: &[u8]| {
+            let sender = UnixDatagram::bind_addr(&from).context("bind")?;
+            sender.send_to_addr(text, &to).context("send").map(|_| (sender, from))
+        };
+        let one = send(name("one")?, b"from one")?;
+        let (_, gone) = send(name("gone")?, b"from who is gone")?;
+        let two = send(path, b"from two")?;
+        two.0.connect_addr(&to).context("connect")?;
+        Ok(Named { receiver, senders: [one, two], gone })
+    }
+
+    /// Messages come in order from whom they came, and can be answered.
+    fn verify(&self) -> Check {
+        let next = || {
+            let mut data = [0; 100];
+            let (n, from) = self.receiver.recv_from(&mut data).context("recv")?;
+            Ok::<_, anyhow::Error>((data.get(..n).unwrap_or_default().to_vec(), from))
+        };
+        let shown = |name: &SocketAddr| {
+            (name.as_pathname().map(Path::to_owned), name.as_abstract_name().map(<[u8]>::to_vec))
+        };
+        let [(one, one_is), (two, two_is)] = &self.senders;
+        let all = [(&b"from one"[..], one_is), (b"from who is gone", &self.gone), (b"from two", two_is)];
+        for (text, sender) in all {
+            let (got, from) = next()?;
+            same("a named sender", (got, shown(&from)), (text.to_vec(), shown(sender)))?;
+        }
+        for (socket, name) in [(one, one_is), (two, two_is)] {
+            self.receiver.send_to_addr(b"answer", name).context("answer")?;
+            let mut data = [0; 100];
+            let n = socket.recv(&mut data).context("recv")?;
+            same("answer", data.get(..n), Some(&b"answer"[..]))?;
+        }
+        Ok(())
+    }
+}
+
 pub fn run(_: &[String]) -> Check {
     let (receiver, sender) = UnixDatagram::pair().context("socketpair")?;
     setsockopt(&receiver, sockopt::PassCred, &true).context("SO_PASSCRED")?;
@@ -71,7 +126,9 @@ pub fn run(_: &[String]) -> Check {
     };
     gone.wait()?;
     sender.send(b"own").context("send")?;
+    let named = Named::new()?;
     rest()?;
+    named.verify()?;
     let me = [std::process::id(), nix::unistd::getuid().as_raw(), nix::unistd::getgid().as_raw()];
     let (text, [pid, uid, gid], files) = next(&receiver)?;
     same("first", (text, uid, gid, files), (b"of a child".to_vec(), user, group, 1))?;

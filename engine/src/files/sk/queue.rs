@@ -8,14 +8,15 @@ use std::{
     collections::HashMap,
     io::{IoSlice, IoSliceMut},
     os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd},
-    os::unix::fs::FileExt,
+    os::unix::{ffi::OsStrExt, fs::FileExt},
 };
 
 use nix::{
     cmsg_space,
     errno::Errno,
     sys::socket::{
-        ControlMessage, ControlMessageOwned, MsgFlags, UnixAddr, UnixCredentials, recv, recvmsg, sendmsg,
+        ControlMessage, ControlMessageOwned, MsgFlags, SockaddrLike, UnixAddr, UnixCredentials, recv,
+        recvmsg, sendmsg,
     },
 };
 use rcriu_images::{ImageDir, ImageKind, ImageWriter, pb};
@@ -97,12 +98,12 @@ pub(super) fn dump(queue: &Queue, out: &mut FilesOut<'_>) -> Result<()> {
     let (mut packets, mut total) = (0, 0);
     loop {
         interrupt::check()?;
-        let Some((len, files, sender)) = peek(queue, &mut buffer, at)? else { break };
+        let Some(Peeked { len, files, sender, name }) = peek(queue, &mut buffer, at)? else { break };
         let credentials = sender.map(|sender| credentials::dump(sender, out));
         let scm = dump_files(files, out)?;
         let length = u32::try_from(len).map_err(|_| Error::bug("a packet beyond 4 GiB"))?;
         let image = &mut out.sockets.queues.image;
-        image.write(&pb::SkPacketEntry { id_for: queue.id.0, length, scm, credentials })?;
+        image.write(&pb::SkPacketEntry { id_for: queue.id.0, length, scm, credentials, name })?;
         image.write_raw(&buffer[..len])?;
         at += len;
         packets += 1;
@@ -113,9 +114,15 @@ pub(super) fn dump(queue: &Queue, out: &mut FilesOut<'_>) -> Result<()> {
     Ok(())
 }
 
-type Peeked = (usize, Vec<OwnedFd>, Option<UnixCredentials>);
+/// What a packet tells besides its bytes.
+struct Peeked {
+    len: usize,
+    files: Vec<OwnedFd>,
+    sender: Option<UnixCredentials>,
+    name: Option<Vec<u8>>,
+}
 
-/// The next packet, from offset `at` on: its length in `buffer`, which grows if need be, its files, and its sender.
+/// The next packet, from offset `at` on, in `buffer`, which grows if need be.
 fn peek(queue: &Queue, buffer: &mut Vec<u8>, at: usize) -> Result<Option<Peeked>> {
     let packets = queue.kind != libc::SOCK_STREAM.cast_unsigned();
     loop {
@@ -134,6 +141,7 @@ fn peek(queue: &Queue, buffer: &mut Vec<u8>, at: usize) -> Result<Option<Peeked>
         };
         let len = message.bytes;
         let flags = message.flags;
+        let name = message.address.as_ref().filter(|_| packets).and_then(name_of);
         let mut files = Vec::new();
         let (mut sender, mut other) = (None, false);
         for control in message.cmsgs().map_err(|_| too_much_control())? {
@@ -156,13 +164,23 @@ fn peek(queue: &Queue, buffer: &mut Vec<u8>, at: usize) -> Result<Option<Peeked>
             return Err(Error::unsupported(what).remedy("let the task read it before the dump"));
         }
         if len <= buffer.len() {
-            return Ok(Some((len, files, sender)));
+            return Ok(Some(Peeked { len, files, sender, name }));
         }
         // Longer than the buffer: once more from the same place.
         buffer.resize(len, 0);
         let at = i32::try_from(at).map_err(|_| Error::host("more than 2 GiB are waiting to be read"))?;
         sockopt::set_int(queue.file.as_fd(), PEEK_OFF, at)?;
     }
+}
+
+/// Name of a sender that has one.
+fn name_of(address: &UnixAddr) -> Option<Vec<u8>> {
+    // The kernel tells no address at all of one that has none, which the type cannot look into.
+    if address.len() as usize <= size_of::<nix::libc::sa_family_t>() {
+        return None;
+    }
+    let path = address.path().map(|path| path.as_os_str().as_bytes().to_vec());
+    path.or_else(|| address.as_abstract().map(|name| [&[0], name].concat()))
 }
 
 fn too_much_control() -> Error {
@@ -208,6 +226,8 @@ pub(super) struct Packet {
     length: u32,
     pub(super) files: Vec<FileId>,
     sender: Option<pb::RcriuCredentials>,
+    /// What the socket was bound to from which it came.
+    pub(super) name: Option<Vec<u8>>,
 }
 
 impl Packet {
@@ -237,15 +257,26 @@ pub(super) fn read(images: &ImageDir) -> Result<HashMap<FileId, Vec<Packet>>> {
             }
             files.extend(scm.rights.iter().map(|id| FileId(*id)));
         }
-        let packet = Packet { offset: image.offset(), length, files, sender: entry.credentials };
+        let packet = Packet {
+            offset: image.offset(),
+            length,
+            files,
+            sender: entry.credentials,
+            name: entry.name.filter(|name| !name.is_empty()),
+        };
         all.entry(FileId(entry.id_for)).or_default().push(packet);
         image.skip(length.into())?;
     }
     Ok(all)
 }
 
-/// Sends packets through `from`, whose peer they wait for.
-pub(super) fn send(from: BorrowedFd<'_>, packets: &[Packet], cx: &FilesTask<'_>) -> Result<()> {
+/// Sends packets through `from`, to where it is connected, or else to `to`.
+pub(super) fn send(
+    from: BorrowedFd<'_>,
+    to: Option<&UnixAddr>,
+    packets: &[Packet],
+    cx: &FilesTask<'_>,
+) -> Result<()> {
     if packets.is_empty() {
         return Ok(());
     }
@@ -265,7 +296,7 @@ pub(super) fn send(from: BorrowedFd<'_>, packets: &[Packet], cx: &FilesTask<'_>)
         let mut left = &bytes[..];
         loop {
             let how = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
-            match sendmsg::<()>(from.as_raw_fd(), &[IoSlice::new(left)], &control, how, None) {
+            match sendmsg(from.as_raw_fd(), &[IoSlice::new(left)], &control, how, to) {
                 Ok(n) if n >= left.len() => break,
                 // Only a stream takes less than all; files went with the first byte.
                 Ok(n) => {

@@ -29,6 +29,7 @@ use crate::{
 mod peers;
 mod plan;
 mod restore;
+mod senders;
 #[cfg(test)]
 mod tests;
 

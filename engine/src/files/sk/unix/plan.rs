@@ -150,6 +150,16 @@ impl UnixWorld {
                 union.join(at, *lost.get_or_insert(at));
             }
         }
+        // Who has sent a datagram sends it again.
+        let datagrams = entries.iter().enumerate().filter(|(_, (_, e))| e.r#type == DGRAM);
+        let senders: HashMap<_, _> = datagrams.map(|(at, (_, e))| (bound(e), at)).collect();
+        for (at, (id, entry)) in entries.iter().enumerate() {
+            for name in packets.get(id).into_iter().flatten().filter_map(|packet| packet.name.as_deref()) {
+                if let Some(sender) = senders.get(&known_as(name, entry)) {
+                    union.join(at, *sender);
+                }
+            }
+        }
         let mut clusters: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
         for at in 0..entries.len() {
             clusters.entry(union.root(at)).or_default().push(at);
@@ -199,6 +209,22 @@ impl UnixWorld {
             .cloned()
             .ok_or_else(|| Error::image("files.img: a unix socket entry without socket"))?;
         Ok(super::restore::UnixFile { cluster, at })
+    }
+}
+
+/// What names a socket: a path, without the final NUL, or an abstract name and its network namespace.
+type Known<'a> = (Option<u32>, &'a [u8]);
+
+/// What names the socket with the name `name` to one that has got a message of it.
+pub(super) fn known_as<'a>(name: &'a [u8], receiver: &pb::UnixSkEntry) -> Known<'a> {
+    (receiver.ns_id.filter(|_| name.first() == Some(&0)), name)
+}
+
+/// What a socket is bound to.
+pub(super) fn bound(entry: &pb::UnixSkEntry) -> Known<'_> {
+    match entry.name.first() {
+        Some(0) => known_as(&entry.name, entry),
+        _ => (None, entry.name.split(|c| *c == 0).next().unwrap_or_default()),
     }
 }
 

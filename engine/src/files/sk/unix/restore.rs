@@ -20,6 +20,7 @@ use rcriu_images::pb;
 use super::{
     DGRAM, ESTABLISHED, LISTEN, SEQPACKET, peers,
     plan::{Cluster, Member, Role},
+    senders,
 };
 use crate::{
     error::{Context, Error, Result, SysContext},
@@ -207,12 +208,12 @@ fn complete(cluster: &Cluster, cx: &mut FilesTask<'_>) -> Result<()> {
         match member.role {
             Role::Pair(other) if members[other].role != Role::Given => {
                 let from = cx.at_hand(members[other].id)?;
-                queue::send(from, &member.packets, cx).during(of(member))?;
+                queue::send(from, None, &member.packets, cx).during(of(member))?;
             }
             Role::Helped => {
                 let helper = cx.stash.remove(&member.id);
                 let helper = helper.ok_or_else(|| Error::bug("a socket's helper is gone"))?;
-                queue::send(helper.as_fd(), &member.packets, cx).during(of(member))?;
+                senders::send(cluster, member, helper.as_fd(), cx).during(of(member))?;
             }
             _ if member.packets.is_empty() || member.role == Role::Outside => {}
             _ => {
