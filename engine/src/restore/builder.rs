@@ -121,6 +121,7 @@ fn build(
 ) -> Result<()> {
     // Found by descriptor in the end, when another /proc is mounted or none.
     let me = ProcDir::own()?;
+    outside.0.go(tree)?;
     unshare(CloneFlags::CLONE_NEWNS).call("unshare(CLONE_NEWNS)")?;
     let masters = mnt::build(tree, outside, images, |space| {
         let number = u32::try_from(space).map_err(|_| Error::bug("too many namespaces"))?;

@@ -75,8 +75,8 @@ impl<'a> Plain<'a> {
         // Before anything is covered.
         let mut paths = BTreeMap::new();
         for (at, given) in &prepared.given {
-            if let Given::Path(path) = given {
-                paths.insert(*at, tree.context(*at, Spot::at(path))?);
+            if let Given::Path(path, file) = given {
+                paths.insert(*at, tree.context(*at, Spot::of(path, file))?);
             }
         }
         let mut plain = Plain {

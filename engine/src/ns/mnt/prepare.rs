@@ -2,6 +2,8 @@
 
 use std::{collections::BTreeMap, os::fd::OwnedFd, os::unix::ffi::OsStrExt, path::PathBuf};
 
+use nix::{fcntl::OFlag, sys::stat::Mode};
+
 use super::{
     external,
     paths::{below, join, shown},
@@ -20,8 +22,8 @@ use crate::{
 pub(super) enum Given {
     /// A clone of it that is mounted nowhere.
     Clone(OwnedFd),
-    /// Where it is, for kernels without such clones.
-    Path(PathBuf),
+    /// Where it is, for kernels without such clones, and the file there.
+    Path(PathBuf, OwnedFd),
 }
 
 /// All that [`build`](super::build) needs besides the images. Dropped, it leaves nothing. Its descriptors are inherited
@@ -33,6 +35,21 @@ pub struct Prepared {
     pub(super) given: BTreeMap<usize, Given>,
     /// By position in the tree: sources of file systems that are mounted anew.
     pub(super) sources: BTreeMap<usize, Vec<u8>>,
+}
+
+impl Prepared {
+    /// Makes the root of `tree` the working folder, where it is known by a path that the users of the tree may be denied.
+    /// The working folder goes along into a new mount namespace.
+    ///
+    /// Precondition: the calling process is still in the mount namespace in which this was prepared.
+    pub fn go(&self, tree: &Tree) -> Result<()> {
+        match tree.spaces.first().and_then(|space| self.given.get(&space.root)) {
+            Some(Given::Path(path, file)) => {
+                nix::unistd::fchdir(file).call("fchdir").during(|| path.display().to_string())
+            }
+            _ => Ok(()),
+        }
+    }
 }
 
 impl Tree {
@@ -71,8 +88,8 @@ impl Tree {
                 if calls.detached {
                     return calls::clone_at(path.as_os_str().as_bytes()).map(Given::Clone);
                 }
-                std::fs::metadata(&path).call("stat")?;
-                Ok(Given::Path(path.clone()))
+                let file = nix::fcntl::open(&path, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty());
+                Ok(Given::Path(path.clone(), file.call("open")?))
             };
             let given = given().during(|| path.display().to_string()).during(|| mount.name())?;
             prepared.given.insert(at, given);

@@ -5,7 +5,10 @@ use std::os::{
     unix::ffi::OsStrExt,
 };
 
-use nix::unistd::fchdir;
+use nix::{
+    sys::stat::{fstat, stat},
+    unistd::fchdir,
+};
 
 use super::walk;
 use crate::error::{Context, Result, SysContext};
@@ -34,6 +37,18 @@ impl Spot {
         let root = walk::open_folder(b"/")?;
         let bytes = whole.as_os_str().as_bytes();
         Self::below(&root, bytes.strip_prefix(b"/").unwrap_or(bytes))
+    }
+
+    /// What is at a path of the host, which `file` is in another mount namespace: the working folder if it is that.
+    pub(super) fn of(path: &std::path::Path, file: &OwnedFd) -> Result<Spot> {
+        let (here, there) = (stat(".").call("stat(.)")?, fstat(file).call("fstat")?);
+        if (here.st_dev, here.st_ino) == (there.st_dev, there.st_ino) {
+            return Ok(Spot { folder: walk::open_folder(b".")?, name: b".".to_vec() });
+        }
+        Self::at(path).map_err(|e| match e.errno() {
+            Some(libc::EACCES) => e.remedy("let the users of the tree's user namespace come there"),
+            _ => e,
+        })
     }
 
     pub(super) fn is_folder(&self) -> bool {

@@ -2,7 +2,7 @@
 //!
 //! Devices that come up get addresses of the kernel's own making, which a task may have removed; a restore ends with
 //! exactly those of the image. IPv6 looks for duplicates before an address is used (DAD): those that were in use at
-//! the dump are not looked for again, since sockets are to be bound to them at once.
+//! the dump are not looked for again, since sockets are to be bound to them at once; the others are.
 
 use std::{
     os::fd::AsRawFd,
@@ -116,6 +116,21 @@ pub(super) fn restore(netlink: &mut Netlink, wanted: &[Message]) -> Result<()> {
         wanted.iter().partition(|m| m.body().first() == Some(&(libc::AF_INET as u8)));
     four.into_iter().chain(six.into_iter().rev()).try_for_each(|message| set(netlink, message))?;
     ready(netlink, wanted)
+}
+
+/// Addresses for which duplicates were still being looked for are looked for again: set anew, now that devices do so.
+///
+/// Precondition: devices have their settings, and no route goes by those addresses yet.
+pub(super) fn look_for_duplicates(netlink: &mut Netlink, wanted: &[Message]) -> Result<()> {
+    let unsure = |m: &&Message| flags(m) & (TENTATIVE | DADFAILED) == TENTATIVE;
+    for message in wanted.iter().filter(unsure) {
+        match netlink.request("RTM_DELADDR", RTM_DELADDR, 0, message.body()) {
+            Err(e) if e.errno() == Some(libc::EADDRNOTAVAIL) => {}
+            other => other.during(|| name(message))?,
+        }
+        set(netlink, message)?;
+    }
+    Ok(())
 }
 
 /// Waits until those that could be used at the dump can be used.

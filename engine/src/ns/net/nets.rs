@@ -265,6 +265,7 @@ fn fill(net: &Net, netlink: &mut Netlink) -> Result<()> {
         address::restore(netlink, &net.addresses)?;
         sysctl::finish(&net.conf, net.weak)?;
         make::finish(net)?;
+        address::look_for_duplicates(netlink, &net.addresses)?;
         neighbour::restore(netlink, &net.neighbours)?;
         route::restore(netlink, &net.routes)?;
         if let Some(rules) = &net.rules {
