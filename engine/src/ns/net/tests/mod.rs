@@ -248,6 +248,21 @@ fn devices_inside_come_back() {
 }
 
 #[test]
+fn addresses_that_are_being_looked_for_still_are() {
+    // More often than this test takes; what is in use already is not looked for.
+    let setup = "echo 100 > /proc/sys/net/ipv6/conf/default/dad_transmits
+        ip link add br0 type bridge
+        ip -6 addr add 2001:db8::1/64 dev br0 nodad
+        ip link set br0 up
+        ip -6 addr add 2001:db8::2/64 dev br0";
+    trip(setup, || {
+        let unsure = sh("ip -6 addr show tentative").unwrap();
+        assert!(unsure.contains("2001:db8::2/64") && unsure.contains("fe80:"), "{unsure}");
+        assert!(!unsure.contains("2001:db8::1/64"), "{unsure}");
+    });
+}
+
+#[test]
 fn tun_and_tap_devices_come_back() {
     if !Path::new("/dev/net/tun").exists() {
         return eprintln!("skipped: no /dev/net/tun");
