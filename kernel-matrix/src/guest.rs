@@ -92,22 +92,32 @@ pub(crate) fn cmdline(more: &str, tests: &[String], skips: &[String]) -> Result<
     Ok(line)
 }
 
-/// Policy for the security modules of guests, compiled from the texts in `policy/`: name in the guest, and content.
-fn policies(cache: &Path) -> Result<Vec<(String, PathBuf)>> {
+/// Policy for those security modules that `works` says are at work in a guest, compiled from the texts in `policy/`: name
+/// in the guest, and content.
+fn policies(cache: &Path, works: impl Fn(&str) -> bool) -> Result<Vec<(String, PathBuf)>> {
     let texts = Path::new(env!("CARGO_MANIFEST_DIR")).join("policy");
-    let (apparmor, selinux) = (cache.join("apparmor.policy"), cache.join("selinux.policy"));
-    run(Command::new("apparmor_parser")
-        .args(["--skip-kernel-load", "--skip-cache", "--kernel-features=/etc/apparmor.d/abi/3.0", "--ofile"])
-        .arg(&apparmor)
-        .arg(texts.join("apparmor")))
-    .context("install it: package apparmor")?;
-    // The format's version is one that the oldest kernel reads.
-    run(Command::new("secilc")
-        .args(["-M", "true", "-c", "31", "-f", "/dev/null", "-o"])
-        .arg(&selinux)
-        .arg(texts.join("selinux.cil")))
-    .context("install it: package secilc")?;
-    Ok(vec![("etc/apparmor.policy".to_owned(), apparmor), ("etc/selinux.policy".to_owned(), selinux)])
+    let mut policies = Vec::new();
+    if works("apparmor") {
+        let policy = cache.join("apparmor.policy");
+        let features = "--kernel-features=/etc/apparmor.d/abi/3.0";
+        run(Command::new("apparmor_parser")
+            .args(["--skip-kernel-load", "--skip-cache", features, "--ofile"])
+            .arg(&policy)
+            .arg(texts.join("apparmor")))
+        .context("install it: package apparmor")?;
+        policies.push(("etc/apparmor.policy".to_owned(), policy));
+    }
+    if works("selinux") {
+        let policy = cache.join("selinux.policy");
+        // The format's version is one that the oldest kernel reads.
+        run(Command::new("secilc")
+            .args(["-M", "true", "-c", "31", "-f", "/dev/null", "-o"])
+            .arg(&policy)
+            .arg(texts.join("selinux.cil")))
+        .context("install it: package secilc")?;
+        policies.push(("etc/selinux.policy".to_owned(), policy));
+    }
+    Ok(policies)
 }
 
 /// Programs that rcriu or its tests run, packed where this machine has them.
@@ -132,8 +142,9 @@ fn programs() -> Result<Vec<(String, PathBuf)>> {
     Ok(files)
 }
 
-/// Builds the guest's binaries and packs them; returns the initial RAM disk.
-pub(crate) fn initrd(cache: &Path, with_tests: bool) -> Result<PathBuf> {
+/// Builds the guest's binaries and packs them, with policy for security modules of which `works` says that one is at
+/// work; returns the initial RAM disk.
+pub(crate) fn initrd(cache: &Path, with_tests: bool, works: impl Fn(&str) -> bool) -> Result<PathBuf> {
     let target = cache.join("build");
     let cargo = |args: &[&str]| {
         let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
@@ -165,7 +176,7 @@ pub(crate) fn initrd(cache: &Path, with_tests: bool) -> Result<PathBuf> {
             files.push((format!("tests/{name}"), path));
         }
     }
-    files.extend(policies(cache)?);
+    files.extend(policies(cache, works)?);
     files.extend(programs()?);
     let path = cache.join("initrd.cpio");
     let mut folders: BTreeSet<&Path> =

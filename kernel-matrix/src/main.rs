@@ -76,13 +76,15 @@ fn main() -> Result<()> {
     }
     let cache = std::path::absolute(&args.cache)?;
     std::fs::create_dir_all(&cache)?;
-    let initrd = guest::initrd(&cache, !args.facts_only)?;
+    let chosen = |k: &&Kernel| args.kernel.is_empty() || args.kernel.contains(&k.name);
+    let works = |module: &str| table.kernel.iter().filter(chosen).any(|k| k.on.iter().any(|on| on == module));
+    let initrd = guest::initrd(&cache, !args.facts_only, works)?;
     let mut failed = Vec::new();
     println!(
         "{:<14} {:<28} {:<8} {:>6} {:>6} {:>6}",
         "kernel", "release", "features", "pass", "fail", "skip"
     );
-    for kernel in table.kernel.iter().filter(|k| args.kernel.is_empty() || args.kernel.contains(&k.name)) {
+    for kernel in table.kernel.iter().filter(chosen) {
         let image = package::fetch(kernel, &cache).with_context(|| format!("kernel {}", kernel.name))?;
         let tests = if args.test.is_empty() { &kernel.tests } else { &args.test };
         let cmdline = guest::cmdline(&kernel.cmdline, tests, &args.skip)?;
