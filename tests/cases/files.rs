@@ -21,6 +21,13 @@ pub const KINDS: &[Kind] = &[
     kind("epoll keeps a target whose descriptor was closed", "epoll-closed-target", &[]).beyond_criu(),
     kind("signalfd keeps its mask", "signalfd", &[]),
     kind("BPF maps keep what is in them", "bpf-maps", &[]).beyond_criu(),
+    kind("io_uring keeps events and requests, and goes on in parent and child", "io-uring", &[])
+        .beyond_criu(),
+    kind("io_uring with large requests and events", "io-uring", &["large"]).beyond_criu(),
+    kind("io_uring without an array of requests", "io-uring", &["no-array"]).beyond_criu(),
+    kind("io_uring of few requests and many events", "io-uring", &["many-events"]).beyond_criu(),
+    kind("io_uring of one request", "io-uring", &["one"]).beyond_criu(),
+    kind("io_uring with idle threads of the kernel", "io-uring", &["workers"]).beyond_criu(),
     kind("timerfd keeps its timer", "timerfd", &[]),
     kind("inotify keeps its watches and their numbers", "inotify", &[]).beyond_criu(),
     kind("fanotify keeps its marks", "fanotify", &[]),

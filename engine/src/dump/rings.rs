@@ -1,5 +1,5 @@
-//! Rings of packet sockets that a task has mapped (packet_mmap). Images know them by the number of their socket, which
-//! is known when the task's descriptors are.
+//! Rings of packet sockets (packet_mmap) and of io_urings that a task has mapped. Images know them by the number of their
+//! socket or io_uring, which is known when the task's descriptors are.
 
 use std::os::unix::ffi::OsStrExt;
 
@@ -10,7 +10,7 @@ use crate::{
     procfs::ProcDir,
 };
 
-/// Gives mapped rings the numbers of their sockets.
+/// Gives mapped rings the numbers of their sockets and io_urings.
 ///
 /// # Errors
 /// A socket of another kind, or one that the task has no descriptor of any more: nobody could map it then.
@@ -37,5 +37,13 @@ pub fn number(vmas: &mut [Vma], dir: &ProcDir, files: &FilesOut) -> Result<()> {
         }
         log::warn!("Frames in the ring of {name} at {start:x} that nobody has taken are lost");
     }
-    Ok(())
+    vmas.iter_mut().filter(|v| v.is(st::URING)).try_for_each(|vma| {
+        let (start, end, ino) = (vma.entry.start, vma.entry.end, vma.entry.shmid);
+        let id = files.uring(ino).ok_or_else(|| {
+            Error::unsupported("no task of the tree that was met before has a descriptor of the io_uring mapped there, or it cannot be told from others")
+                .remedy("unmap it before the dump, or keep its descriptor open in the task or its parent")
+        });
+        vma.entry.shmid = u64::from(id.during(|| format!("mapping {start:x}-{end:x} of an io_uring"))?.0);
+        Ok(())
+    })
 }
