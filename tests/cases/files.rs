@@ -25,6 +25,7 @@ pub const KINDS: &[Kind] = &[
         .beyond_criu(),
     kind("io_uring with large requests and events", "io-uring", &["large"]).beyond_criu(),
     kind("io_uring without an array of requests", "io-uring", &["no-array"]).beyond_criu(),
+    kind("io_uring of few requests without an array", "io-uring", &["few-without-array"]).beyond_criu(),
     kind("io_uring of few requests and many events", "io-uring", &["many-events"]).beyond_criu(),
     kind("io_uring of one request", "io-uring", &["one"]).beyond_criu(),
     kind("io_uring with idle threads of the kernel", "io-uring", &["workers"]).beyond_criu(),

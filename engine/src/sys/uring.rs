@@ -24,6 +24,8 @@ pub const SQE128: u32 = 1 << 10;
 pub const CQE32: u32 = 1 << 11;
 /// See [`SQE128`]; Linux 6.6.
 pub const NO_SQARRAY: u32 = 1 << 16;
+/// `IORING_SETUP_SUBMIT_ALL` (Linux 5.18).
+pub const SUBMIT_ALL: u32 = 1 << 7;
 const CQSIZE: u32 = 1 << 3;
 
 /// `IORING_FEAT_CQE_SKIP`: requests may ask for no event (Linux 5.17).

@@ -53,7 +53,13 @@ pub fn run(args: &[String]) -> Check {
         "files" => register(&ring.fd, REGISTER_FILES, from_ref(&number).cast(), 1).map(drop)?,
         "buffers" => register(&ring.fd, REGISTER_BUFFERS, one.as_ptr().cast(), 1).map(drop)?,
         "eventfd" => register(&ring.fd, REGISTER_EVENTFD, from_ref(&number).cast(), 1).map(drop)?,
-        "personality" => register(&ring.fd, REGISTER_PERSONALITY, null(), 0).map(drop)?,
+        "personality" => {
+            register(&ring.fd, REGISTER_PERSONALITY, null(), 0)?;
+            let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", ring.fd.as_raw_fd()))?;
+            if !told.contains("Personalities") {
+                return Err(skip("this kernel does not tell of personalities"));
+            }
+        }
         "provided" => {
             // struct io_uring_buf_reg: address, entries, group.
             let wanted = [buffer.at as u64, 8 | 7 << 32, 0, 0, 0];

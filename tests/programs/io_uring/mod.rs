@@ -188,6 +188,7 @@ pub fn run(args: &[String]) -> Check {
     let ring = match what {
         "large" => Ring::new(4, SQE128 | CQE32, 0),
         "no-array" => Ring::new(64, NO_SQARRAY, 0),
+        "few-without-array" => Ring::new(8, NO_SQARRAY, 0),
         "many-events" => Ring::new(8, CQSIZE, 256),
         "one" => Ring::new(1, 0, 0),
         _ => Ring::new(256, 0, 0),

@@ -89,6 +89,7 @@ impl Told {
                 return no(&format!("an io_uring with {what} registered with it"), UNREGISTER);
             }
         }
+        // Newer kernels, as 6.18, do not tell.
         if self.0.value("Personalities").is_some() {
             return no("an io_uring with personalities registered with it", UNREGISTER);
         }

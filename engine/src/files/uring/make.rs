@@ -8,7 +8,7 @@ use super::{shape, silent};
 use crate::{
     error::{Error, Result},
     interrupt,
-    sys::uring::{self, CAN_SKIP, Layout, NO_SQARRAY, Part, Shape, View},
+    sys::uring::{self, CAN_SKIP, Layout, NO_SQARRAY, Part, SUBMIT_ALL, Shape, View},
 };
 
 /// `IOSQE_CQE_SKIP_SUCCESS`, in the second byte of a request.
@@ -17,7 +17,14 @@ const NO_EVENT: u8 = 1 << 6;
 /// A ring as it was.
 pub(super) fn ring(entry: &pb::RcriuUring) -> Result<OwnedFd> {
     let shape = shape(entry);
-    let (ring, layout) = uring::setup(&shape).map_err(|e| match e.errno() {
+    // Nobody tells whether it had this flag, without which a batch of requests ends at one that fails. Who does not know it
+    // has more submitted than expected then, in the end the same; who relies on it must have it.
+    let whole = Shape { flags: shape.flags | SUBMIT_ALL, ..shape };
+    let made = match uring::setup(&whole) {
+        Err(e) if e.errno() == Some(libc::EINVAL) => uring::setup(&shape),
+        other => other,
+    };
+    let (ring, layout) = made.map_err(|e| match e.errno() {
         Some(libc::EPERM) => e.remedy("allow io_uring: sysctl kernel.io_uring_disabled=0"),
         Some(libc::ENOSYS) => e.remedy("this kernel has no io_uring: restore under one that has"),
         Some(libc::EINVAL) => e.remedy(format!(

@@ -5,7 +5,7 @@
 //! has taken, each in a form of its own. So one of each is feigned for the moment of a look, and the words are put back:
 //! everybody who uses the ring stands still.
 
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use super::ask::Told;
 use crate::{
@@ -55,7 +55,8 @@ pub(super) fn find(
 ) -> Result<(Shape, OwnedFd, Layout)> {
     let mut shape = Shape { sq_entries, cq_entries, flags: 0 };
     let head = View::of(ring, Part::Rings, PAGE).map_err(|e| match e.errno() {
-        Some(libc::EINVAL) => Error::unsupported(
+        // The latter where only the kernel chooses places (Linux 6.5).
+        Some(libc::EINVAL | libc::ENOMEM) => Error::unsupported(
             "an io_uring in memory of the program's own (IORING_SETUP_NO_MMAP) cannot be dumped",
         )
         .remedy("have the program make it without, or close it before the dump"),
@@ -139,13 +140,52 @@ fn requests(ring: BorrowedFd<'_>, head: &View, plain: &Layout, first: u32, shape
         shape.flags |= if large { SQE128 } else { 0 };
         return Ok(());
     }
-    // Before Linux 6.17 requests are not shown where there is no array: then their memory tells, if it is large enough.
+    // As of Linux 6.18 requests are not shown where there is no array: then their memory tells.
     let sizes = [0, SQE128].map(|flag| Shape { flags: shape.flags | flag, ..*shape }.requests());
-    if sizes[0] == sizes[1] {
-        return Err(doubtful("the size of its requests"));
-    }
-    if View::of(ring.as_fd(), Part::Requests, sizes[1]).is_ok() {
-        shape.flags |= SQE128;
-    }
+    let large = if sizes[0] == sizes[1] {
+        let bytes = View::of(ring, Part::Requests, sizes[0])?.bytes();
+        told_by_content(&bytes, shape.sq_entries as usize, first as usize)
+            .ok_or_else(|| doubtful("the size of its requests, of which it has taken hardly any"))?
+    } else {
+        View::of(ring, Part::Requests, sizes[1]).is_ok()
+    };
+    shape.flags |= if large { SQE128 } else { 0 };
     Ok(())
+}
+
+/// Whether requests are large, as far as it shows in the memory of a ring without an array that has taken `taken`, one
+/// after the other from the first place on: large ones go on where small ones would have ended; and if they were large,
+/// none that was taken is but zeroes (which would do nothing, and be known by nothing).
+fn told_by_content(bytes: &[u8], entries: usize, taken: usize) -> Option<bool> {
+    let empty = |from: usize, to: usize| bytes.get(from..to).is_some_and(|b| b.iter().all(|byte| *byte == 0));
+    if !empty(64 * entries, 128 * entries) {
+        return Some(true);
+    }
+    (0..taken.min(entries)).any(|n| empty(128 * n, 128 * n + 64)).then_some(false)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::told_by_content;
+
+    #[test]
+    fn content_tells_sizes() {
+        let filled = |size: usize, count: usize| {
+            let mut bytes = vec![0; 4096];
+            (0..count).for_each(|n| bytes[size * n + 32] = 1);
+            bytes
+        };
+        for (taken, small, large) in [
+            (0, None, None),
+            (1, None, None),
+            (2, Some(false), None),
+            (3, Some(false), None),
+            (5, Some(false), Some(true)),
+            (8, Some(false), Some(true)),
+        ] {
+            assert_eq!(told_by_content(&filled(64, taken), 8, taken), small, "{taken}");
+            assert_eq!(told_by_content(&filled(128, taken), 8, taken), large, "{taken}");
+            assert_eq!(told_by_content(&filled(64, 8), 8, 1_000), Some(false));
+        }
+    }
 }
