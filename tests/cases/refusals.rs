@@ -32,6 +32,7 @@ const HELD: &[(&str, &str)] = &[
     ("restricted", "restrictions"),
     ("iopoll", "IOPOLL"),
     ("own-memory", "NO_MMAP"),
+    ("unopened", "descriptor"),
 ];
 
 /// A dump that must be refused: the message says `words`, no snapshot is there, the tree is unharmed.

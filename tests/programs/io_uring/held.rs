@@ -35,6 +35,11 @@ pub fn run(args: &[String]) -> Check {
     if what == "own-memory" {
         return own_memory();
     }
+    if what == "unopened" {
+        let ring = Ring::new(2, 0, 0)?;
+        drop(ring.fd);
+        return rest();
+    }
     let (flags, events) = match what {
         "polling" => (SQPOLL, 0),
         "single" => (SINGLE, 0),

@@ -3,7 +3,8 @@
 //!
 //! Nothing tells, and sizes in whole pages leave room for doubt. But fdinfo shows requests that wait and events that nobody
 //! has taken, each in a form of its own. So one of each is feigned for the moment of a look, and the words are put back:
-//! everybody who uses the ring stands still.
+//! everybody who uses the ring stands still. That takes some reads of fdinfo; only a dump that is killed just then leaves
+//! such a word behind.
 
 use std::os::fd::{BorrowedFd, OwnedFd};
 
