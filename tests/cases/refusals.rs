@@ -33,6 +33,7 @@ const HELD: &[(&str, &str)] = &[
     ("iopoll", "IOPOLL"),
     ("own-memory", "NO_MMAP"),
     ("unopened", "descriptor"),
+    ("number", "registered with it"),
 ];
 
 /// A dump that must be refused: the message says `words`, no snapshot is there, the tree is unharmed.

@@ -6,6 +6,7 @@ use std::os::unix::ffi::OsStrExt;
 use crate::{
     error::{Context, Error, Result},
     files::FilesOut,
+    infect::Infected,
     mm::{status as st, vma::Vma},
     procfs::ProcDir,
 };
@@ -46,4 +47,36 @@ pub fn number(vmas: &mut [Vma], dir: &ProcDir, files: &FilesOut) -> Result<()> {
         vma.entry.shmid = u64::from(id.during(|| format!("mapping {start:x}-{end:x} of an io_uring"))?.0);
         Ok(())
     })
+}
+
+/// Descriptors of io_urings that a thread can have registered at most (`IO_RINGFD_REG_MAX`).
+const REGISTERED: u64 = 16;
+/// `IORING_ENTER_REGISTERED_RING` (Linux 5.18).
+const BY_NUMBER: u64 = 1 << 4;
+
+/// Refuses threads that have registered descriptors of io_urings, and know them by these numbers: only a call in the
+/// thread tells. Without requests it does nothing.
+pub fn registered(infected: &Infected<'_>, vmas: &[Vma], files: &FilesOut<'_>) -> Result<()> {
+    let task = infected.task();
+    if !files.has_uring(task.pid()) && !vmas.iter().any(|v| v.is(st::URING)) {
+        return Ok(());
+    }
+    for thread in task.threads() {
+        for number in 0..REGISTERED {
+            let (nr, args) = (libc::SYS_io_uring_enter as u64, [number, 0, 0, BY_NUMBER, 0]);
+            match infected.syscall_in(thread, "io_uring_enter", nr, args, &[]) {
+                Err(e) if matches!(e.errno(), Some(libc::EBADF)) => {}
+                // It has none, or the kernel knows no such thing.
+                Err(e) if matches!(e.errno(), Some(libc::EINVAL | libc::ENOSYS | libc::EPERM)) => break,
+                _ => {
+                    return Err(Error::unsupported(
+                        "a descriptor of an io_uring that is registered with it cannot be kept",
+                    )
+                    .remedy("have the thread unregister it before the dump (IORING_UNREGISTER_RING_FDS)"))
+                    .during(|| format!("thread {} of task {}", thread.tid(), task.pid()));
+                }
+            }
+        }
+    }
+    Ok(())
 }

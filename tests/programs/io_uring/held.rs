@@ -27,6 +27,7 @@ const REGISTER_EVENTFD: u32 = 4;
 const REGISTER_PERSONALITY: u32 = 9;
 const REGISTER_RESTRICTIONS: u32 = 11;
 const ENABLE: u32 = 12;
+const REGISTER_RING: u32 = 20;
 const REGISTER_BUFFER_RING: u32 = 22;
 
 /// See the module.
@@ -74,6 +75,11 @@ pub fn run(args: &[String]) -> Check {
             let (fd, address, len) = (1, buffer.at as u64, 64);
             let opcode = PROVIDE_BUFFERS;
             ring.one(&Request { opcode, fd, address, len, group: 9, ..Request::default() })?;
+        }
+        "number" => {
+            // struct io_uring_rsrc_update: any number, for this descriptor.
+            let wanted = [u64::from(u32::MAX), ring.fd.as_raw_fd() as u64];
+            register(&ring.fd, REGISTER_RING, wanted.as_ptr().cast(), 1)?;
         }
         "restricted" => {
             // struct io_uring_restriction: a request may be one that does nothing.
