@@ -34,6 +34,7 @@ const HELD: &[(&str, &str)] = &[
     ("own-memory", "NO_MMAP"),
     ("unopened", "descriptor"),
     ("number", "registered with it"),
+    ("part", "part"),
 ];
 
 /// A dump that must be refused: the message says `words`, no snapshot is there, the tree is unharmed.

@@ -3,6 +3,8 @@
 
 use std::os::unix::ffi::OsStrExt;
 
+use rcriu_images::pb;
+
 use crate::{
     error::{Context, Error, Result},
     files::FilesOut,
@@ -39,14 +41,30 @@ pub fn number(vmas: &mut [Vma], dir: &ProcDir, files: &FilesOut) -> Result<()> {
         log::warn!("Frames in the ring of {name} at {start:x} that nobody has taken are lost");
     }
     vmas.iter_mut().filter(|v| v.is(st::URING)).try_for_each(|vma| {
-        let (start, end, ino) = (vma.entry.start, vma.entry.end, vma.entry.shmid);
-        let id = files.uring(ino).ok_or_else(|| {
-            Error::unsupported("no task of the tree that was met before has a descriptor of the io_uring mapped there, or it cannot be told from others")
-                .remedy("unmap it before the dump, or keep its descriptor open in the task or its parent")
-        });
-        vma.entry.shmid = u64::from(id.during(|| format!("mapping {start:x}-{end:x} of an io_uring"))?.0);
-        Ok(())
+        let (start, end) = (vma.entry.start, vma.entry.end);
+        uring(&mut vma.entry, files).during(|| format!("mapping {start:x}-{end:x} of an io_uring"))
     })
+}
+
+/// Where mmap(2) finds the ring of requests, that of events, and requests (`IORING_OFF_*`).
+const WHOLE: [u64; 3] = [0, 0x800_0000, 0x1000_0000];
+
+fn uring(vma: &mut pb::VmaEntry, files: &FilesOut) -> Result<()> {
+    let (id, requests) = files.uring(vma.shmid).ok_or_else(|| {
+        Error::unsupported(
+            "no task that was met before has a descriptor of it, or it cannot be told from others",
+        )
+        .remedy("unmap it before the dump, or keep its descriptor open in the task or its parent")
+    })?;
+    // The kernel maps from the beginning of each on, whatever is asked for.
+    if !WHOLE.contains(&vma.pgoff) || vma.pgoff == WHOLE[2] && vma.end - vma.start < requests {
+        return Err(Error::unsupported(
+            "only a part of it, or another one than rings and requests, is mapped",
+        )
+        .remedy("unmap it before the dump, or keep it mapped whole"));
+    }
+    vma.shmid = u64::from(id.0);
+    Ok(())
 }
 
 /// Descriptors of io_urings that a thread can have registered at most (`IO_RINGFD_REG_MAX`).

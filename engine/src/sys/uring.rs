@@ -39,6 +39,8 @@ const EXT_ARG: u32 = 1 << 3;
 pub const REGISTER_EVENTFD: u32 = 4;
 /// See [`REGISTER_EVENTFD`].
 pub const REGISTER_RESTRICTIONS: u32 = 11;
+/// See [`REGISTER_EVENTFD`]; Linux 6.13.
+pub const REGISTER_MEM_REGION: u32 = 34;
 const REGISTER_PBUF_STATUS: u32 = 26;
 
 const PAGE: u64 = 4096;
@@ -201,12 +203,13 @@ pub fn is_polled(ring: BorrowedFd<'_>) -> Result<bool> {
     }
 }
 
-/// What io_uring_register(2) says to a request that it cannot grant: an errno, or 0 if it did.
+/// What io_uring_register(2) says to a request without an argument that it could read: an errno, or 0.
 pub fn refuses(ring: BorrowedFd<'_>, request: u32, count: u32) -> i32 {
-    // SAFETY: no argument.
-    let ret = unsafe {
-        libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), request, null_mut::<u8>(), count)
-    };
+    // Some look whether there is an address before all else.
+    let nowhere = std::ptr::without_provenance_mut::<u8>(1);
+    // SAFETY: an address where the kernel finds nothing to read.
+    let ret =
+        unsafe { libc::syscall(libc::SYS_io_uring_register, ring.as_raw_fd(), request, nowhere, count) };
     if ret < 0 { errno::last() } else { 0 }
 }
 

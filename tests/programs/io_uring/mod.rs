@@ -15,7 +15,7 @@ use nix::errno::Errno;
 
 use crate::kit::crew::member;
 use crate::kit::mem::{self, PAGE};
-use crate::kit::{Check, rest, same, skip};
+use crate::kit::{Check, rest, same, skip, sys};
 
 pub const CQSIZE: u32 = 1 << 3;
 const SQE128: u32 = 1 << 10;
@@ -165,6 +165,12 @@ impl Ring {
             Some((data, result)) if data == request.data => Ok(result),
             other => bail!("the event {other:?} instead of that of {}", request.data),
         }
+    }
+
+    /// Unmaps the first page of the rings, which are of no use then.
+    pub fn unmap_first(&self) -> Check {
+        // SAFETY: a page of ours that nothing refers to.
+        sys("munmap", unsafe { libc::munmap(self.rings.at as *mut libc::c_void, PAGE) }).map(drop)
     }
 
     /// Places of kernel and program in the rings.

@@ -64,8 +64,8 @@ impl FilesOut<'_> {
         self.sockets.packet(ino)
     }
 
-    /// The number of the io_uring with inode `ino`, if it was met.
-    pub fn uring(&self, ino: u64) -> Option<FileId> {
+    /// The number of the io_uring with inode `ino`, if it was met, and how long the memory of its requests is.
+    pub fn uring(&self, ino: u64) -> Option<(FileId, u64)> {
         self.urings.of(ino)
     }
 

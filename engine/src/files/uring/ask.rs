@@ -3,7 +3,7 @@
 //! Most of it the kernel tells in fdinfo. What is registered it tells to nobody, but a request to register what cannot be
 //! registered is refused for the reason that comes first: that there is something already, or that nobody may.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
 
 use rcriu_images::pb;
 
@@ -122,7 +122,7 @@ impl Told {
 }
 
 const PLAIN: &str = "have the program make it without, or close it before the dump";
-const UNREGISTER: &str = "have the program unregister them before the dump";
+const UNREGISTER: &str = "have the program unregister what it has registered before the dump";
 const QUIET: &str = "have the program cancel its requests or wait for them before the dump";
 
 fn no<T>(what: &str, remedy: &str) -> Result<T> {
@@ -146,6 +146,9 @@ fn refuse_unseen(ring: BorrowedFd<'_>) -> Result<()> {
     // Without the number of one.
     if uring::refuses(ring, uring::REGISTER_EVENTFD, 1) == libc::EBUSY {
         return no("an io_uring with an eventfd registered with it", UNREGISTER);
+    }
+    if uring::refuses(ring, uring::REGISTER_MEM_REGION, 1) == libc::EBUSY {
+        return no("an io_uring with memory registered for its waits", UNREGISTER);
     }
     Ok(())
 }
@@ -173,7 +176,7 @@ pub(super) fn all(ring: BorrowedFd<'_>) -> Result<pb::RcriuUring> {
     told.refuse()?;
     refuse_unseen(ring)?;
     let (shape, new, layout) = shape::find(ring, sq_entries, cq_entries)?;
-    refuse_buffers(ring, std::os::fd::AsFd::as_fd(&new))?;
+    refuse_buffers(ring, new.as_fd())?;
     let view = |part, len| View::of(ring, part, len);
     let rings = view(Part::Rings, shape.rings(&layout))?;
     let requests = view(Part::Requests, shape.requests())?;
@@ -183,12 +186,8 @@ pub(super) fn all(ring: BorrowedFd<'_>) -> Result<pb::RcriuUring> {
     let (dropped, overflow) = (rings.word(layout.dropped())?, rings.word(layout.overflow())?);
     let done = given.wrapping_add(overflow).wrapping_add(dropped);
     if shown != (taken, given) || done != taken {
-        return no(
-            &format!(
-                "an io_uring that has taken {taken} requests and given {done} events: some may be on their way"
-            ),
-            QUIET,
-        );
+        let counts = format!("it has taken {taken} and given {done} events");
+        return no(&format!("an io_uring with requests that may be on their way ({counts})"), QUIET);
     }
     if taken > MOST {
         return no(

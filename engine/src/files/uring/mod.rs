@@ -44,18 +44,18 @@ const MOST_EVENTS: u32 = 2 * MOST_REQUESTS;
 #[derive(Debug)]
 pub(super) struct Uring;
 
-/// Rings that a dump has met, by inode.
+/// Rings that a dump has met, by inode, with the bytes of their requests.
 #[derive(Debug, Default)]
-pub(super) struct UringsOut(HashMap<u64, Option<FileId>>);
+pub(super) struct UringsOut(HashMap<u64, Option<(FileId, u64)>>);
 
 impl UringsOut {
     /// `None` also if several have the same inode: before Linux 5.12 all have.
-    pub(super) fn of(&self, ino: u64) -> Option<FileId> {
+    pub(super) fn of(&self, ino: u64) -> Option<(FileId, u64)> {
         *self.0.get(&ino)?
     }
 
-    fn met(&mut self, ino: u64, id: FileId) {
-        self.0.entry(ino).and_modify(|known| *known = None).or_insert(Some(id));
+    fn met(&mut self, ino: u64, id: FileId, requests: u64) {
+        self.0.entry(ino).and_modify(|known| *known = None).or_insert(Some((id, requests)));
     }
 }
 
@@ -76,7 +76,7 @@ impl FileKind for Uring {
             .remedy("close it before the dump"));
         }
         let uring = pb::RcriuUring { id: id.0, flags: fd.probe.info.flags, ..ask::all(fd.file.as_fd())? };
-        out.urings.met(fd.probe.stat.st_ino, id);
+        out.urings.met(fd.probe.stat.st_ino, id, shape(&uring).requests());
         Ok(pb::FileEntry {
             r#type: FdType::RcriuUring as i32,
             id: id.0,
