@@ -46,7 +46,7 @@ const OTHER_ARCHITECTURES: &[&str] = &["arm", "aarch64", "ppc64", "s390", "mips"
 /// there may be very many entries.
 const OTHER_FILES: &[&str] = &[
     "isk", "nsf", "psk", "nlsk", "efd", "epfd", "sgfd", "tunf", "tfd", "ify", "ffy", "ext", "usk", "fifo",
-    "pipe", "tty", "memfd", "bpf", "pidfd", "program",
+    "pipe", "tty", "memfd", "bpf", "pidfd", "program", "uring",
 ];
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -3,16 +3,38 @@
 use anyhow::{Context, Result};
 use rcriu_tests::cycle::unchanged;
 use rcriu_tests::state::{descendants, processes};
-use rcriu_tests::{Case, Cycle, Images, Program};
+use rcriu_tests::{Case, Cycle, Engine, Images, Program};
 
 /// What the program holds, and a word the message must say besides the task and the descriptor.
 const UNSUPPORTED: &[(&str, &str)] = &[
-    ("io_uring", "io_uring"),
     ("perf_event", "perf"),
     ("userfaultfd", "userfaultfd"),
     ("landlock", "landlock"),
     ("alg", "AF_ALG"),
     ("vsock", "AF_VSOCK"),
+];
+
+/// What is registered with an io_uring or on its way, and a word the message must say.
+const HELD: &[(&str, &str)] = &[
+    ("polling", "SQPOLL"),
+    ("files", "files"),
+    ("buffers", "buffers"),
+    ("eventfd", "eventfd"),
+    ("personality", "personalities"),
+    ("provided", "group 7"),
+    ("provided-before", "group 9"),
+    ("poll", "POLL_ADD"),
+    ("timeout", "on their way"),
+    ("silent", "on their way"),
+    ("overflow", "room"),
+    ("single", "SINGLE_ISSUER"),
+    ("disabled", "R_DISABLED"),
+    ("restricted", "restrictions"),
+    ("iopoll", "IOPOLL"),
+    ("own-memory", "NO_MMAP"),
+    ("unopened", "descriptor"),
+    ("number", "registered with it"),
+    ("part", "part"),
 ];
 
 /// A dump that must be refused: the message says `words`, no snapshot is there, the tree is unharmed.
@@ -36,6 +58,13 @@ pub fn cases() -> Vec<Case> {
         })
     });
     let mut cases: Vec<Case> = kinds.collect();
+    cases.extend(HELD.iter().map(|(what, word)| {
+        Case::new(format!("refusals: an io_uring with {what} is refused by name and left alone"), move || {
+            let program = Program::start("io-uring-held", &[what])?;
+            refused(&program, &[], &["io_uring", word, &format!("{}", program.pid())])
+        })
+    }));
+    cases.push(Case::new("refusals: CRIU refuses images with an io_uring", not_for_criu));
     cases.push(Case::new("refusals: a task in a session from outside of the tree", led_outside));
     cases.push(Case::new("refusals: a table of descriptors that nobody can pass on again", || {
         let program = Program::start("shared-with-grandchild", &[])?;
@@ -56,5 +85,15 @@ fn led_outside() -> Result<()> {
     unchanged(&before, || program.state()).context("the refused dump changed the tree")?;
     let images = Images::new()?;
     Cycle::new()?.try_dump(root, &images, &["--shell-job", "--leave-running"])?.ok()?;
+    program.verify()
+}
+
+/// An older reader must not make another file of what it does not know.
+fn not_for_criu() -> Result<()> {
+    let (ours, criu) = (Engine::rcriu()?, Engine::criu()?);
+    let (program, images) = (Program::start("io-uring", &[])?, Images::new()?);
+    Cycle::new()?.dump(&program, &images)?;
+    Cycle::between(ours, criu).try_restore(&images, &[])?.refused()?;
+    Cycle::new()?.restore(&images)?;
     program.verify()
 }

@@ -63,6 +63,18 @@ fn huge(shift: u32, left_running: bool, turns: u32) -> Result<()> {
     program.verify()
 }
 
+/// Where the system forbids io_uring a restore says so before anything is made.
+fn forbidden_io_uring() -> Result<()> {
+    let program = Program::start("io-uring", &[])?;
+    let (cycle, images) = (Cycle::new()?, Images::new()?);
+    cycle.dump(&program, &images)?;
+    let forbidden = Setting::new("/proc/sys/kernel/io_uring_disabled".into(), 2)?;
+    cycle.try_restore(&images, &[])?.refused()?.says(&["io_uring_disabled"])?;
+    drop(forbidden);
+    cycle.restore(&images)?;
+    program.verify()
+}
+
 /// A restore that finds the pool too small says so before anything is made.
 fn too_few_huge_pages() -> Result<()> {
     let enough = Setting::pool(2048)?;
@@ -91,6 +103,7 @@ pub fn cases() -> Vec<Case> {
         named("a pool of huge pages that is too small is named", too_few_huge_pages),
     ];
     cases.extend([
+        named("an io_uring where the system forbids it is refused by name", forbidden_io_uring),
         named("secret memory is refused by name", || {
             refused(&Program::start("secret-memory", &[])?, &[], &["memfd_secret"])
         }),

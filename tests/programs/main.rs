@@ -30,6 +30,7 @@ mod home;
 mod huge_memory;
 mod identity;
 mod init;
+mod io_uring;
 mod kept;
 mod kit;
 mod late_memory;
@@ -190,6 +191,8 @@ const KINDS: &[(&str, Kind)] = &[
     ("shared-with-grandchild", sharing::grandchild),
     ("sigactions", sigactions::run),
     ("bpf-maps", bpf_maps::run),
+    ("io-uring", io_uring::run),
+    ("io-uring-held", io_uring::held::run),
     ("signalfd", signalfd::run),
     ("sleeper", sleeper),
     ("socket-options", socket_options::run),

@@ -23,12 +23,9 @@ fn descriptor(what: &str, result: i64) -> anyhow::Result<OwnedFd> {
 }
 
 fn make(what: &str) -> anyhow::Result<OwnedFd> {
-    // io_uring_params has 120 bytes, perf_event_attr 120, a landlock attribute 8.
+    // perf_event_attr has 120 bytes, a landlock attribute 8.
     let mut zeroed = [0u64; 32];
-    let at = zeroed.as_mut_ptr();
     match what {
-        // SAFETY: one entry, zeroed parameters.
-        "io_uring" => descriptor(what, unsafe { libc::syscall(libc::SYS_io_uring_setup, 1, at) }),
         "perf_event" => {
             // A software clock of this task, in the layout of the attribute's first version (64 bytes).
             zeroed[0] = 1 | 64 << 32;

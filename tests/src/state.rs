@@ -218,6 +218,7 @@ impl State {
                 let value = &stat[number - 3];
                 match number {
                     4..=6 => self.put(pid, name, numbers.in_text(value)),
+                    20 if !zombie => self.put(pid, name, threads(real)?.len().to_string()),
                     _ => self.put(pid, name, value),
                 }
             }
@@ -249,7 +250,7 @@ impl State {
             let which = if ours { "ours".into() } else { names.of(&value.to_string_lossy()) };
             self.put(pid, &format!("{name} namespace"), which);
         }
-        for thread in sorted_numbers(&format!("/proc/{real}/task"))? {
+        for thread in threads(real)? {
             self.thread(real, thread, numbers)?;
         }
         for fd in sorted_numbers(&format!("/proc/{real}/fd"))? {
@@ -304,6 +305,16 @@ impl State {
 fn without_term(mask: &str) -> String {
     let bits = u64::from_str_radix(mask, 16).unwrap_or(0);
     format!("{:016x}", bits & !(1 << (libc::SIGTERM - 1)))
+}
+
+/// Threads of a process, without those that the kernel keeps at hand for an io_uring (PF_IO_WORKER).
+fn threads(real: i32) -> Result<Vec<i32>> {
+    let mut all = sorted_numbers(&format!("/proc/{real}/task"))?;
+    all.retain(|tid| {
+        let stat = stat_fields(&format!("/proc/{real}/task/{tid}/stat"));
+        stat.is_none_or(|stat| stat[9 - 3].parse::<u32>().is_ok_and(|flags| flags & 0x10 == 0))
+    });
+    Ok(all)
 }
 
 fn sorted_numbers(dir: &str) -> Result<Vec<i32>> {

@@ -28,7 +28,11 @@ use crate::{
     kernel::Kernel,
     ns::home::{self, Apart, Home},
     options::{Afterwards, DumpOptions},
-    procfs::{ProcDir, stat::Stat, status::Status},
+    procfs::{
+        ProcDir,
+        stat::{self, Stat},
+        status::Status,
+    },
     pstree::{RealPid, TaskState},
     spread,
     sys::{pidfd, ptrace, wait},

@@ -140,6 +140,7 @@ fn whole<'a>(
     let infected = Infected::asking(stopped, cx.kernel, &mut question)?;
     let mut asked = ask(task, &infected, &vmas, &statuses, &mut track, cx)?;
     super::rings::number(&mut vmas, dir, &cx.files)?;
+    super::rings::registered(&infected, &vmas, &cx.files)?;
     // Its memory as it is now, to be read when the task runs again.
     let adopts = asked.task.child_subreaper > 0;
     let copy = match protected {

@@ -71,6 +71,7 @@ mod task;
 mod timerfd;
 mod tty;
 mod tun;
+mod uring;
 mod watch;
 
 pub use bpf::restore_left as restore_programs;
@@ -285,6 +286,7 @@ static KINDS: &[&dyn FileKind] = &[
     &nsfile::Nsfile,
     &tun::Tun,
     &bpf::Program,
+    &uring::Uring,
     &sk::Unix,
     &sk::Inet,
     &sk::Netlink,

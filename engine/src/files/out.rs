@@ -23,6 +23,7 @@ use super::{
     refuse, reg,
     sk::{self, SocketsOut},
     tty::TtysOut,
+    uring::UringsOut,
     watch::Inodes,
 };
 use crate::{
@@ -90,6 +91,7 @@ pub struct FilesOut<'a> {
     labels: SocketLabels,
     pub(super) memfds: MemfdsOut,
     pub(super) bpfmaps: BpfmapsOut,
+    pub(super) urings: UringsOut,
     pub(super) inodes: Inodes,
     locks: LocksOut,
     more: ImageWriter,
@@ -181,6 +183,7 @@ impl<'a> FilesOut<'a> {
             known: reg::Known::new(roots.clone()),
             memfds: MemfdsOut::new(images),
             bpfmaps: BpfmapsOut::new(images),
+            urings: UringsOut::default(),
             inodes: Inodes::new(opts, roots.clone()),
             locks: LocksOut::new(images),
             namespaces: None,
@@ -327,11 +330,6 @@ impl<'a> FilesOut<'a> {
     /// Whether shared memory with inode `ino` is open as a file.
     pub fn is_open_memory(&self, ino: u64) -> bool {
         self.memfds.knows(self.host.shmem_dev, ino)
-    }
-
-    /// The number of the packet socket with inode `ino`, if it was met.
-    pub fn packet_socket(&self, ino: u64) -> Option<FileId> {
-        self.sockets.packet(ino)
     }
 
     /// A number for an entry that exists in images only.

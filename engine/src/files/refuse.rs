@@ -8,7 +8,6 @@ use crate::error::Error;
 /// Anonymous inodes by the name in their link, and what they are for whoever reads the message.
 const ANONYMOUS: &[(&str, &str)] = &[
     ("[perf_event]", "a performance counter (perf_event_open)"),
-    ("[io_uring]", "an io_uring"),
     ("[userfaultfd]", "a userfaultfd"),
     ("inotify", "an inotify instance"),
     ("[eventpoll]", "an epoll instance"),

@@ -3,7 +3,7 @@
 use std::{
     cell::{OnceCell, RefCell},
     collections::{BTreeMap, HashMap},
-    os::fd::{AsFd, OwnedFd, RawFd},
+    os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd},
 };
 
 use nix::sched::CloneFlags;
@@ -120,6 +120,11 @@ impl FilesShared {
             spaces: OnceCell::new(),
             made: OnceCell::new(),
         })
+    }
+
+    /// A file that the engine has made or opened.
+    pub fn given_file(&self, id: FileId) -> Option<BorrowedFd<'_>> {
+        self.given.get(&id).map(AsFd::as_fd)
     }
 
     /// Attaches programs to the control groups that their files tell of.

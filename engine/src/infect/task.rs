@@ -12,7 +12,7 @@ use super::{
 use crate::{
     error::{Error, Kind, Result},
     kernel::Kernel,
-    procfs::{ProcDir, status::Status},
+    procfs::{ProcDir, stat, status::Status},
     pstree::RealPid,
     sys::{
         ptrace::{self, O_SUSPEND_SECCOMP, O_TRACESYSGOOD},
@@ -83,7 +83,8 @@ impl StoppedTask {
             let single = new.len() == 1 && task.threads.is_empty();
             // All of them first: they come to their stops while we wait for the first.
             for tid in new {
-                if held.remove(&tid) || task.attach(tid)? {
+                let kernels = tid != pid && stat::is_io_worker(&task.dir, tid);
+                if held.remove(&tid) || !kernels && task.attach(tid)? {
                     task.attached.push(tid);
                 }
             }

@@ -30,5 +30,7 @@ pub const AIO_RING: u32 = 1 << 13;
 pub const MEMFD: u32 = 1 << 14;
 /// User shadow stack.
 pub const SHADOW_STACK: u32 = 1 << 15;
+/// Memory of the io_uring `shmid`: of sets written here, other readers refuse its file.
+pub const URING: u32 = 1 << 24;
 /// No mapping: a range of guard pages (MADV_GUARD_INSTALL) inside others.
 pub const GUARD: u32 = 1 << 16;

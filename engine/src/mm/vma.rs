@@ -110,6 +110,8 @@ pub enum Backing {
     Segment(i32),
     /// Rings of a packet socket, by its inode.
     Socket(u64),
+    /// Memory of an io_uring, by its inode.
+    Uring(u64),
 }
 
 /// What opening the file of a mapping told.
@@ -161,6 +163,9 @@ pub fn classify(
         }
         _ => st::REGULAR,
     };
+    if matches!(file, Some(Backing::Uring(_))) {
+        status |= st::URING;
+    }
     check_flags(map, status)?;
     let mut flags = if map.shared { libc::MAP_SHARED } else { libc::MAP_PRIVATE };
     let mut shmid = 0;
@@ -176,6 +181,10 @@ pub fn classify(
             shmid = id.cast_unsigned().into();
         }
         Some(Backing::AioRing) => status = st::AIO_RING,
+        Some(Backing::Uring(_)) if !map.shared => {
+            return Err(Error::unsupported("mapping an io_uring as private is not supported"));
+        }
+        Some(Backing::Uring(ino)) => shmid = ino,
         Some(Backing::Socket(ino)) => {
             status |= st::SOCKET;
             // Of the file, once descriptors have numbers: see `dump::rings`.

@@ -1,7 +1,7 @@
 //! `/proc/PID/stat`: one line of numbers around a name that may hold any byte.
 
 use super::{ProcDir, number, words};
-use crate::error::Result;
+use crate::{error::Result, pstree::RealPid};
 
 /// What a dump needs of it; see proc_pid_stat(5) for the fields.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -38,10 +38,20 @@ pub struct Stat {
 
 /// `PF_KTHREAD` in [`Stat::flags`]: a thread of the kernel.
 pub const PF_KTHREAD: u32 = 0x0020_0000;
+/// `PF_IO_WORKER` in [`Stat::flags`]: a thread of the kernel that works for an io_uring of its process.
+pub const PF_IO_WORKER: u32 = 0x10;
 /// `PF_FORKNOEXEC` in [`Stat::flags`]: forked and has not executed since.
 pub const PF_FORKNOEXEC: u32 = 0x40;
 /// `PF_EXITING` in [`Stat::flags`]: on the way out.
 pub const PF_EXITING: u32 = 0x4;
+
+/// Whether thread `tid` of a process is one that the kernel has made for an io_uring. Such a one can be traced, but what
+/// it does for the program would be interrupted; and it never runs code of the program.
+pub fn is_io_worker(dir: &ProcDir, tid: RealPid) -> bool {
+    // There are many threads, and names are had at little cost: theirs are iou-wrk-PID and iou-sqp-PID.
+    dir.read(&format!("task/{tid}/comm")).is_ok_and(|comm| comm.starts_with(b"iou-"))
+        && dir.thread(tid).and_then(|dir| Stat::read(&dir)).is_ok_and(|stat| stat.flags & PF_IO_WORKER != 0)
+}
 
 impl Stat {
     /// Reads and parses.

@@ -60,7 +60,7 @@ pub fn jump(
 ) -> Result<Infallible> {
     let image = cx.image()?;
     let mut facts = args::Facts::collect(cx, leftovers)?;
-    memory.settle(image, cx.snapshot.fds(image), facts.pages.as_ref())?;
+    memory.settle(image, cx.snapshot.fds(image), facts.pages.as_ref(), &|id| cx.files.given_file(id))?;
     let mut arena = Arena::default();
     let mut head = args::fill(&facts, &mut arena)?;
     // Tables whose content depends on where the hole is.

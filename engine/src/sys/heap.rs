@@ -26,6 +26,20 @@ pub(crate) fn take_large_too() {
     unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, 32 << 20) };
 }
 
+/// From here on the heap keeps what is freed: no address that it has becomes free.
+pub(crate) fn give_nothing_back() {
+    take_large_too();
+    // SAFETY: as there.
+    unsafe { libc::mallopt(libc::M_TRIM_THRESHOLD, libc::c_int::MAX) };
+}
+
+/// Where the heap ends. What is allocated next, if it is not much, has room below.
+pub(crate) fn end() -> u64 {
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(1 << 20)));
+    // SAFETY: only asks.
+    unsafe { libc::sbrk(0) as u64 }
+}
+
 /// Makes the heap such a view if it has at least `least` bytes; tells whether it is one now. What is allocated later, or
 /// written, is as before.
 ///

@@ -46,6 +46,7 @@ pub(crate) mod sockopt;
 pub mod sysv;
 pub(crate) mod tty;
 pub(crate) mod tun;
+pub(crate) mod uring;
 pub mod userfaultfd;
 pub(crate) mod uts;
 pub mod vm;

@@ -195,6 +195,7 @@ fn has_part(file: &FileEntry) -> bool {
         FdTypes::Bpfmap => file.bpf.is_some(),
         FdTypes::Pidfd => file.pidfd.is_some(),
         FdTypes::RcriuBpfProgram => file.program.is_some(),
+        FdTypes::RcriuUring => file.uring.is_some(),
         FdTypes::Und | FdTypes::CtlTty | FdTypes::AutofsPipe => false,
     }
 }

@@ -17,6 +17,8 @@ const ANON_SHARED: u32 = 1 << 8;
 const SYSVIPC: u32 = 1 << 10;
 const SOCKET: u32 = 1 << 11;
 const MEMFD: u32 = 1 << 14;
+/// Of sets written here.
+const URING: u32 = 1 << 24;
 
 impl Check<'_> {
     pub(super) fn memory(&mut self) {
@@ -71,6 +73,9 @@ impl Check<'_> {
         if vma.status & SOCKET != 0 {
             let there = file.is_some_and(|id| self.set.files.contains_key(&(FdTypes::Packetsk, id)));
             if there { None } else { missing("packet socket") }
+        } else if vma.status & URING != 0 {
+            let there = file.is_some_and(|id| self.set.files.contains_key(&(FdTypes::RcriuUring, id)));
+            if there { None } else { missing("io_uring") }
         } else if vma.status & (FILE_PRIVATE | FILE_SHARED) != 0 {
             if file.is_some_and(|id| self.is_file(id)) { None } else { missing("file") }
         } else if vma.status & SYSVIPC != 0 {

@@ -16,6 +16,8 @@ pub(super) fn fdinfo_line(line: &str) -> Option<String> {
         "eventfd-id",
         "Pid",
         "NSpid",
+        // What an io_uring counts as time.
+        "SqTotalTime",
     ];
     let name = line.split([':', ' ']).next().unwrap_or("");
     if dropped.contains(&name) {

@@ -22,6 +22,9 @@ impl Frozen {
                     folder.display()
                 )));
             }
+            if ProcDir::open(tid).is_ok_and(|dir| stat::is_io_worker(&dir, tid)) {
+                continue;
+            }
             match attach(tid) {
                 Ok(()) => {
                     self.waiting.insert(tid);

@@ -150,6 +150,12 @@ impl<'a> FilesOut<'a> {
         Ok(())
     }
 
+    /// Whether a task, whose table was dumped, has an io_uring open.
+    pub fn has_uring(&self, task: RealPid) -> bool {
+        let slots = self.table_of.get(&task);
+        slots.is_some_and(|slots| slots.iter().any(|slot| slot.fd_type == FdType::RcriuUring))
+    }
+
     fn many_fds(
         &mut self,
         whose: &Whose<'_>,

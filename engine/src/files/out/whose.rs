@@ -67,6 +67,16 @@ impl FilesOut<'_> {
             .remedy("close it before the dump, or have a task of the tree be in that namespace"))
     }
 
+    /// The number of the packet socket with inode `ino`, if it was met.
+    pub fn packet_socket(&self, ino: u64) -> Option<FileId> {
+        self.sockets.packet(ino)
+    }
+
+    /// The number of the io_uring with inode `ino`, if it was met, and how long the memory of its requests is.
+    pub fn uring(&self, ino: u64) -> Option<(FileId, u64)> {
+        self.urings.of(ino)
+    }
+
     /// Numbers of pairs whose master a task has open.
     pub fn masters(&self) -> Vec<u32> {
         self.ttys.masters()

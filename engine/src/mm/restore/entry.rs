@@ -32,6 +32,8 @@ pub enum Class {
     Segment,
     /// Rings of the packet socket number `shmid`.
     Socket,
+    /// Memory of the io_uring number `shmid`.
+    Uring,
     /// Left to the kernel.
     Kernel,
 }
@@ -62,6 +64,9 @@ pub fn classify(vma: &pb::VmaEntry) -> Result<Class> {
     }
     if has(st::SOCKET) {
         return Ok(Class::Socket);
+    }
+    if has(st::URING) {
+        return Ok(Class::Uring);
     }
     if has(st::SHADOW_STACK) {
         return refuse("a user shadow stack");
@@ -163,6 +168,7 @@ mod tests {
         assert_eq!(class(st::AIO_RING), Ok(Class::AioRing));
         assert_eq!(class(st::REGULAR | st::SYSVIPC | st::ANON_SHARED), Ok(Class::Segment));
         assert_eq!(class(st::REGULAR | st::SOCKET), Ok(Class::Socket));
+        assert_eq!(class(st::REGULAR | st::URING), Ok(Class::Uring));
         assert!(class(st::REGULAR | st::SHADOW_STACK).unwrap_err().contains("shadow stack"));
         assert!(class(st::REGULAR | st::ANON_PRIVATE | st::FILE_SHARED).is_err());
         assert!(class(0).is_err());

@@ -1,14 +1,15 @@
 //! The last things done to memory before the restorer takes over: what children must not inherit, and what
 //! would be in the way while pages are filled.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
 
 use rcriu_images::{pagemap::PageReader, pb};
 use restorer::args::{Move, Span};
 
-use super::{Class, HIDDEN, Placed, Prepared, Range, Ranges, TABLE, entry, vmas};
+use super::{Class, HIDDEN, Placed, Prepared, Range, Ranges, TABLE, chosen::Chosen, entry, vmas};
 use crate::error::{Context, Error, Result};
 use crate::mm::{aio, more, status as st};
+use crate::pstree::FileId;
 use crate::restore::TaskImage;
 use crate::sys::{
     attributes, fd,
@@ -28,6 +29,9 @@ const ADVICE: [i32; 8] = [
     libc::MADV_DONTDUMP,
     libc::MADV_WIPEONFORK,
 ];
+
+/// Gives io_urings by the number of their file.
+pub type Urings<'a> = &'a dyn Fn(FileId) -> Option<BorrowedFd<'a>>;
 
 /// Whether the kernel would merge pages of the mapping; others take the advice without effect.
 fn can_merge(vma: &pb::VmaEntry) -> bool {
@@ -63,13 +67,15 @@ fn settle(at: &mut Placed, told: Option<&pb::RcriuMappingEntry>, merge_any: bool
 impl Prepared {
     /// Gives every mapping its protection, advice, guard pages and lock.
     ///
-    /// Precondition: all children are forked, all pages filled, all descriptors (`fds`) there.
+    /// Precondition: all children are forked, all pages filled, all descriptors (`fds`) there. `urings` gives io_urings.
     pub fn settle(
         &mut self,
         task: &TaskImage,
         fds: &[pb::FdinfoEntry],
         pages: Option<&PageReader>,
+        urings: Urings<'_>,
     ) -> Result<()> {
+        self.urings(task, urings)?;
         let told = more::Told::new(task.more.as_deref());
         let merge_any = task.more.as_ref().is_some_and(|more| more.merge_any());
         if merge_any {
@@ -82,6 +88,29 @@ impl Prepared {
         self.guards(task)?;
         self.rings(task, pages)?;
         self.sockets(task, fds)
+    }
+
+    /// Memory of io_urings.
+    fn urings(&mut self, task: &TaskImage, urings: Urings<'_>) -> Result<()> {
+        let all = || vmas(task).iter().filter(|v| v.status & st::URING != 0);
+        if all().next().is_none() {
+            return Ok(());
+        }
+        let mut places = Chosen::new(all().map(|v| (v.start, v.end)).collect())?;
+        for vma in all() {
+            let placed = (|| -> Result<Placed> {
+                let id = u32::try_from(vma.shmid).map(FileId);
+                let ring = id.ok().and_then(urings);
+                let ring = ring.ok_or_else(|| Error::image(format!("there is no io_uring {}", vma.shmid)))?;
+                let (prot, flags) = (vma.prot, entry::map_flags(vma));
+                let what = Mapping { prot, flags, file: Some((ring, vma.pgoff)) };
+                let region = places.map(vma.start, vma.end - vma.start, what)?;
+                Ok(Placed { vma: *vma, region, prot, policy: false })
+            })();
+            self.placed.push(placed.during(|| entry::name(vma))?);
+        }
+        self.placed.sort_unstable_by_key(|p| p.vma.start);
+        Ok(())
     }
 
     /// Rings of packet sockets, which the sockets have got already.

@@ -18,6 +18,7 @@
 //! differs. Protections, advice and locks come last, at the hand-over, when no child is forked any more; only many
 //! small neighbours get their protections before their pages.
 
+mod chosen;
 mod entry;
 mod fill;
 mod finish;

@@ -163,6 +163,9 @@ fn open_file(
     let fd =
         openat(&map_files, range, OFlag::O_PATH | OFlag::O_CLOEXEC, Mode::empty()).call("open(map_files)")?;
     let stat = nix::sys::stat::fstat(&fd).call("fstat")?;
+    if map.name == b"anon_inode:[io_uring]" {
+        return Ok(Opened { backing: Some(Backing::Uring(stat.st_ino)), size_bits: 0 });
+    }
     let shmem = stat.st_dev == rules.shmem_dev;
     if map.name.starts_with(b"/secretmem") {
         return Err(Error::unsupported("secret memory (memfd_secret) can be read by nobody but its task")

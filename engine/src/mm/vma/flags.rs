@@ -79,7 +79,8 @@ pub fn foreign_userfaultfd() -> Error {
 
 /// Refuses what could not be given back, and warns of what the format cannot say.
 pub(super) fn check_flags(map: &Map, status: u32) -> Result<()> {
-    let kernels = status & (st::VSYSCALL | st::VDSO | st::VVAR) != 0;
+    // Kernels before 6.10 map the memory of an io_uring as raw page frames.
+    let kernels = status & (st::VSYSCALL | st::VDSO | st::VVAR | st::URING) != 0;
     let refuse = |what: &str| Err(Error::unsupported(what.to_owned()));
     if map.flags.any(VmFlags::IO | VmFlags::PFNMAP) && !kernels {
         return refuse("memory of a device cannot be dumped");

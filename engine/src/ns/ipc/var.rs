@@ -69,9 +69,9 @@ pub(super) fn write(name: &str, value: &impl Display) -> Result<()> {
         return Ok(());
     }
     std::fs::write(&path, &value).call(format!("write({path}) of {value}")).map_err(|e| match e.errno() {
-        Some(libc::EACCES) => {
-            e.remedy("this takes Linux 5.19 in a user namespace; or leave the limit at its default at the dump")
-        }
+        Some(libc::EACCES) => e.remedy(
+            "this takes Linux 5.19 in a user namespace; or leave the limit at its default at the dump",
+        ),
         _ => e,
     })
 }

@@ -100,6 +100,7 @@ pub fn flag_table(name: &str) -> Option<FlagTable> {
             ("VMA_AREA_MEMFD", 1 << 14),
             ("VMA_AREA_SHSTK", 1 << 15),
             ("VMA_AREA_UPROBES", 1 << 17),
+            ("VMA_RCRIU_URING", 1 << 24),
             ("VMA_UNSUPP", 1 << 31),
         ],
         "rfile.flags" => &[
