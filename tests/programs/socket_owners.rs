@@ -1,5 +1,8 @@
 //! Sockets of several users: whose they are, and whom the kernel has noted as the peer (SO_PEERCRED), in pairs,
 //! connections, and connections that nobody has accepted yet.
+//!
+//! # Safety
+//! A descriptor that accept(2) has just given belongs to nobody else.
 
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 

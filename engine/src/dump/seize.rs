@@ -28,11 +28,7 @@ use crate::{
     kernel::Kernel,
     ns::home::{self, Apart, Home},
     options::{Afterwards, DumpOptions},
-    procfs::{
-        ProcDir,
-        stat::{self, Stat},
-        status::Status,
-    },
+    procfs::{ProcDir, stat::Stat, status::Status},
     pstree::{RealPid, TaskState},
     spread,
     sys::{pidfd, ptrace, wait},

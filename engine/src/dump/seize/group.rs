@@ -4,7 +4,7 @@ use super::{Frozen, attach, refuse};
 use crate::{
     dump::freezer::Freezer,
     error::{Error, Kind, Result},
-    procfs::{ProcDir, status::Status},
+    procfs::{ProcDir, stat, status::Status},
     sys::wait,
 };
 

@@ -12,6 +12,7 @@ use crate::{
     error::{Error, Result, SysContext},
     netlock::Whole,
     ns::net,
+    pstree::FileId,
     sys::sockopt,
 };
 
