@@ -166,6 +166,7 @@ fn sockets_have_peers_and_queues_have_sockets() {
         length: 0,
         scm: vec![pb::ScmEntry { r#type: 1, rights: vec![1, 99] }],
         credentials: None,
+        name: None,
     };
     assert_eq!(
         damaged(|s| s.put(ImageKind::SkQueues, 0, std::slice::from_ref(&packet))),
