@@ -39,10 +39,7 @@ use super::{
 use crate::{
     error::{Context, Error, Result, SysContext},
     files::{FilesPlan, FilesShared, OpenMasters, Revived, Root, Roots, Space, Spaces, spaces},
-    ns::{
-        enter::{here, inside},
-        home, ipc, mnt, net, user, uts,
-    },
+    ns::{home, ipc, mnt, net, user, uts},
     options::RestoreOptions,
     procfs::ProcDir,
     pstree::{FileId, RealPid},
@@ -62,10 +59,10 @@ const SPACE: u8 = 5;
 pub struct Home {
     kinds: Kinds,
     uts: Several<uts::Uts>,
-    ipc: Several<ipc::Ipc>,
+    pub(super) ipc: Several<ipc::Ipc>,
     net: Several<()>,
     nets: Option<net::Nets>,
-    user: Option<user::UserNs>,
+    pub(super) user: Option<user::UserNs>,
     mnt: Option<mnt::Tree>,
     entered: Entered,
     /// Whether the tree had any when it was dumped.
@@ -243,7 +240,8 @@ impl Home {
             drop(prepared.root.await_engine(cx.area)?);
         }
         self.uts.fill(uts, &made, |uts| uts.restore().during(|| "uts namespace".into()))?;
-        self.ipc.fill(ipc, &made, |ipc| ipc.restore(&cx.snapshot.dir).map_err(user::unreadable))?;
+        let (images, users) = (&cx.snapshot.dir, self.user.is_some());
+        self.ipc.fill(ipc, &made, |ipc| ipc.restore(images, users).map_err(user::unreadable))?;
         if let Some(nets) = &self.nets {
             net::restore(nets, &networks::files(&made)).during(|| "network namespace".into())?;
         }
@@ -266,16 +264,6 @@ impl Home {
         }
         prepared.entries.set(entries).map_err(|_| Error::bug("mounts are made twice"))?;
         Ok((Roots::new(list, tree.places()), masters))
-    }
-
-    /// All tasks have attached their segments of System V shared memory: those settings follow that would have been in the
-    /// way. In the engine; `root` is the root task.
-    pub fn attached(&self, root: RealPid, files: &FilesShared) -> Result<()> {
-        let kind = CloneFlags::CLONE_NEWIPC;
-        self.ipc.each().try_for_each(|(id, ipc)| match files.spaces().get(kind, id) {
-            Some(space) => here(space, kind, || ipc.attached()),
-            None => inside(root, kind, || ipc.attached()),
-        })
     }
 }
 
@@ -348,6 +336,7 @@ impl Prepared {
         let nets = home.nets.as_ref();
         let outside = nets.map(|nets| networks::connect(nets, root, &made, lock)).transpose()?;
         files.set_spaces(Spaces::new(made))?;
+        home.limits(root, files, images)?;
         self.engine.send(MADE, 0, folder.as_ref().map(AsFd::as_fd))?;
         Ok(outside)
     }

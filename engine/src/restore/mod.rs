@@ -14,6 +14,7 @@ pub mod guard;
 pub mod handoff;
 pub mod home;
 mod kinds;
+mod limits;
 mod mapped;
 mod network;
 mod networks;

@@ -92,21 +92,27 @@ impl Ipc {
     /// Makes everything in the namespace of the calling thread, which is new and empty.
     ///
     /// World: Task, in the root of the tree, which is root of the tree's user namespace, before memory is mapped and
-    /// children are forked. Before Linux 5.19 nobody but the host's root writes limits: a tree with a user namespace
-    /// needs [`Ipc::restore_from_outside`] there.
+    /// children are forked. With `own_users` the tree has a user namespace of its own; then this is for kernels where its
+    /// root may write limits (Linux 5.19), and does nothing on others: [`Ipc::restore_from_outside`] has done it.
     ///
     /// # Errors
     /// What the kernel refuses, for which object. What was made goes with the namespace.
-    pub fn restore(&self, images: &ImageDir) -> Result<()> {
+    pub fn restore(&self, images: &ImageDir, own_users: bool) -> Result<()> {
+        if own_users && !var::belong_to(0).during(named)? {
+            return Ok(());
+        }
         self.make(images, &Owners { user: None }).during(named)
     }
 
-    /// The same from outside: the calling thread has entered the ipc namespace, see [`inside`](super::enter::inside),
-    /// but is in the user namespace above that of the tree, `user`.
+    /// The same from outside, where root of the tree's user namespace may not: the calling thread has entered the ipc
+    /// namespace, see [`inside`](super::enter::inside), but is in the user namespace above that of the tree, `user`.
     ///
     /// World: the engine, while the root of the tree waits with its maps written.
     pub fn restore_from_outside(&self, images: &ImageDir, user: &UserNs) -> Result<()> {
-        self.make(images, &Owners { user: Some(user) }).during(named)
+        match user.uid_outside(0) {
+            Some(root) if var::belong_to(root).during(named)? => Ok(()),
+            _ => self.make(images, &Owners { user: Some(user) }).during(named),
+        }
     }
 
     fn make(&self, images: &ImageDir, owners: &Owners<'_>) -> Result<()> {

@@ -208,11 +208,11 @@ fn everything_comes_back_as_it_was() {
         let ipc = read(&from.images, 9).unwrap();
         assert!(before.segments.iter().all(|(id, ..)| ipc.has_segment(*id as u64)));
         let restored = apart(|| {
-            ipc.restore(&from.images).unwrap();
+            ipc.restore(&from.images, false).unwrap();
             ipc.attached().unwrap();
             assert!(nix::sys::prctl::get_dumpable().unwrap());
             // Not into one that has them already.
-            let said = ipc.restore(&from.images).unwrap_err().to_string();
+            let said = ipc.restore(&from.images, false).unwrap_err().to_string();
             assert!(said.contains("ipc namespace: System V shared memory"), "{said}");
             let mut now = State::now();
             now.vars = before.vars.clone();
@@ -220,7 +220,7 @@ fn everything_comes_back_as_it_was() {
         });
         assert_eq!(restored.as_ref(), Some(&before));
         let vars = apart(|| {
-            ipc.restore(&from.images).unwrap();
+            ipc.restore(&from.images, false).unwrap();
             var::current().unwrap()
         });
         assert_eq!(vars.as_ref(), Some(&before.vars));
@@ -238,7 +238,7 @@ fn an_empty_namespace_has_its_limits() {
     };
     assert_eq!(folder.images.names().unwrap(), ["ipcns-var-9.img"]);
     let ipc = read(&folder.images, 9).unwrap();
-    let after = apart(|| ipc.restore(&folder.images).map(|()| State::now()).unwrap());
+    let after = apart(|| ipc.restore(&folder.images, false).map(|()| State::now()).unwrap());
     assert_eq!(after, Some(before));
 }
 
@@ -265,7 +265,7 @@ fn a_segment_without_users_outlives_the_dump_that_attaches_it() {
     });
     let Ok(ipc) = read(&folder.images, 9) else { return };
     apart(|| {
-        ipc.restore(&folder.images).unwrap();
+        ipc.restore(&folder.images, false).unwrap();
         let [_, dest] = shm::all().unwrap()[..] else { panic!("two segments") };
         assert_eq!(shm::stat(dest).unwrap().unwrap().mode, 0o600);
         let user = Attached::new(dest, 8192, 4096, true).unwrap();

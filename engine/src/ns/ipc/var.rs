@@ -61,19 +61,19 @@ fn next(name: &str) -> Result<Option<u32>> {
     Ok(opt::<i32>(name)?.map(i32::cast_unsigned).filter(|next| *next != NONE))
 }
 
+/// Whether limits are files of user `root`, who is root of a user namespace: then he may write them.
+pub(super) fn belong_to(root: u32) -> Result<bool> {
+    let path = path("kernel/sem");
+    nix::sys::stat::stat(path.as_str()).call(format!("stat({path})")).map(|stat| stat.st_uid == root)
+}
+
 /// Sets a file, unless it says so already; `value` is one number or several.
 pub(super) fn write(name: &str, value: &impl Display) -> Result<()> {
     let (path, value) = (path(name), value.to_string());
-    // Before Linux 5.19 root of a user namespace may not write there, and hardly ever has to.
     if procfs::sysctl(&path).is_ok_and(|now| words(&now).eq(words(value.as_bytes()))) {
         return Ok(());
     }
-    std::fs::write(&path, &value).call(format!("write({path}) of {value}")).map_err(|e| match e.errno() {
-        Some(libc::EACCES) => e.remedy(
-            "this takes Linux 5.19 in a user namespace; or leave the limit at its default at the dump",
-        ),
-        _ => e,
-    })
+    std::fs::write(&path, &value).call(format!("write({path}) of {value}"))
 }
 
 fn write_if_there(name: &str, value: &impl Display) -> Result<()> {

@@ -103,6 +103,6 @@ fn what_this_kernel_refuses_is_named() {
     out.write_ipc_messages(&entry, &messages).unwrap();
     out.finish().unwrap();
     let ipc = read(&folder.images, 9).unwrap();
-    let Some(said) = apart(|| ipc.restore(&folder.images).unwrap_err().to_string()) else { return };
+    let Some(said) = apart(|| ipc.restore(&folder.images, false).unwrap_err().to_string()) else { return };
     assert!(said.contains("ipc namespace: write(/proc/sys/kernel/msgmnb) of 4294967295"), "{said}");
 }

@@ -32,7 +32,7 @@ fn huge_pages_stay_huge() {
         let ipc = read(&folder.images, 9).unwrap();
         assert_eq!(ipc.segments[0].hugetlb_flag, Some(0o4000 | 21 << 26));
         apart(|| {
-            ipc.restore(&folder.images).unwrap();
+            ipc.restore(&folder.images, false).unwrap();
             let attached = Attached::new(ipc.segments[0].desc.id as i32, size, 2 << 20, true).unwrap();
             let mut bytes = [0; 4];
             attached.region().read(attached.region().start() + (2 << 20) + 4000, &mut bytes).unwrap();

@@ -72,7 +72,7 @@ fn criu_writes_and_reads_the_same() {
     let read_here = read(&images, id).unwrap();
     assert_eq!(read_here, Ipc { id, ..read(&ours.images, 9).unwrap() });
     let restored = apart(|| {
-        read_here.restore(&images).unwrap();
+        read_here.restore(&images, false).unwrap();
         State::now()
     });
     assert_eq!(restored.as_ref(), Some(&before));

@@ -6,7 +6,7 @@ use crate::ns::testing::{self, Apart};
 #[test]
 fn owners_are_those_of_the_user_namespace() {
     let folder = Folder::new();
-    let user = crate::ns::user::tests::mapped(&[(0, 0, 1), (1, 1000, 100)]);
+    let user = crate::ns::user::tests::mapped(&[(0, 500, 1), (1, 1000, 100)]);
     let other = Perm { key: 4, uid: 1000, gid: 1001, cuid: 1002, cgid: 1003, mode: 0o666 };
     let Some(before) = apart(|| {
         segment(other, 1, &[]);
@@ -32,7 +32,7 @@ fn the_root_of_a_user_namespace_restores_its_own() {
     if testing::apart() {
         // Another process has prepared the folder.
         let images = ImageDir::open(".").unwrap();
-        let done = read(&images, 9).and_then(|ipc| ipc.restore(&images).and_then(|()| ipc.attached()));
+        let done = read(&images, 9).and_then(|ipc| ipc.restore(&images, false).and_then(|()| ipc.attached()));
         if let Err(e) = done {
             let old = matches!(e.errno(), Some(libc::EACCES | libc::EPERM));
             testing::say(if old { "refused" } else { "failed" });
