@@ -65,6 +65,9 @@ fn huge(shift: u32, left_running: bool, turns: u32) -> Result<()> {
 
 /// Where the system forbids io_uring a restore says so before anything is made.
 fn forbidden_io_uring() -> Result<()> {
+    if !std::path::Path::new("/proc/sys/kernel/io_uring_disabled").exists() {
+        return Err(skip("kernel.io_uring_disabled (Linux 6.6)"));
+    }
     let program = Program::start("io-uring", &[])?;
     let (cycle, images) = (Cycle::new()?, Images::new()?);
     cycle.dump(&program, &images)?;

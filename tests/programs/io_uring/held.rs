@@ -29,6 +29,7 @@ const REGISTER_RESTRICTIONS: u32 = 11;
 const ENABLE: u32 = 12;
 const REGISTER_RING: u32 = 20;
 const REGISTER_BUFFER_RING: u32 = 22;
+const BUFFER_STATUS: u32 = 26;
 
 /// See the module.
 pub fn run(args: &[String]) -> Check {
@@ -71,6 +72,9 @@ pub fn run(args: &[String]) -> Check {
             if !told.contains("Personalities") {
                 return Err(skip("this kernel does not tell of personalities"));
             }
+        }
+        "provided" | "provided-before" if !tells_of_buffers(&ring) => {
+            return Err(skip("this kernel does not tell of provided buffers (Linux 6.8 does)"));
         }
         "provided" => {
             // struct io_uring_buf_reg: address, entries, group.
@@ -134,6 +138,15 @@ pub fn run(args: &[String]) -> Check {
         }
         _ => same("a request that does nothing", ring.one(&nop(9))?, 0),
     }
+}
+
+/// Whether the kernel answers what state a group of buffers is in, if only that there is none.
+fn tells_of_buffers(ring: &Ring) -> bool {
+    // struct io_uring_buf_status of group 7.
+    let mut status = [0u32; 10];
+    status[0] = 7;
+    let told = register(&ring.fd, BUFFER_STATUS, status.as_mut_ptr().cast(), 1);
+    !told.is_err_and(|e| e.to_string().contains("EINVAL"))
 }
 
 /// A ring in memory of this process.

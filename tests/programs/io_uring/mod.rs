@@ -79,6 +79,10 @@ impl Ring {
         let mut params: Params = [0; 30];
         (params[1], params[2]) = (events, flags);
         let fd = setup(entries, &mut params)?;
+        let told = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_raw_fd()))?;
+        if !told.contains("SqMask") {
+            return Err(skip("this kernel does not tell of io_urings (Linux 5.16 does)"));
+        }
         let file = File::from(fd.try_clone()?);
         let shared = |len: usize, offset| {
             let len = len.next_multiple_of(PAGE);

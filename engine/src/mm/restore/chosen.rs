@@ -78,16 +78,19 @@ impl Chosen {
         let ours = maps.iter().map(|m| if m.start == heap { (heap, head) } else { (m.start, m.end) });
         let stack = (stack.0.saturating_sub(STACK), stack.1);
         let used: Ranges = ours.chain(self.places.iter().copied()).chain([stack]).collect();
-        let all: Ranges = [(bottom(), TASK_SIZE)].into_iter().collect();
+        let low = bottom();
+        let all: Ranges = [(low, TASK_SIZE)].into_iter().collect();
         let free = all.without(&used);
         let (places, rest) = self.taken.insert(Default::default());
         // No memory is asked for any more while there is none.
         places.reserve(self.places.len());
-        rest.reserve(free.iter().count());
+        rest.reserve(free.iter().count() + 1);
         let end = heap::end().next_multiple_of(PAGE);
         for (start, to) in self.places.iter().copied() {
             places.insert(start, Region::map(start, to - start, HIDDEN)?);
         }
+        // Older kernels, as 6.1, choose a place below what may be mapped in the end, and allow it to whoever may map there.
+        rest.extend((low > PAGE).then(|| Region::map(PAGE, low - PAGE, HIDDEN)).and_then(Result::ok));
         for (start, to) in free.iter() {
             let start = if start == head { end } else { start };
             if start < to {
@@ -114,7 +117,7 @@ impl Drop for Chosen {
     }
 }
 
-/// Nothing is mapped below.
+/// Without CAP_SYS_RAWIO nothing is mapped below.
 fn bottom() -> u64 {
     let told = std::fs::read_to_string("/proc/sys/vm/mmap_min_addr").ok();
     let told = told.and_then(|told| told.trim().parse::<u64>().ok());
