@@ -146,7 +146,7 @@ fn tells_of_buffers(ring: &Ring) -> bool {
     let mut status = [0u32; 10];
     status[0] = 7;
     let told = register(&ring.fd, BUFFER_STATUS, status.as_mut_ptr().cast(), 1);
-    !told.is_err_and(|e| e.to_string().contains("EINVAL"))
+    !told.is_err_and(|e| format!("{e:#}").contains("EINVAL"))
 }
 
 /// A ring in memory of this process.
