@@ -73,8 +73,17 @@ pub fn fork(flags: u64, pid: VirtPid, area: &Area, parent: Option<TaskIx>, kerne
     let side = if kernel.clone3_set_tid {
         // With CLONE_PARENT the child gets the signal of the caller, and clone3 wants none given.
         let signal = if flags & libc::CLONE_PARENT as u64 != 0 { 0 } else { libc::SIGCHLD };
-        // SAFETY: this process has one thread.
-        unsafe { clone3(flags, signal, &[pid.0]) }.map_err(|e| named(e, pid))
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            // SAFETY: this process has one thread.
+            match unsafe { clone3(flags, signal, &[pid.0]) } {
+                // Nobody has it any more: a process that was just reaped keeps its number for a moment.
+                Err(e) if is_taken(&e) && super::preflight::is_free(pid) && Instant::now() < deadline => {
+                    std::thread::sleep(Duration::from_millis(1));
+                }
+                other => break other.map_err(|e| named(e, pid)),
+            }
+        }
     } else {
         fork_by_last_pid(flags, pid, area, parent)
     };
@@ -137,8 +146,11 @@ fn try_last_pid(knob: &File, flags: u64, pid: VirtPid) -> Result<Side> {
 
 /// Turns "this number is taken" into a message that says by whom.
 fn named(e: Error, pid: VirtPid) -> Error {
-    let taken = e.errno() == Some(libc::EEXIST) || matches!(e.kind(), Kind::Host(_));
-    if taken { super::preflight::taken(pid) } else { e }
+    if is_taken(&e) { super::preflight::taken(pid) } else { e }
+}
+
+fn is_taken(e: &Error) -> bool {
+    e.errno() == Some(libc::EEXIST) || matches!(e.kind(), Kind::Host(_))
 }
 
 /// Whether this process may fork: a fork copies only the calling thread, and whatever the others held would
